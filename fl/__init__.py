@@ -1,0 +1,21 @@
+"""quantfl: federated training on satellite images, and what each byte of it costs.
+
+`fl.load_model(path)` opens any model file that this project writes. Imports are lazy, so that `import fl` and
+`--help` answer at once.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_model"]
+
+if TYPE_CHECKING:
+    from fl.model_file import load_model
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_model":
+        from fl.model_file import load_model
+
+        return load_model
+    raise AttributeError(f"module 'fl' has no attribute {name!r}")

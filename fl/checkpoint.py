@@ -1,0 +1,52 @@
+"""What a run needs to continue after it was killed."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl.errors import RunError
+from fl.model_file import to_bytes
+from fl.results import write_bytes
+
+FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after a round.
+
+    Attributes:
+        round: the last one completed.
+        state: the global model.
+        strategy: what the strategy remembers.
+        clients: every client's `Context.state`, serialized, by node id.
+    """
+
+    round: int
+    state: dict[str, Tensor]
+    strategy: dict[str, Any]
+    clients: dict[int, bytes]
+
+
+def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Writes it whole, over the one before."""
+    write_bytes(run_dir / FILE, to_bytes(vars(checkpoint)))
+
+
+def load_checkpoint(run_dir: Path) -> Checkpoint:
+    """Reads it back.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    try:
+        content = (run_dir / FILE).read_bytes()
+        return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise RunError(f"{run_dir}: holds no {FILE}; no round was completed, start the run again") from error
+    except Exception as error:  # whatever torch makes of bytes it did not write
+        raise RunError(f"{run_dir / FILE}: is damaged ({error}); start the run again") from error

@@ -1,0 +1,103 @@
+"""The Flower ClientApp: train the received model on this client's images, answer with the result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from fl.data.images import ImageSet, load_images
+from fl.evaluation import evaluate
+from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, number
+from fl.model import Net, channels_last
+from fl.seeds import torch_generator
+from fl.training import TrainingSettings, train_locally
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """All that a client process is told; images are opened where they are used, never sent.
+
+    Attributes:
+        images_folder: of the image cache.
+        shares_file: `.npz` with one array of image positions per client, named by partition id.
+        num_classes: of the model.
+        seed: of the run.
+        device: "cpu" or "cuda".
+        threads: torch threads within a client; another number gives other last bits.
+        training: see `TrainingSettings`.
+    """
+
+    images_folder: Path
+    shares_file: Path
+    num_classes: int
+    seed: int
+    device: str
+    threads: int
+    training: TrainingSettings
+
+
+@lru_cache(maxsize=2)
+def _open_once(folder: Path) -> ImageSet:
+    return load_images(folder)
+
+
+def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> ClientApp:
+    """Returns a ClientApp that answers `train`, `evaluate` and `query` (its partition id).
+
+    Args:
+        settings: see `ClientSettings`.
+        mods: Flower mods around `train`, first one outermost.
+    """
+    app = ClientApp()
+    device = torch.device(settings.device)
+
+    def start(message: Message, context: Context) -> tuple[Net, int, np.ndarray, np.ndarray]:
+        """Returns the received model and this client's partition id, images and labels."""
+        torch.set_num_threads(settings.threads)
+        partition_id = int(context.node_config["partition-id"])
+        share = np.load(settings.shares_file, allow_pickle=False)[str(partition_id)]
+        source = _open_once(settings.images_folder)
+        model = Net(settings.num_classes)
+        model.load_state_dict(arrays_of(message).to_torch_state_dict())
+        channels_last(model.to(device))
+        return model, partition_id, source.images[share], source.labels[share]
+
+    def reply(message: Message, metrics: MetricRecord, **records: ArrayRecord) -> Message:
+        return Message(RecordDict({**records, METRICS: metrics}), reply_to=message)
+
+    @app.train(mods=list(mods))
+    def train(message: Message, context: Context) -> Message:
+        model, partition_id, images, labels = start(message, context)
+        config = config_of(message)
+        loss = train_locally(
+            model,
+            torch.from_numpy(images).to(device),
+            torch.from_numpy(labels).to(device),
+            settings.training,
+            lr=number(config, "lr"),
+            proximal_mu=number(config, "proximal-mu", 0.0),
+            generator=torch_generator(settings.seed, "local", int(number(config, "server-round")), partition_id),
+        )
+        arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        return reply(message, MetricRecord({NUM_EXAMPLES: len(labels), "train-loss": loss}), **{ARRAYS: arrays})
+
+    @app.evaluate()
+    def evaluate_locally(message: Message, context: Context) -> Message:
+        model, _, images, labels = start(message, context)
+        batch_size = settings.training.batch_size
+        score = evaluate(model.eval(), images, labels, batch_size=batch_size, device=device).score
+        metrics = MetricRecord({NUM_EXAMPLES: len(labels), "loss": score.loss, "accuracy": score.accuracy})
+        return reply(message, metrics)
+
+    @app.query()
+    def partition(message: Message, context: Context) -> Message:
+        record = ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
+        return Message(RecordDict({CONFIG: record}), reply_to=message)
+
+    return app

@@ -1,0 +1,206 @@
+"""The comparison stage: convert a trained model, evaluate every precision, save, measure, report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl.communication import CostAssumptions, communication_report
+from fl.console import progress
+from fl.environment import environment
+from fl.evaluation import Evaluation, evaluate
+from fl.model import Net, num_parameters, to_input
+from fl.model_file import load_with_info, save_model
+from fl.quantization import Precision
+from fl.results import MIB, sha256
+
+JSON_NAME, PLOT_NAME = "quantization_comparison.json", "quantization_comparison.png"
+BASELINE = "fp32"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images to evaluate on.
+
+    Attributes:
+        images: uint8 [n, 64, 64, 3].
+        labels: int64 [n].
+        title: with SYNTHETIC where it applies.
+        synthetic: see `fl.data.ImageSet`.
+        sha256: of images and labels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    title: str
+    synthetic: bool
+
+    @property
+    def sha256(self) -> str:
+        """Of pixels and labels."""
+        return sha256(self.labels, self.images)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One precision as measured: its file, and what the model in it answered."""
+
+    path: Path
+    file_bytes: int
+    file_sha256: str
+    made_from: str | None
+    kernels: str
+    evaluation: Evaluation
+
+
+def convert_and_save(
+    model: Net, source_sha256: str, name: str, precision: Precision, output_dir: Path, calibration: np.ndarray | None
+) -> Path:
+    """Converts `model`, writes `model_<name>.pt` and returns its path.
+
+    Args:
+        model: FP32.
+        source_sha256: of the file it came from.
+        name: of the precision.
+        precision: how to convert.
+        output_dir: an existing folder.
+        calibration: uint8 [n, 64, 64, 3] training images; None where none are needed.
+    """
+    inputs = None
+    if precision.num_calibration_images and calibration is not None:
+        inputs = to_input(torch.from_numpy(calibration[: precision.num_calibration_images]))
+    path = output_dir / f"model_{name}.pt"
+    save_model(path, precision.convert(model, inputs), source_sha256)
+    return path
+
+
+def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device) -> Measured:
+    """Loads a model file as any user would, and evaluates what was loaded."""
+    model, file = load_with_info(path, device)
+    warm_up(model, test, batch_size, device)
+    with progress(f"evaluating {path.name}", len(test.labels)) as advance:
+        evaluation = evaluate(
+            model,
+            test.images,
+            test.labels,
+            batch_size=batch_size,
+            device=device,
+            dtype=model.input_dtype,  # type: ignore[arg-type]
+            advance=advance,
+        )
+    kernels = str(model.kernels)
+    return Measured(path, file.num_bytes, file.sha256, file.made_from, kernels, evaluation)
+
+
+def warm_up(model: nn.Module, test: TestSet, batch_size: int, device: torch.device) -> None:
+    """Runs two batches, so that packing weights and choosing kernels are not in the time per image."""
+    with torch.inference_mode():
+        for _ in range(2):
+            batch = torch.from_numpy(test.images[:batch_size]).to(device)
+            model(to_input(batch, model.input_dtype))  # type: ignore[arg-type]
+
+
+def build_report(
+    *,
+    model_path: str,
+    model: Net,
+    source_sha256: str,
+    measured: Mapping[str, Measured],
+    skipped: Mapping[str, str],
+    test: TestSet,
+    class_names: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    assumptions: CostAssumptions,
+    scales: list[tuple[int, int]],
+    run: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns the content of `quantization_comparison.json`: everything derived from what was measured.
+
+    Args:
+        model_path: of the input, as the user gave it.
+        model: the FP32 network.
+        source_sha256: of the input file.
+        measured: by precision; must hold `BASELINE`.
+        skipped: precisions left out, with the reason.
+        test: the images.
+        class_names: of the model.
+        batch_size: of the evaluation.
+        device: of the evaluation.
+        assumptions: of the communication costs.
+        scales: further (rounds, clients).
+        run: the summary of the run that made the model, if known.
+    """
+    baseline = measured[BASELINE]
+    return {
+        "model_path": model_path,
+        "model_sha256": source_sha256,
+        "num_parameters": num_parameters(model),
+        "class_names": list(class_names),
+        "test_set": {
+            "title": test.title,
+            "synthetic": test.synthetic,
+            "num_images": len(test.labels),
+            "sha256": test.sha256,
+        },
+        "evaluation": {"batch_size": batch_size, "device": device.type},
+        "precisions": {name: _entry(each, baseline) for name, each in measured.items()},
+        "skipped": dict(skipped),
+        "communication": communication_report(
+            {name: each.file_bytes for name, each in measured.items()}, assumptions, scales
+        ),
+        "run": {key: run[key] for key in ("state", "rounds_completed", "num_clients", "totals")} if run else None,
+        "environment": environment(device.type, torch.get_num_threads()),
+    }
+
+
+def _entry(measured: Measured, baseline: Measured) -> dict[str, Any]:
+    score, reference = measured.evaluation.score, baseline.evaluation.score
+    predictions, expected = measured.evaluation.predictions, baseline.evaluation.predictions
+    return {
+        "loss": score.loss,
+        "accuracy": score.accuracy,
+        "accuracy_percent": 100 * score.accuracy,
+        "model_path": str(measured.path),
+        "file_size_mb": measured.file_bytes / MIB,
+        "compression_ratio": baseline.file_bytes / measured.file_bytes,
+        "accuracy_drop_percent": 100 * (score.accuracy - reference.accuracy),
+        "file_size_bytes": measured.file_bytes,
+        "file_sha256": measured.file_sha256,
+        "made_from_sha256": measured.made_from,
+        "agreement_with_fp32": int((predictions == expected).sum()) / len(expected),
+        "inference_ms": measured.evaluation.ms_per_image,
+        "kernels": measured.kernels,
+    }
+
+
+def differences(stored: Any, recomputed: Any, place: str = "") -> list[str]:
+    """Returns where two reports differ, one line each.
+
+    Args:
+        stored: from the JSON file.
+        recomputed: to compare with.
+        place: of both in the whole report.
+    """
+    if isinstance(stored, dict) and isinstance(recomputed, dict):
+        keys = [*stored, *(key for key in recomputed if key not in stored)]
+        missing = object()
+        pairs = ((key, stored.get(key, missing), recomputed.get(key, missing)) for key in keys)
+        return [
+            line
+            for key, old, new in pairs
+            for line in (
+                [f"{place}{key}: is {'missing' if old is missing else 'not expected'}"]
+                if missing in (old, new)
+                else differences(old, new, f"{place}{key}.")
+            )
+        ]
+    if isinstance(stored, list) and isinstance(recomputed, list) and len(stored) == len(recomputed):
+        pairs_of_items = enumerate(zip(stored, recomputed, strict=True))
+        return [line for i, (old, new) in pairs_of_items for line in differences(old, new, f"{place}{i}.")]
+    same = type(stored) is type(recomputed) and stored == recomputed
+    return [] if same else [f"{place.rstrip('.')}: stored {stored!r}, recomputed {recomputed!r}"]

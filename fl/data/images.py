@@ -1,0 +1,187 @@
+"""Decoded images in a memory-mapped cache, and their split into training, validation and test images."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from fl.errors import DataError
+from fl.model import IMAGE_SIZE
+from fl.results import read_json, sha256, write_json
+from fl.seeds import numpy_generator
+
+FORMAT = 1
+"""Part of every cache key: raise it when the decoded form changes."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A decoded data set.
+
+    Attributes:
+        images: uint8 [n, 64, 64, 3], RGB, mapped from disk.
+        labels: int64 [n], positions in `class_names`.
+        class_names: in alphabetical order for images from disk.
+        name: what it is called in logs and reports.
+        synthetic: generated, not photographed; every report says so.
+        sha256: of class names, labels and pixels.
+        notes: what decoding changed ("12 images were resized ...").
+        folder: the cache folder it lies in.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+    synthetic: bool
+    sha256: str
+    notes: tuple[str, ...]
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """The name, with SYNTHETIC where it applies."""
+        return f"{self.name} (SYNTHETIC images)" if self.synthetic else self.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a source is about to decode.
+
+    Attributes:
+        name: of the data set.
+        key: of its content; equal content gives an equal key, wherever it lies.
+        class_names: of the data set.
+        labels: int64 [n].
+        decode: fills uint8 [n, 64, 64, 3] and returns notes on what it changed; may raise `DataError`.
+        synthetic: see `ImageSet`.
+    """
+
+    name: str
+    key: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    decode: Callable[[np.ndarray], list[str]]
+    synthetic: bool = False
+
+
+def open_images(plan: Plan, cache_dir: Path) -> ImageSet:
+    """Returns the decoded images, from the cache when they are there, decoding them into it otherwise.
+
+    A cache folder is written beside its final place and renamed, under a lock: several processes may ask at
+    once, one decodes, and a decoding that fails or is killed leaves no folder behind under the final name.
+
+    Raises:
+        DataError: an image cannot be decoded, or `cache_dir` cannot be written.
+    """
+    folder = cache_dir.expanduser().absolute() / f"{plan.name}-{plan.key[:20]}-v{FORMAT}"
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    _decode_into(folder, plan)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error})") from error
+    return load_images(folder)
+
+
+def _decode_into(folder: Path, plan: Plan) -> None:
+    for left_over in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        shape = (len(plan.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
+        notes = plan.decode(images)
+        images.flush()
+        np.save(temporary / "labels.npy", plan.labels)
+        write_json(
+            temporary / "meta.json",
+            {
+                "name": plan.name,
+                "class_names": plan.class_names,
+                "synthetic": plan.synthetic,
+                "num_images": len(plan.labels),
+                "sha256": sha256("\n".join(plan.class_names).encode(), plan.labels, images),
+                "notes": notes,
+            },
+        )
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_images(folder: Path) -> ImageSet:
+    """Opens a cache folder; pixels are mapped, not read (copy on write, so that nothing can change the file).
+
+    Raises:
+        DataError: the folder is damaged.
+    """
+    try:
+        meta = read_json(folder / "meta.json")
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if images.shape != (meta["num_images"], IMAGE_SIZE, IMAGE_SIZE, 3) or len(labels) != meta["num_images"]:
+            raise ValueError("sizes disagree")
+        return ImageSet(
+            images,
+            labels,
+            tuple(meta["class_names"]),
+            meta["name"],
+            meta["synthetic"],
+            meta["sha256"],
+            tuple(meta["notes"]),
+            folder,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"image cache {folder}: is damaged ({error}); delete this folder and run again") from error
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in an `ImageSet`, each int64 and sorted; together they are every image once."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Of all three, with their sizes."""
+        sizes = np.array([len(self.train), len(self.validation), len(self.test)])
+        return sha256(sizes, self.train, self.validation, self.test)
+
+
+def split_images(labels: np.ndarray, *, test_fraction: float, validation_fraction: float, seed: int) -> Split:
+    """Returns a stratified split: each class gives the same fractions, up to rounding.
+
+    Args:
+        labels: int64 [n].
+        test_fraction: of each class, for testing.
+        validation_fraction: of what remains, for validation.
+        seed: of the run.
+
+    Raises:
+        DataError: a class is too small to give a training and a test image.
+    """
+    rng = numpy_generator(seed, "split")
+    train, validation, test = [], [], []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        num_test = round(len(members) * test_fraction)
+        num_validation = round((len(members) - num_test) * validation_fraction)
+        if not num_test or num_test + num_validation >= len(members):
+            raise DataError(
+                f"class {label} has {len(members)} images: too few for data.test_fraction={test_fraction} and "
+                f"data.validation_fraction={validation_fraction}; each class must give a training and a test image"
+            )
+        test.append(members[:num_test])
+        validation.append(members[num_test : num_test + num_validation])
+        train.append(members[num_test + num_validation :])
+    return Split(*(np.sort(np.concatenate(part)) for part in (train, validation, test)))

@@ -1,0 +1,5 @@
+"""Where ClientApps run."""
+
+from fl.engine.in_process import InProcessGrid
+
+__all__ = ["InProcessGrid"]

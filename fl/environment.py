@@ -1,0 +1,42 @@
+"""What a run was made with: versions and hardware, as recorded beside every result."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fl
+
+PACKAGES = ("torch", "flwr", "flwr-datasets", "hydra-core", "numpy", "pillow")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Returns versions and hardware.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: that torch computes with.
+    """
+    return {
+        "quantfl": fl.__version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,67 @@
+"""The one evaluation loop of the project."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fl.model import to_input
+from fl.results import Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one pass.
+
+    Attributes:
+        score: mean cross-entropy per image and accuracy.
+        predictions: int64 [n], the class of the largest logit.
+        ms_per_image: wall time of forward passes and input conversion, per image.
+    """
+
+    score: Score
+    predictions: np.ndarray
+    ms_per_image: float
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Evaluation:
+    """Returns loss, accuracy and predictions of `model`, which must be in evaluation mode.
+
+    Args:
+        model: maps float [n, 3, 64, 64] of `dtype` on `device` to logits [n, classes].
+        images: uint8 [n, 64, 64, 3], n at least 1.
+        labels: int64 [n].
+        batch_size: images per forward pass; results of models with dynamic ranges depend on it.
+        device: where `model` lives.
+        dtype: floating type of the model's input.
+        advance: called with the number of images done since the last call.
+    """
+    loss, predictions, seconds = 0.0, [], 0.0
+    with torch.inference_mode():
+        for start in range(0, len(labels), batch_size):
+            batch = torch.from_numpy(images[start : start + batch_size])
+            target = torch.from_numpy(labels[start : start + batch_size]).to(device)
+            began = time.perf_counter()
+            logits = model(to_input(batch.to(device), dtype)).float()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds += time.perf_counter() - began
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            predictions.append(logits.argmax(dim=1).cpu().numpy())
+            advance(len(target))
+    predicted = np.concatenate(predictions)
+    score = Score(loss / len(labels), int((predicted == labels).sum()) / len(labels))
+    return Evaluation(score, predicted, 1000 * seconds / len(labels))

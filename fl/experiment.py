@@ -1,0 +1,264 @@
+"""From a configuration to checked settings to a run: nothing below this module sees a configuration."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fl.errors import ConfigError
+from fl.targets import Target, first_problem
+
+if TYPE_CHECKING:
+    from flwr.clientapp.typing import Mod
+
+    from fl.data import ImageSet, Split
+    from fl.rounds import RoundSettings
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+SETTINGS, INDICES, SHARES, PARTITION, PARTITION_PLOT = (
+    "settings.json",
+    "indices.npz",
+    "shares.npz",
+    "partition.json",
+    "partition.png",
+)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class DataSettings:
+    """The data group: where images come from and how they are split."""
+
+    source: Target
+    cache_dir: Path
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":
+        """Splits the group into the source's own settings and the common ones."""
+        common = [field.name for field in dataclasses.fields(cls) if field.name != "source"]
+        own = {key: value for key, value in config.items() if key not in common}
+        source = Target.from_config("data", own, trusted)
+        source.check("data")
+        try:
+            return cls(source=source, **{key: config[key] for key in common if key in config})
+        except ValidationError as error:
+            raise ConfigError(first_problem(error, "data")) from error
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """All of `conf/config.yaml`, checked; field names are the user's argument names."""
+
+    data: DataSettings
+    partition: Target
+    strategy: Target
+    optimizer: Target
+    seed: Annotated[int, Field(ge=0, strict=True)]
+    num_rounds: Count
+    num_clients: Count
+    fraction_train: Annotated[float, Field(gt=0, le=1)]
+    fraction_evaluate: Fraction
+    min_completed: Count | None
+    local_epochs: Count
+    batch_size: Count
+    lr: Positive
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    augmentation: Literal["none", "flips", "dihedral"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    device: Literal["auto", "cpu", "cuda"]
+    threads_per_client: Count
+    time_limit_min: Positive | None
+
+
+def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
+    """Checks a configuration without touching data.
+
+    Args:
+        config: resolved, as plain data.
+        trusted: `_target_` values the user typed.
+
+    Raises:
+        ConfigError: names the argument, its value and what is wrong.
+    """
+    groups: dict[str, Any] = {}
+    for name in ("partition", "strategy", "optimizer"):
+        groups[name] = Target.from_config(name, config.get(name), trusted)
+    if not isinstance(config.get("data"), Mapping):
+        raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
+    groups["data"] = DataSettings.from_config(config["data"], trusted)
+    try:
+        settings = TypeAdapter(Settings).validate_python({**config, **groups})
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from error
+    _check_across(settings)
+    return settings
+
+
+def _check_across(settings: Settings) -> None:
+    """Refuses what no single value shows."""
+    import torch
+
+    from fl.rounds import sample_size
+    from fl.strategy import PROVIDED
+
+    settings.partition.build("partition")
+    settings.strategy.check("strategy", PROVIDED)
+    settings.optimizer.check("optimizer", ("params", "lr"))
+    settings.optimizer.build("optimizer", [torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    asked = sample_size(settings.fraction_train, settings.num_clients)
+    if settings.min_completed is not None and settings.min_completed > asked:
+        raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto or device=cpu")
+
+
+def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
+    """Returns the decoded images and their split, from the cache where possible.
+
+    Raises:
+        DataError: see `fl.data`.
+    """
+    from fl.data import open_images, split_images
+
+    plan = data.source.build("data").plan(data.cache_dir)
+    images = open_images(plan, data.cache_dir)
+    split = split_images(
+        images.labels, test_fraction=data.test_fraction, validation_fraction=data.validation_fraction, seed=seed
+    )
+    return images, split
+
+
+def run(
+    config: Mapping[str, Any],
+    run_dir: Path,
+    *,
+    trusted: Collection[str] = (),
+    resume: bool = False,
+    mods: "Sequence[Mod]" = (),
+) -> Path:
+    """Trains as configured, in this process, and returns the path of `final_model.pt`.
+
+    Args:
+        config: resolved, as plain data.
+        run_dir: an existing folder that holds no run, or, to resume, the run's.
+        trusted: `_target_` values the user typed.
+        resume: continue after the last checkpoint.
+        mods: Flower mods around every client's training.
+
+    Raises:
+        QuantflError: settings, data or too many clients are at fault.
+    """
+    settings = settings_from(config, trusted)
+    run_dir = run_dir.absolute()
+    if not resume and (run_dir / SETTINGS).exists():
+        raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
+
+    from flwr.app import Context, RecordDict
+
+    from fl.client_app import ClientSettings, make_client_app
+    from fl.console import say
+    from fl.engine import InProcessGrid
+    from fl.results import write_json
+    from fl.server_app import MODEL, ServerSettings, make_server_app
+    from fl.training import TrainingSettings
+
+    images, split = open_data(settings.data, settings.seed)
+    shares = _share_out(settings, images, split)
+    sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
+    say("\n  note: ".join([f"Data: {images.title}: {sizes}", *images.notes]))
+    _write_inputs(run_dir, images, split, shares)
+    if not resume:
+        write_json(run_dir / SETTINGS, config)
+
+    device = _device(settings)
+    training = TrainingSettings(
+        settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
+    )
+    client = ClientSettings(
+        images.folder,
+        run_dir / SHARES,
+        len(images.class_names),
+        settings.seed,
+        device,
+        settings.threads_per_client,
+        training,
+    )
+    server = ServerSettings(
+        run_dir=run_dir,
+        images_folder=images.folder,
+        split=split,
+        rounds=_round_settings(settings),
+        strategy=settings.strategy,
+        device=device,
+        threads=settings.threads_per_client,
+        time_limit_s=None if settings.time_limit_min is None else 60 * settings.time_limit_min,
+        config=config,
+    )
+    grid = InProcessGrid(make_client_app(client, mods), settings.num_clients)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    make_server_app(server, resume=resume)(grid, context)
+    return run_dir / MODEL
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    return settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _round_settings(settings: Settings) -> "RoundSettings":
+    from fl.rounds import RoundSettings, sample_size
+
+    asked = sample_size(settings.fraction_train, settings.num_clients)
+    return RoundSettings(
+        seed=settings.seed,
+        num_rounds=settings.num_rounds,
+        num_clients=settings.num_clients,
+        fraction_train=settings.fraction_train,
+        fraction_evaluate=settings.fraction_evaluate,
+        min_completed=settings.min_completed or max(1, (asked + 1) // 2),
+        lr=settings.lr,
+        lr_schedule=settings.lr_schedule,
+    )
+
+
+def _share_out(settings: Settings, images: "ImageSet", split: "Split") -> "list[np.ndarray]":
+    """Returns positions in the image set, one array per client."""
+    from fl.partition import split_among_clients
+    from fl.seeds import derive
+
+    labels = images.labels[split.train]
+    seed = derive(settings.seed, "partition")
+    shares = split_among_clients(settings.partition.build("partition"), labels, settings.num_clients, seed)
+    return [split.train[share] for share in shares]
+
+
+def _write_inputs(run_dir: Path, images: "ImageSet", split: "Split", shares: "list[np.ndarray]") -> None:
+    """Stores which image is where, before training: indices, their hashes and the label distribution."""
+    from fl.partition import label_distribution
+    from fl.plots import plot_label_distribution
+    from fl.results import sha256, write_json, write_npz
+
+    write_npz(run_dir / INDICES, {"train": split.train, "validation": split.validation, "test": split.test})
+    write_npz(run_dir / SHARES, {str(client): share for client, share in enumerate(shares)})
+    counts = label_distribution(images.labels, shares, len(images.class_names))
+    record = {
+        "data": images.title,
+        "synthetic": images.synthetic,
+        "class_names": images.class_names,
+        "images_sha256": images.sha256,
+        "split_sha256": split.sha256,
+        "shares_sha256": sha256(*(part for share in shares for part in (np.array([len(share)]), share))),
+        "label_distribution": counts,
+        "images_per_client": counts.sum(axis=1),
+    }
+    write_json(run_dir / PARTITION, record)
+    plot_label_distribution(run_dir / PARTITION_PLOT, counts, images.class_names, images.title)

@@ -1,0 +1,114 @@
+"""How the training images are shared out among clients, by flwr-datasets."""
+
+import warnings
+from typing import Annotated, Protocol
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fl.errors import ConfigError
+
+
+class Partition(Protocol):
+    """A way of sharing out; a new one is one class with this method and one file in `conf/partition/`."""
+
+    def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        """Returns positions in `labels` (int64 [n]) for each client; may raise `ConfigError`."""
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Equal random shares (sizes differ by at most one)."""
+
+    def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        from flwr_datasets.partitioner import IidPartitioner
+
+        order = np.random.default_rng(seed).permutation(len(labels))  # the partitioner takes contiguous blocks
+        return [order[part] for part in _load(IidPartitioner(num_clients), labels)]
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Class proportions drawn from a Dirichlet distribution (arXiv 1905.12022): small `alpha`, unlike clients.
+
+    Args:
+        alpha: concentration, above 0.
+        min_images: every client gets at least this many; drawn again up to ten times.
+    """
+
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    min_images: Annotated[int, Field(ge=1)] = 10
+
+    def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        from flwr_datasets.partitioner import DirichletPartitioner
+
+        partitioner = DirichletPartitioner(
+            num_clients, "label", self.alpha, min_partition_size=self.min_images, seed=seed % 2**32
+        )
+        try:
+            with warnings.catch_warnings(action="ignore"):  # one per new draw
+                return _load(partitioner, labels)
+        except ValueError as error:
+            raise ConfigError(
+                f"partition.alpha={self.alpha}: ten draws left some of {num_clients} clients with fewer than "
+                f"partition.min_images={self.min_images} images; raise alpha, or lower num_clients or min_images"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Images sorted by class and cut into equal shards, a few for each client (arXiv 1602.05629, section 3).
+
+    Args:
+        shards_per_client: number of shards each client gets; with 2, most clients see two classes. What does
+            not fill a shard is left out.
+    """
+
+    shards_per_client: Annotated[int, Field(ge=1)] = 2
+
+    def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        from flwr_datasets.partitioner import ShardPartitioner
+
+        if num_clients * self.shards_per_client > len(labels):
+            raise ConfigError(
+                f"partition.shards_per_client={self.shards_per_client}: {num_clients} clients need "
+                f"{num_clients * self.shards_per_client} shards, but there are {len(labels)} training images"
+            )
+        partitioner = ShardPartitioner(
+            num_clients, "label", num_shards_per_partition=self.shards_per_client, seed=seed % 2**32
+        )
+        return _load(partitioner, labels)
+
+
+def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+    """Returns one sorted int64 array of positions in `labels` per client.
+
+    Args:
+        partition: the way of sharing out.
+        labels: int64 [n], of the training images.
+        num_clients: how many clients.
+        seed: for this purpose, from `fl.seeds.derive`.
+
+    Raises:
+        ConfigError: more clients than images, or a client without images.
+    """
+    if num_clients > len(labels):
+        raise ConfigError(f"num_clients={num_clients}: there are only {len(labels)} training images")
+    shares = [np.sort(np.asarray(share, dtype=np.int64)) for share in partition.split(labels, num_clients, seed)]
+    empty = [client for client, share in enumerate(shares) if not len(share)]
+    if empty:
+        raise ConfigError(f"num_clients={num_clients}: client {empty[0]} gets no images; lower num_clients")
+    return shares
+
+
+def _load(partitioner, labels: np.ndarray) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    import datasets
+
+    partitioner.dataset = datasets.Dataset.from_dict({"position": np.arange(len(labels)), "label": labels})
+    return [np.asarray(partitioner.load_partition(client)["position"]) for client in range(partitioner.num_partitions)]
+
+
+def label_distribution(labels: np.ndarray, shares: list[np.ndarray], num_classes: int) -> np.ndarray:
+    """Returns int64 [clients, classes]: how many images of each class each client holds."""
+    return np.stack([np.bincount(labels[share], minlength=num_classes) for share in shares])

@@ -1,0 +1,90 @@
+"""Pictures of a run and of a comparison."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fl.results import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4c72b0", "#55a868", "#dd8452", "#c44e52", "#8172b3", "#937860")
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(1, columns)))
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_bytes(path, buffer.getvalue())
+
+
+def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: str) -> None:
+    """Draws accuracy and loss over rounds from the lines of `rounds.jsonl`."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (accuracy, loss) = _figure(10, 4, columns=2)
+    rounds = [record["round"] for record in records]
+    for name, colour in (("test", COLOURS[0]), ("validation", COLOURS[1]), ("federated", COLOURS[2])):
+        if f"{name}_loss" in records[-1]:
+            accuracy.plot(rounds, [100 * r[f"{name}_accuracy"] for r in records], "o-", color=colour, label=name)
+            loss.plot(rounds, [record[f"{name}_loss"] for record in records], "o-", color=colour, label=name)
+    loss.plot(rounds, [record["train_loss"] for record in records], "o--", color=COLOURS[3], label="local training")
+    accuracy.set(xlabel="round", ylabel="accuracy (%)")
+    loss.set(xlabel="round", ylabel="cross-entropy")
+    for axes in (accuracy, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"Global model on {data_title}")
+    _save(figure, path)
+
+
+def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequence[str], data_title: str) -> None:
+    """Draws how many images of each class each client holds, from int [clients, classes]."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axes,) = _figure(1.5 + 0.5 * len(class_names), 1.5 + 0.3 * min(len(counts), 60))
+    image = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
+    axes.set(ylabel="client", title=f"Training images per client, {data_title}")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(counts) <= 20:
+        for (client, label), count in np.ndenumerate(counts):
+            shade = "white" if count > 0.6 * counts.max() else "black"
+            axes.text(label, client, str(count), ha="center", va="center", fontsize=7, color=shade)
+    figure.colorbar(image)
+    _save(figure, path)
+
+
+def plot_comparison(path: Path, report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """Draws accuracy against file size, and the total cost of each precision, from the comparison's report."""
+    figure, (accuracy, cost) = _figure(11, 4.2, columns=2)
+    costs = report["communication"]["precisions"]
+    entries = report["precisions"].items()
+    for (name, entry), colour in zip(entries, COLOURS * len(report["precisions"]), strict=False):
+        size, percent = entry["file_size_mb"], entry["accuracy_percent"]
+        accuracy.scatter(size, percent, s=70, color=colour, label=titles[name])
+        bar = cost.bar(titles[name], costs[name]["total_cost_usd"], color=colour)
+        cost.bar_label(bar, [f"${costs[name]['total_cost_usd']:,.0f}"])
+    accuracy.set(xlabel="file size (MB of 1024² bytes)", ylabel="test accuracy (%)")
+    accuracy.set_xlim(left=0)
+    accuracy.margins(y=0.3)
+    accuracy.grid(alpha=0.3)
+    accuracy.legend()
+    supposed = report["communication"]["assumptions"]
+    clients, rounds = supposed["num_clients"], supposed["num_rounds"]
+    cost.set(ylabel="total cost (US$)", title=f"if every message of {rounds} rounds, {clients} clients had this size")
+    cost.margins(y=0.15)
+    figure.suptitle(f"Post-training quantization, {report['test_set']['title']}")
+    _save(figure, path)

@@ -1,0 +1,187 @@
+"""The network in INT8 and FP16."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fl.model import Net
+from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool, pack, run_onednn, run_reference
+from fl.quantization.numeric import QParams, choose_activation_qparams, quantize_activation, quantize_weight
+
+CONVOLUTIONS, LINEARS = ("conv1", "conv2", "conv3"), ("fc1", "fc2", "fc3")
+LAYERS = CONVOLUTIONS + LINEARS
+
+
+def fold_batch_norm(model: Net) -> Net:
+    """Returns a copy in evaluation mode with each BatchNorm folded into its convolution; same outputs up to rounding.
+
+    The folded BatchNorms are `nn.Identity`.
+    """
+    folded = copy.deepcopy(model).eval()
+    for name in CONVOLUTIONS:
+        norm = name.replace("conv", "bn")
+        setattr(folded, name, fuse_conv_bn_eval(getattr(folded, name), getattr(folded, norm)))
+        setattr(folded, norm, nn.Identity())
+    return folded
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv2d (stride 1, no padding) or Linear with int8 weights per output channel; bias stays float32.
+
+    Its input is uint8 with parameters of its own: given with every call (dynamic), or stored (static).
+    """
+
+    def __init__(self, layer: nn.Module, static_input: QParams | None) -> None:
+        super().__init__()
+        weight, scale = quantize_weight(layer.weight.detach())  # type: ignore[operator]
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", layer.bias.detach().clone())  # type: ignore[operator]
+        self.weight: Tensor
+        self.weight_scale: Tensor
+        self.bias: Tensor
+        if static_input is not None:
+            self.register_buffer("input_scale", torch.tensor(static_input.scale))
+            self.register_buffer("input_zero_point", torch.tensor(static_input.zero_point, dtype=torch.int32))
+        self._packed: Tensor | None = None
+
+    def static_input(self) -> QParams:
+        """Returns the stored input parameters."""
+        return QParams(self.input_scale.item(), int(self.input_zero_point.item()))  # type: ignore[operator]
+
+    def forward(self, x: Tensor, incoming: QParams, *, relu: bool, outgoing: QParams | None = None) -> Tensor:
+        if x.device.type != "cpu" or cpu_kernels() == REFERENCE:
+            scale, bias = self.weight_scale, self.bias
+            return run_reference(x, incoming, self.weight, scale, bias, relu=relu, outgoing=outgoing)
+        if self._packed is None:
+            self._packed = pack(self.weight, self.weight_scale)
+        return run_onednn(x, incoming, self._packed, self.weight_scale, self.bias, relu=relu, outgoing=outgoing)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class QuantizedNet(nn.Module):
+    """`Net` with every convolution and linear layer in INT8 and BatchNorm folded.
+
+    Dynamic: activations travel as float32 and are quantized before each layer over the range of the whole batch,
+    so a prediction depends, slightly, on its batch. Static: ranges are stored, and activations stay uint8 from
+    the input to the last layer's float32 logits.
+    """
+
+    input_dtype = torch.float32
+
+    def __init__(self, model: Net, static_inputs: dict[str, QParams] | None) -> None:
+        super().__init__()
+        folded = fold_batch_norm(model)
+        self.static = static_inputs is not None
+        for name in LAYERS:
+            incoming = static_inputs[name] if static_inputs is not None else None
+            self.add_module(name, QuantizedLayer(getattr(folded, name), incoming))
+        self._inputs: list[QParams] | None = None
+
+    @property
+    def kernels(self) -> str:
+        """What executes the layers where the model is now."""
+        return cpu_kernels() if self.get_buffer("conv1.weight").device.type == "cpu" else REFERENCE
+
+    def _layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
+        for name in LAYERS:
+            yield name, self.get_submodule(name)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self._inputs = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._static(x) if self.static else self._dynamic(x)
+
+    def _dynamic(self, x: Tensor) -> Tensor:
+        for name, layer in self._layers():
+            incoming = batch_qparams(x)
+            x = layer(quantize_activation(x, incoming), incoming, relu=name != LAYERS[-1])
+            x = _after(name, x)
+        return x
+
+    def _static(self, x: Tensor) -> Tensor:
+        if self._inputs is None:
+            self._inputs = [layer.static_input() for _, layer in self._layers()]
+        x = quantize_activation(x, self._inputs[0])
+        outputs = [*self._inputs[1:], None]
+        for (name, layer), incoming, outgoing in zip(self._layers(), self._inputs, outputs, strict=True):
+            x = _after(name, layer(x, incoming, relu=name != LAYERS[-1], outgoing=outgoing))
+        return x
+
+
+def _after(name: str, x: Tensor) -> Tensor:
+    """Pools after a convolution, flattens after the last one."""
+    x = max_pool(x) if name in CONVOLUTIONS else x
+    return x.flatten(1) if name == CONVOLUTIONS[-1] else x
+
+
+def batch_qparams(x: Tensor) -> QParams:
+    """Returns parameters for the range of a whole batch."""
+    dense = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # channels_last as it lies: aminmax copies otherwise
+    low, high = torch.aminmax(dense)
+    return choose_activation_qparams(low.item(), high.item())
+
+
+def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QParams]:
+    """Returns the input parameters of every layer over the range seen on `inputs`.
+
+    Args:
+        model: FP32.
+        inputs: float [n, 3, 64, 64], training images; n at least 1.
+        batch_size: of the passes; the result does not depend on it beyond float rounding.
+    """
+    folded = fold_batch_norm(model)
+    low, high = dict.fromkeys(LAYERS, 0.0), dict.fromkeys(LAYERS, 0.0)
+    with torch.inference_mode():
+        for x in inputs.split(batch_size):
+            for name in LAYERS:
+                low[name], high[name] = min(low[name], x.min().item()), max(high[name], x.max().item())
+                y = folded.get_submodule(name)(x)
+                x = _after(name, F.relu(y) if name != LAYERS[-1] else y)
+    return {name: choose_activation_qparams(low[name], high[name]) for name in LAYERS}
+
+
+class HalfConv2d(nn.Conv2d):
+    """A Conv2d that a CPU without FP16 convolutions computes in float32 and rounds to FP16.
+
+    Weights and activations are FP16 either way, and accumulation is float32, as in kernels made for FP16;
+    torch's fallback for such a CPU is correct too, but about seven times slower.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or native_half_convolution():
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
+        return self._conv_forward(input.float(), self.weight.float(), bias).half()
+
+
+def native_half_convolution() -> bool:
+    """Tells whether this CPU has FP16 convolutions (AVX512-FP16 or AMX-FP16)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+class HalfNet(Net):
+    """`Net` in FP16; its input must be FP16 too."""
+
+    convolution = HalfConv2d
+    input_dtype = torch.float16
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        self.half()
+
+    @property
+    def kernels(self) -> str:
+        """What executes the convolutions where the model is now."""
+        if self.conv1.weight.device.type == "cuda":
+            return "cuda-fp16"
+        return "onednn-fp16" if native_half_convolution() else "fp16-storage-fp32-arithmetic"

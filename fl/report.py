@@ -1,0 +1,78 @@
+"""The console report of a comparison, in the form users know: numbered sections, summary, cost analysis."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl.console import say
+from fl.results import MIB
+
+RULE = "=" * 78
+
+
+def heading(text: str) -> None:
+    """Prints a section's heading."""
+    say(f"\n{RULE}\n{text}\n{RULE}")
+
+
+def opening(model_path: Path, output_dir: Path, num_parameters: int) -> None:
+    """Prints what goes in, where results go, and the theoretical sizes."""
+    heading("POST-TRAINING QUANTIZATION COMPARISON")
+    say(f"Input model: {model_path}\nOutput directory: {output_dir}\n")
+    say(f"Model parameters: {num_parameters:,}")
+    for title, bits in (("FP32", 32), ("FP16", 16), ("INT8", 8)):
+        say(f"Theoretical {title} size: {num_parameters * bits / 8 / MIB:.2f} MB")
+
+
+def precision_section(entry: Mapping[str, Any]) -> None:
+    """Prints what was measured of one precision, under a heading that is already there."""
+    say(f"  Loss: {entry['loss']:.4f}")
+    say(f"  Accuracy: {entry['accuracy']:.4f} ({entry['accuracy_percent']:.2f}%)")
+    say(f"  Agreement with FP32: {100 * entry['agreement_with_fp32']:.2f}% of predictions")
+    say(f"  Time: {entry['inference_ms']:.3f} ms per image (kernels: {entry['kernels']})\n")
+    say(f"  Saved: {entry['model_path']}")
+    say(f"  File size: {entry['file_size_mb']:.2f} MB ({entry['file_size_bytes']:,} bytes)")
+
+
+def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """Prints the COMPARISON SUMMARY table."""
+    heading("COMPARISON SUMMARY")
+    say(f"Test set: {report['test_set']['title']}, {report['test_set']['num_images']:,} images\n")
+    columns = f"{'Precision':<13}{'Accuracy':<12}{'Drop':<11}{'Size (MB)':<12}{'Compression':<14}{'ms/image':<10}"
+    say(columns.rstrip() + "\n" + "-" * len(RULE))
+    for name, entry in report["precisions"].items():
+        accuracy, drop = f"{entry['accuracy_percent']:.2f}%", f"{entry['accuracy_drop_percent']:+.2f}%"
+        size, ratio = f"{entry['file_size_mb']:.2f}", f"{entry['compression_ratio']:.2f}x"
+        say(f"{titles[name]:<13}{accuracy:<12}{drop:<11}{size:<12}{ratio:<14}{entry['inference_ms']:.3f}")
+    for name, reason in report["skipped"].items():
+        say(f"{titles[name]:<13}left out: {reason}")
+
+
+def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """Prints the COMMUNICATION COST ANALYSIS."""
+    heading("COMMUNICATION COST ANALYSIS (Theoretical)")
+    supposed = communication["assumptions"]
+    origin = {"run": "from the run", "options": "from the options", "default": "default"}
+    source = origin[supposed["clients_and_rounds_from"]]
+    say("Assumptions:")
+    say(f"  - {supposed['num_clients']} clients (satellites) per round ({source})")
+    say(f"  - {supposed['num_rounds']} FL rounds ({source})")
+    say("  - Each client: downloads + uploads model")
+    say(f"  - Cost: ${supposed['cost_per_mb_usd']:g}/MB (MB = 1024² bytes)")
+    say("  - Quantized traffic in EVERY round: quantizing a final model alone saves nothing during training")
+    for name, cost in communication["precisions"].items():
+        say(f"\n{titles[name]}:")
+        say(f"  Per round: {cost['per_round_mb']:.2f} MB (${cost['per_round_cost_usd']:.2f})")
+        say(f"  Total ({supposed['num_rounds']} rounds): {cost['total_mb']:.2f} MB")
+        say(f"  Total cost: ${cost['total_cost_usd']:.2f}")
+        if name != "fp32":
+            say(f"  Savings vs FP32: ${cost['savings_usd']:.2f} ({cost['savings_percent']:.1f}%)")
+        satellites = supposed["num_satellites"]
+        say(f"  Final model sent once to {satellites} satellites: ${cost['deploy_once_cost_usd']:.2f}")
+    if communication["scales"]:
+        say("\nOther scales, total cost in US$:")
+        names = list(communication["precisions"])
+        say(f"{'Rounds':>8}{'Clients':>9}" + "".join(f"{titles[name]:>15}" for name in names))
+        for scale in communication["scales"]:
+            figures = "".join(f"{scale['precisions'][name]['total_cost_usd']:>15,.2f}" for name in names)
+            say(f"{scale['num_rounds']:>8}{scale['num_clients']:>9}{figures}")

@@ -1,0 +1,141 @@
+"""Records that are written and read: JSON and JSONL that appear whole."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one direction in one round, summed over clients.
+
+    Attributes:
+        payload_bytes: length of the serialized tensors.
+        message_bytes: protobuf length of the messages' content.
+    """
+
+    payload_bytes: int
+    message_bytes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy per image and fraction of correct predictions on one set of images."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ClientFailure:
+    """Why one client's answer was left out."""
+
+    partition_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of `rounds.jsonl`. `federated` is the clients' own evaluation, where it was asked for."""
+
+    round: int
+    lr: float
+    test: Score
+    validation: Score | None
+    federated: Score | None
+    train_loss: float
+    clients_asked: int
+    clients_completed: int
+    clients_failed: tuple[ClientFailure, ...]
+    broadcast: Traffic
+    update: Traffic
+    evaluation_traffic: Traffic | None
+    train_s: float
+    evaluate_s: float
+    aggregate_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as written: scores flat (`test_loss`, `test_accuracy`, ...), absent ones left out."""
+        record = asdict(self)
+        for name in ("test", "validation", "federated"):
+            score = record.pop(name)
+            if score is not None:
+                record |= {f"{name}_loss": score["loss"], f"{name}_accuracy": score["accuracy"]}
+        if record["evaluation_traffic"] is None:
+            del record["evaluation_traffic"]
+        return record
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` as what JSON knows: dataclasses become dicts, arrays lists, paths strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole. NaN and infinity are refused (`ValueError`): JSON has no such numbers."""
+    write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """Writes one JSON document per line, whole."""
+    write_bytes(path, "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode())
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays in NumPy's `.npz` format, whole."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """Returns the parsed file."""
+    return json.loads(path.read_text())
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Returns one parsed document per line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def sha256(*parts: bytes | np.ndarray) -> str:
+    """Returns the hex SHA-256 of the parts one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()

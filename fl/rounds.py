@@ -1,0 +1,224 @@
+"""The round loop: sample, send, collect, aggregate, evaluate, record."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fl.errors import RunError
+from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, number, traffic
+from fl.results import ClientFailure, RoundRecord, Score, Traffic
+from fl.seeds import numpy_generator
+from fl.strategy import Aggregator
+from fl.training import Schedule, learning_rate
+
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What the round loop needs to know; the knobs of `conf/config.yaml`, checked."""
+
+    seed: int
+    num_rounds: int
+    num_clients: int
+    fraction_train: float
+    fraction_evaluate: float
+    min_completed: int
+    lr: float
+    lr_schedule: Schedule
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients are asked to train in each round."""
+        return sample_size(self.fraction_train, self.num_clients)
+
+
+def sample_size(fraction: float, num_clients: int) -> int:
+    """Returns how many of `num_clients` a fraction in (0, 1] is: rounded, at least one."""
+    return max(1, round(fraction * num_clients))
+
+
+def run_rounds(
+    grid: Grid,
+    aggregator: Aggregator,
+    arrays: ArrayRecord,
+    settings: RoundSettings,
+    *,
+    evaluate: Callable[[ArrayRecord], tuple[Score, Score | None]],
+    first_round: int = 1,
+    on_reply: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[RoundRecord, ArrayRecord]]:
+    """Yields the record and the aggregated model of each round.
+
+    Args:
+        grid: reaches `settings.num_clients` clients.
+        aggregator: the strategy.
+        arrays: the model before `first_round`.
+        settings: see `RoundSettings`.
+        evaluate: returns the test and, where there are such images, the validation score of a model.
+        first_round: above 1 in a run that is resumed.
+        on_reply: called after every client's reply.
+
+    Raises:
+        RunError: fewer than `settings.min_completed` valid replies in a round, or an aggregated model that is not
+            finite.
+    """
+    nodes = node_of_partition(grid, settings.num_clients)
+    for server_round in range(first_round, settings.num_rounds + 1):
+        began = time.perf_counter()
+        lr = learning_rate(settings.lr, settings.lr_schedule, server_round, settings.num_rounds)
+        sampled = _sample(settings, settings.fraction_train, nodes, server_round, "sampling")
+        messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
+        broadcast = traffic(message.content for message in messages)
+        replies = _collect(grid, messages, on_reply)
+        valid, failures = _sort_out(replies, sampled, arrays)
+        if len(valid) < settings.min_completed:
+            raise RunError(_too_few(server_round, valid, failures, settings))
+        trained = time.perf_counter()
+        update = traffic(reply.content for reply in valid)
+        arrays, metrics = aggregator.aggregate_train(server_round, arrays, valid)
+        _refuse_broken(arrays, server_round)
+        aggregated = time.perf_counter()
+        test, validation = evaluate(arrays)
+        federated, evaluation_traffic = _evaluate_on_clients(grid, aggregator, arrays, settings, nodes, server_round)
+        record = RoundRecord(
+            round=server_round,
+            lr=lr,
+            test=test,
+            validation=validation,
+            federated=federated,
+            train_loss=number(metrics, "train-loss"),
+            clients_asked=len(sampled),
+            clients_completed=len(valid),
+            clients_failed=tuple(failures),
+            broadcast=broadcast,
+            update=update,
+            evaluation_traffic=evaluation_traffic,
+            train_s=trained - began,
+            evaluate_s=time.perf_counter() - aggregated,
+            aggregate_s=aggregated - trained,
+        )
+        yield record, arrays
+
+
+def node_of_partition(grid: Grid, num_clients: int) -> dict[int, int]:
+    """Asks every node once for its partition id; node ids are random in most engines, partition ids are not.
+
+    Raises:
+        RunError: the answers are not the partitions 0 to `num_clients` - 1, each once.
+    """
+    content = RecordDict({CONFIG: ConfigRecord()})
+    messages = [Message(content, node, MessageType.QUERY) for node in grid.get_node_ids()]
+    answers = [reply for reply in grid.send_and_receive(messages) if not reply.has_error()]
+    nodes = {int(number(config_of(reply), "partition-id")): reply.metadata.src_node_id for reply in answers}
+    if sorted(nodes) != list(range(num_clients)) or len(answers) != num_clients:
+        raise RunError(f"num_clients={num_clients}: {len(answers)} clients answered, with partitions {sorted(nodes)}")
+    return nodes
+
+
+def _sample(
+    settings: RoundSettings, fraction: float, nodes: Mapping[int, int], server_round: int, concern: str
+) -> dict[int, int]:
+    """Returns {partition id: node id} of the clients asked in this round, by partition id."""
+    rng = numpy_generator(settings.seed, concern, server_round)
+    chosen = rng.choice(settings.num_clients, size=sample_size(fraction, settings.num_clients), replace=False)
+    return {int(partition): nodes[int(partition)] for partition in sorted(chosen)}
+
+
+def _collect(grid: Grid, messages: Sequence[Message], on_reply: Callable[[], object]) -> list[Message]:
+    replies = []
+    for reply in grid.send_and_receive(messages):
+        replies.append(reply)
+        on_reply()
+    return replies
+
+
+def _sort_out(
+    replies: Sequence[Message], sampled: Mapping[int, int], arrays: ArrayRecord
+) -> tuple[list[Message], list[ClientFailure]]:
+    """Returns valid replies and failures, both by partition id."""
+    reply_of = {reply.metadata.src_node_id: reply for reply in replies}
+    expected = {name: array.numpy() for name, array in arrays.items()}
+    valid, failures = [], []
+    for partition, node in sampled.items():
+        problem = _problem(reply_of[node], expected) if node in reply_of else "no reply"
+        if problem is None:
+            valid.append(reply_of[node])
+        else:
+            failures.append(ClientFailure(partition, problem.splitlines()[0][:LONGEST_REASON]))
+    return valid, failures
+
+
+def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
+    """Returns what is wrong with a training reply, None if it can be aggregated."""
+    if reply.has_error():
+        return f"raised: {reply.error.reason or f'error {reply.error.code}'}"
+    content = reply.content
+    if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
+        return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
+    received, metrics = arrays_of(reply), metrics_of(reply)
+    if set(received) != set(expected):
+        return f"wrong keys: {sorted(set(received) ^ set(expected))[:3]} missing or unexpected"
+    for name, old in expected.items():
+        try:
+            new = received[name].numpy()
+        except Exception as error:  # whatever NumPy makes of bytes it did not write
+            return f"unreadable array {name}: {error}"
+        if new.shape != old.shape or new.dtype != old.dtype:
+            return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
+        if not np.isfinite(new).all():
+            return f"NaN or infinity in {name}"
+    for key in (NUM_EXAMPLES, "train-loss"):
+        try:
+            value = number(metrics, key)
+        except ValueError as error:
+            return f"metric {error}"
+        if not np.isfinite(value) or (key == NUM_EXAMPLES and value <= 0):
+            return f"metric {key} is {value}"
+    return None
+
+
+def _too_few(
+    server_round: int, valid: Sequence[Any], failures: Sequence[ClientFailure], settings: RoundSettings
+) -> str:
+    reasons = "; ".join(f"client {failure.partition_id}: {failure.reason}" for failure in failures[:3])
+    return (
+        f"round {server_round}: {len(valid)} of {len(valid) + len(failures)} clients completed, "
+        f"min_completed={settings.min_completed} are needed ({reasons}{', ...' if len(failures) > 3 else ''})"
+    )
+
+
+def _refuse_broken(arrays: ArrayRecord, server_round: int) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array.numpy()).all():
+            raise RunError(
+                f"round {server_round}: the aggregated {name} is not finite; lower lr or the strategy's own rate"
+            )
+
+
+def _evaluate_on_clients(
+    grid: Grid,
+    aggregator: Aggregator,
+    arrays: ArrayRecord,
+    settings: RoundSettings,
+    nodes: Mapping[int, int],
+    server_round: int,
+) -> tuple[Score | None, Traffic | None]:
+    """Returns the weighted mean of clients' scores on their own training images, and what asking for it cost."""
+    if settings.fraction_evaluate == 0:
+        return None, None
+    sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
+    messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
+    replies = [reply for reply in grid.send_and_receive(messages) if not reply.has_error()]
+    asked = traffic(message.content for message in messages)
+    answered = traffic(reply.content for reply in replies)
+    total = Traffic(asked.payload_bytes + answered.payload_bytes, asked.message_bytes + answered.message_bytes)
+    metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
+    if metrics is None:
+        return None, total
+    return Score(number(metrics, "loss"), number(metrics, "accuracy")), total

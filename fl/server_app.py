@@ -1,0 +1,265 @@
+"""The Flower ServerApp: strategy, evaluation, records and checkpoints around the round loop."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fl.console import progress, say
+from fl.data.images import ImageSet, Split, load_images
+from fl.engine import InProcessGrid
+from fl.environment import environment
+from fl.errors import RunError
+from fl.evaluation import evaluate
+from fl.messages import is_statistic
+from fl.model import Net, channels_last, initial_model, num_parameters
+from fl.model_file import save_state
+from fl.plots import plot_rounds
+from fl.results import MIB, RoundRecord, Score, plain, read_json, read_jsonl, write_json, write_jsonl
+from fl.rounds import RoundSettings, run_rounds
+from fl.strategy import Aggregator
+from fl.targets import Target
+
+MILESTONES_PERCENT = (70, 80, 85, 90)
+EVALUATION_BATCH_SIZE = 250
+MODEL, ROUNDS, EVENTS, SUMMARY, ROUNDS_PLOT = (
+    "final_model.pt",
+    "rounds.jsonl",
+    "events.jsonl",
+    "summary.json",
+    "rounds.png",
+)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """All that the server needs.
+
+    Attributes:
+        run_dir: where everything is written; absolute.
+        images_folder: of the image cache.
+        split: which images test and validate.
+        rounds: see `RoundSettings`.
+        strategy: one of Flower's.
+        device: "cpu" or "cuda".
+        threads: torch threads while evaluating.
+        time_limit_s: no round starts later than this after the first; None for no limit.
+        config: the resolved configuration, for the summary.
+    """
+
+    run_dir: Path
+    images_folder: Path
+    split: Split
+    rounds: RoundSettings
+    strategy: Target
+    device: str
+    threads: int
+    time_limit_s: float | None
+    config: Mapping[str, Any]
+
+
+def make_server_app(settings: ServerSettings, *, resume: bool = False) -> ServerApp:
+    """Returns a ServerApp that runs all rounds and fills `settings.run_dir`.
+
+    It raises `RunError` when a round fails; then there is no `final_model.pt`.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(settings.threads)
+        images = load_images(settings.images_folder)
+        aggregator = Aggregator(settings.strategy)
+        if resume:
+            arrays, records = _restore(settings, grid, aggregator)
+        else:
+            arrays, records = initial_arrays(len(images.class_names), settings.rounds.seed), []
+        run = _Run(settings, images, records)
+        run.train(grid, aggregator, arrays)
+
+    return app
+
+
+def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
+    """Returns the first model as the server sends it; depends on the arguments only."""
+    return ArrayRecord(initial_model(num_classes, seed).state_dict())
+
+
+def _restore(settings: ServerSettings, grid: Grid, aggregator: Aggregator) -> tuple[ArrayRecord, list[dict[str, Any]]]:
+    checkpoint = load_checkpoint(settings.run_dir)
+    aggregator.load_state(checkpoint.strategy)
+    if isinstance(grid, InProcessGrid):
+        grid.load_state(checkpoint.clients)
+    arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
+    return arrays, read_jsonl(settings.run_dir / ROUNDS)[: checkpoint.round]
+
+
+class _Run:
+    """One run while it goes on: what is known so far, and writing it down."""
+
+    def __init__(self, settings: ServerSettings, images: ImageSet, records: list[dict[str, Any]]) -> None:
+        self.settings, self.images, self.records = settings, images, records
+        self.began = time.time()
+        events = settings.run_dir / EVENTS
+        self.events: list[dict[str, Any]] = read_jsonl(events) if events.exists() else []
+        self.device = torch.device(settings.device)
+        self.model = channels_last(Net(len(images.class_names)).to(self.device)).eval()
+
+    def train(self, grid: Grid, aggregator: Aggregator, arrays: ArrayRecord) -> None:
+        """Runs the rounds that are left and writes the final model."""
+        rounds, done = self.settings.rounds, len(self.records)
+        self._event("resumed" if done else "started", round=done)
+        stopped = "completed"
+        deadline = self.began + (self.settings.time_limit_s or float("inf"))
+        with progress("training", (rounds.num_rounds - done) * rounds.clients_per_round) as advance:
+            loop = run_rounds(
+                grid,
+                aggregator,
+                arrays,
+                rounds,
+                evaluate=self._evaluate,
+                first_round=done + 1,
+                on_reply=lambda: advance(1),
+            )
+            try:
+                for record, arrays in loop:
+                    self._keep(record, arrays, grid, aggregator)
+                    if time.time() >= deadline and record.round < rounds.num_rounds:
+                        stopped = "time_limit"
+                        break
+            except RunError as error:
+                self._event("failed", reason=str(error))
+                self._write_summary("failed", error=str(error))
+                raise
+        if stopped == "time_limit":
+            self._event("time_limit", round=len(self.records))
+            limit = (self.settings.time_limit_s or 0) / 60
+            say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
+        save_state(self.settings.run_dir / MODEL, arrays.to_torch_state_dict())
+        self._event(stopped, round=len(self.records))
+        self._write_summary(stopped)
+
+    def _evaluate(self, arrays: ArrayRecord) -> tuple[Score, Score | None]:
+        torch.set_num_threads(self.settings.threads)
+        self.model.load_state_dict(arrays.to_torch_state_dict())
+        split = self.settings.split
+        validation = self._score(split.validation) if len(split.validation) else None
+        return self._score(split.test), validation
+
+    def _score(self, positions: np.ndarray) -> Score:
+        images, labels = self.images.images[positions], self.images.labels[positions]
+        return evaluate(self.model, images, labels, batch_size=EVALUATION_BATCH_SIZE, device=self.device).score
+
+    def _keep(self, record: RoundRecord, arrays: ArrayRecord, grid: Grid, aggregator: Aggregator) -> None:
+        """Writes down a finished round, then shows it."""
+        for failure in record.clients_failed:
+            self._event("client_failed", round=record.round, **vars(failure))
+        self.records.append(plain(record.to_json()))
+        write_jsonl(self.settings.run_dir / ROUNDS, self.records)
+        clients = grid.state() if isinstance(grid, InProcessGrid) else {}
+        state = dict(arrays.to_torch_state_dict())
+        save_checkpoint(self.settings.run_dir, Checkpoint(record.round, state, aggregator.state(), clients))
+        plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)
+        say(round_line(record, self.settings.rounds.num_rounds))
+        for failure in record.clients_failed:
+            say(f"           client {failure.partition_id} left out: {failure.reason}")
+
+    def _event(self, event: str, **details: Any) -> None:
+        since = {"time_s": time.time() - self.began}
+        self.events.append({"event": event, **details, **since})
+        write_jsonl(self.settings.run_dir / EVENTS, self.events)
+
+    def _write_summary(self, state: str, error: str | None = None) -> None:
+        settings, records = self.settings, self.records
+        statistics = {name: tensor for name, tensor in self.model.state_dict().items() if is_statistic(name)}
+        summary = {
+            "state": state,
+            "error": error,
+            "rounds_completed": len(records),
+            "num_rounds": settings.rounds.num_rounds,
+            "num_clients": settings.rounds.num_clients,
+            "clients_per_round": settings.rounds.clients_per_round,
+            "final": _scores(records[-1]) if records else None,
+            "totals": totals(records),
+            "reached": reached(records),
+            "num_parameters": num_parameters(self.model),
+            "num_statistics": sum(tensor.numel() for tensor in statistics.values()),
+            "seed": settings.rounds.seed,
+            "data": data_description(self.images, settings.split),
+            "config": settings.config,
+            "environment": environment(settings.device, settings.threads),
+            "wall_s": time.time() - self.began,
+        }
+        write_json(settings.run_dir / SUMMARY, summary)
+
+
+def data_description(images: ImageSet, split: Split) -> dict[str, Any]:
+    """Returns what identifies the images of a run and their split."""
+    return {
+        "name": images.name,
+        "synthetic": images.synthetic,
+        "class_names": images.class_names,
+        "images_sha256": images.sha256,
+        "split_sha256": split.sha256,
+        "num_train": len(split.train),
+        "num_validation": len(split.validation),
+        "num_test": len(split.test),
+        "notes": images.notes,
+    }
+
+
+def round_line(record: RoundRecord, num_rounds: int) -> str:
+    """Returns what is printed after a round."""
+    parts = [f"round {record.round:>{len(str(num_rounds))}}/{num_rounds}"]
+    parts += [f"test {100 * record.test.accuracy:.2f}% loss {record.test.loss:.4f}"]
+    for name, score in (("validation", record.validation), ("clients", record.federated)):
+        parts += [f"{name} {100 * score.accuracy:.2f}%"] if score else []
+    parts += [f"train loss {record.train_loss:.4f}", f"clients {record.clients_completed}/{record.clients_asked}"]
+    for name, sent in (("broadcast", record.broadcast), ("update", record.update)):
+        parts += [f"{name} {sent.payload_bytes / MIB:.2f} MB"]
+    return "  ".join([*parts, f"{record.train_s + record.evaluate_s + record.aggregate_s:.1f} s"])
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in record.items() if key.endswith(("_loss", "_accuracy"))}
+
+
+def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns sums over rounds of bytes, seconds and clients."""
+    sums: dict[str, Any] = {}
+    for direction in ("broadcast", "update", "evaluation_traffic"):
+        counts = [record[direction] for record in records if direction in record]
+        if counts or direction != "evaluation_traffic":
+            sums[direction] = {key: sum(c[key] for c in counts) for key in ("payload_bytes", "message_bytes")}
+    for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
+        sums[key] = sum(record[key] for record in records)
+    return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}
+
+
+def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | None]:
+    """Returns for each milestone the first round whose test accuracy is there, and the payload bytes until then."""
+    found: dict[str, dict[str, int] | None] = {}
+    for percent in MILESTONES_PERCENT:
+        number = next((r["round"] for r in records if 100 * r["test_accuracy"] >= percent), None)
+        found[str(percent)] = None
+        if number is not None:
+            sums = totals([record for record in records if record["round"] <= number])
+            found[str(percent)] = {
+                "rounds": number,
+                "broadcast_payload_bytes": sums["broadcast"]["payload_bytes"],
+                "update_payload_bytes": sums["update"]["payload_bytes"],
+            }
+    return found
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """Returns the summary of a run folder, None if it has none."""
+    path = run_dir / SUMMARY
+    return read_json(path) if path.is_file() else None

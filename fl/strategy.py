@@ -1,0 +1,122 @@
+"""Flower's strategies, with BatchNorm's statistics kept out of their optimizers and clients known by name."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, split_statistics
+from fl.targets import Target
+
+PROVIDED = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+"""Settings of a Flower strategy that the round loop decides, so no configuration may."""
+
+
+class Aggregator:
+    """Wraps any strategy derived from Flower's FedAvg.
+
+    The inner strategy sees parameters only; BatchNorm's running statistics are the weighted mean of the clients'
+    under every strategy, so variances stay positive; counters stay int64. Which clients take part is the round
+    loop's choice: Flower samples from the global random state and waits for ever for missing nodes.
+    """
+
+    def __init__(self, strategy: Target) -> None:
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines per round repeat ours
+        everyone = {"fraction_train": 1.0, "fraction_evaluate": 1.0}
+        alone = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
+        self.inner: FedAvg = strategy.build("strategy", **everyone, **alone)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, nodes: Sequence[int]
+    ) -> list[Message]:
+        """Returns one message per node with the whole model and what the strategy adds to `config`."""
+        parameters, _ = split_statistics(arrays)
+        messages = list(self.inner.configure_train(server_round, parameters, config, _only(nodes)))
+        for message in messages:
+            message.content = RecordDict({ARRAYS: arrays, CONFIG: config_of(message)})
+        return sorted(messages, key=lambda message: nodes.index(message.metadata.dst_node_id))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, nodes: Sequence[int]
+    ) -> list[Message]:
+        """Returns one evaluation message per node."""
+        messages = self.inner.configure_evaluate(server_round, arrays, config, _only(nodes))
+        return sorted(messages, key=lambda message: nodes.index(message.metadata.dst_node_id))
+
+    def aggregate_train(
+        self, server_round: int, arrays: ArrayRecord, replies: Sequence[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Returns the next model and the weighted mean of the clients' metrics.
+
+        Args:
+            server_round: from 1.
+            arrays: the model that was sent; gives order and dtypes of the result.
+            replies: valid ones, at least one, in the order in which they are to be summed.
+        """
+        parameter_replies, statistic_contents = [], []
+        for reply in replies:
+            answered = arrays_of(reply)
+            parameters, statistics = split_statistics(ArrayRecord({name: answered[name] for name in arrays}))
+            weights = metrics_of(reply)
+            statistic_contents.append(RecordDict({ARRAYS: statistics, METRICS: weights}))
+            content = RecordDict({ARRAYS: parameters, METRICS: weights})
+            parameter_replies.append(cast(Message, _with_content(reply, content)))
+        aggregated, metrics = self.inner.aggregate_train(server_round, parameter_replies)
+        if aggregated is None or metrics is None:
+            raise ValueError(f"{type(self.inner).__name__} returned nothing for {len(replies)} valid replies")
+        merged = {**aggregated, **aggregate_arrayrecords(statistic_contents, NUM_EXAMPLES)}
+        return ArrayRecord({name: _cast(merged[name], old.dtype) for name, old in arrays.items()}), metrics
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Returns the weighted mean of the clients' evaluation metrics, None without replies."""
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what the inner strategy remembers between rounds, as tensors and numbers that torch can save."""
+        kept = {name: _to_plain(value) for name, value in vars(self.inner).items()}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores what `state` returned."""
+        for name, value in state.items():
+            setattr(self.inner, name, _from_plain(value))
+
+
+def _to_plain(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, ArrayRecord):
+        return {"record": {name: torch.from_numpy(array.numpy()) for name, array in value.items()}}
+    if isinstance(value, dict) and all(isinstance(each, np.ndarray | np.generic) for each in value.values()):
+        return {"dict": {name: torch.from_numpy(np.array(each)) for name, each in value.items()}}
+    if isinstance(value, list) and all(isinstance(each, np.ndarray | np.generic) for each in value):
+        return {"list": [torch.from_numpy(np.array(each)) for each in value]}
+    return {"number": value} if isinstance(value, int | float) else None
+
+
+def _from_plain(value: dict[str, Any]) -> Any:
+    if "record" in value:
+        return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in value["record"].items()})
+    if "dict" in value:
+        return {name: tensor.numpy() for name, tensor in value["dict"].items()}
+    return [tensor.numpy() for tensor in value["list"]] if "list" in value else value["number"]
+
+
+def _only(nodes: Sequence[int]) -> Grid:
+    return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
+
+
+def _with_content(reply: Message, content: RecordDict) -> Any:
+    """Flower's aggregation asks a message for these three only."""
+    return SimpleNamespace(content=content, has_error=lambda: False, metadata=reply.metadata)
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    values = array.numpy()
+    values = np.rint(values) if np.issubdtype(np.dtype(dtype), np.integer) else values
+    return Array(np.asarray(values, dtype=dtype))

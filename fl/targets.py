@@ -1,0 +1,102 @@
+"""`_target_` in a configuration: which classes it may name, and building them with checked arguments."""
+
+import importlib
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from fl.errors import ConfigError
+
+ALLOWED_PREFIXES = ("fl.", "flwr.serverapp.strategy.", "torch.optim.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class by its dotted name, with keyword arguments; nothing is imported before `resolve`."""
+
+    target: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, group: str, config: Any, trusted: Collection[str] = ()) -> "Target":
+        """Reads `{_target_: dotted.name, key: value, ...}`.
+
+        Args:
+            group: the configuration group, for the error message.
+            config: the group as plain data.
+            trusted: names allowed beside `ALLOWED_PREFIXES`, because the user typed them.
+
+        Raises:
+            ConfigError: no `_target_`, or one that is not allowed.
+        """
+        if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
+            raise ConfigError(f"{group}={config!r}: must be a mapping with a _target_")
+        target = config["_target_"]
+        if not target.startswith(ALLOWED_PREFIXES) and target not in trusted:
+            allowed = ", ".join(prefix + "*" for prefix in ALLOWED_PREFIXES)
+            raise ConfigError(
+                f"{group}._target_={target}: only {allowed} are built from files; "
+                f"give another class on the command line ({group}._target_={target})"
+            )
+        return cls(target, {key: value for key, value in config.items() if key != "_target_"})
+
+    def resolve(self, group: str) -> type:
+        """Imports and returns the class.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        module, _, name = self.target.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{group}._target_={self.target}: cannot be imported ({error})") from error
+        if not inspect.isclass(found):
+            raise ConfigError(f"{group}._target_={self.target}: is not a class")
+        return found
+
+    def check(self, group: str, provided: Collection[str] = ()) -> None:
+        """Binds the parameters to the class's signature without calling it.
+
+        Args:
+            group: the configuration group, for the error message.
+            provided: parameters the project passes itself; a configuration may not set them.
+
+        Raises:
+            ConfigError: unknown, missing or already provided parameters.
+        """
+        signature = inspect.signature(self.resolve(group))
+        taken = [name for name in signature.parameters if name not in provided]
+        for key in self.parameters:
+            if key not in taken:
+                raise ConfigError(f"{group}.{key}: {self.target} has no such setting; it takes: {', '.join(taken)}")
+        try:
+            signature.bind(**self.parameters, **dict.fromkeys(provided))
+        except TypeError as error:
+            raise ConfigError(f"{group}: {self.target}: {error}") from error
+
+    def build(self, group: str, *args: Any, **provided: Any) -> Any:
+        """Calls the class with the parameters and what the project provides.
+
+        Raises:
+            ConfigError: the class refuses a value.
+        """
+        try:
+            return self.resolve(group)(*args, **provided, **self.parameters)
+        except ValidationError as error:
+            raise ConfigError(first_problem(error, group)) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{group}: {self.target}: {error}") from error
+
+
+def first_problem(error: ValidationError, group: str = "") -> str:
+    """Returns pydantic's first finding as `argument=value: what is wrong`."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in ((group,) if group else ()) + problem["loc"])
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    if kind in ("unexpected_keyword_argument", "missing", "missing_argument"):
+        return f"{place}: {message.lower()}"
+    return f"{place}={problem['input']}: {message[0].lower()}{message[1:]}"
