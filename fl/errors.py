@@ -44,5 +44,5 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; a run with a finished round continues with: python -m fl.resume RUN_DIR", file=sys.stderr)
         sys.exit(130)

@@ -109,6 +109,7 @@ def _check_across(settings: Settings) -> None:
     from fl.rounds import sample_size
     from fl.strategy import PROVIDED
 
+    settings.partition.check("partition")
     settings.partition.build("partition")
     settings.strategy.check("strategy", PROVIDED)
     settings.optimizer.check("optimizer", ("params", "lr"))

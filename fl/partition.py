@@ -47,8 +47,7 @@ class Dirichlet:
             num_clients, "label", self.alpha, min_partition_size=self.min_images, seed=seed % 2**32
         )
         try:
-            with warnings.catch_warnings(action="ignore"):  # one per new draw
-                return _load(partitioner, labels)
+            return _load(partitioner, labels)
         except ValueError as error:
             raise ConfigError(
                 f"partition.alpha={self.alpha}: ten draws left some of {num_clients} clients with fewer than "
@@ -106,7 +105,9 @@ def _load(partitioner, labels: np.ndarray) -> list[np.ndarray]:  # type: ignore[
     import datasets
 
     partitioner.dataset = datasets.Dataset.from_dict({"position": np.arange(len(labels)), "label": labels})
-    return [np.asarray(partitioner.load_partition(client)["position"]) for client in range(partitioner.num_partitions)]
+    with warnings.catch_warnings(action="ignore"):  # one per new Dirichlet draw, and pyarrow's deprecations
+        loaded = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
+    return [np.asarray(part["position"]) for part in loaded]
 
 
 def label_distribution(labels: np.ndarray, shares: list[np.ndarray], num_classes: int) -> np.ndarray:

@@ -11,9 +11,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fl.errors import one_line_errors
+from fl.errors import QuantflError, one_line_errors
 from fl.overrides import explained
 
+_failed: list[QuantflError] = []
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -44,7 +45,11 @@ def _main(config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    model = run(plain, run_dir, trusted=typed_targets(list(hydra_config.overrides.task)))
+    try:
+        model = run(plain, run_dir, trusted=typed_targets(list(hydra_config.overrides.task)))
+    except QuantflError as error:  # Hydra would print a line of its own
+        _failed.append(error)
+        return
     shown = Path(os.path.relpath(model))
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nNext:    python compare_quantizations.py {shown}")
 
@@ -60,6 +65,8 @@ def main() -> None:
     OmegaConf.register_new_resolver("new_folder", new_folder)
     with one_line_errors(), explained(sys.argv[1:]):
         _main()
+        if _failed:
+            raise _failed[0]
 
 
 if __name__ == "__main__":

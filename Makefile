@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install everything, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("quantfl needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Train on built-in synthetic images, compare precisions: about two minutes
+	@$(BIN)/python -m fl.train experiment=demo hydra.run.dir='$${new_folder:outputs/demo}' | tee .venv/demo.log
+	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/demo.log)"
+
+eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EUROSAT_ZIP, or it is downloaded)
+	@$(BIN)/python -m fl.train hydra.run.dir='$${new_folder:outputs/eurosat}' | tee .venv/eurosat.log
+	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/eurosat.log)"
+
+test: lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+lint: $(STAMP) ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove the virtual environment and caches; outputs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help install demo eurosat test lint clean

@@ -1,0 +1,139 @@
+"""What tests share: a small synthetic run, the real images where they are given, and commands as subprocesses."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = [
+    "data=synthetic",
+    "data.num_images=400",
+    "num_clients=4",
+    "num_rounds=2",
+    "local_epochs=1",
+    "batch_size=16",
+    "threads_per_client=1",  # tests run side by side
+]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache_dir):
+    """Tests leave the user's cache alone, whatever starts a command."""
+    before = os.environ.get("QUANTFL_CACHE")
+    os.environ["QUANTFL_CACHE"] = str(cache_dir)
+    yield
+    if before is None:
+        del os.environ["QUANTFL_CACHE"]
+    else:
+        os.environ["QUANTFL_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def eurosat_zip():
+    path = os.environ.get("EUROSAT_ZIP")
+    if not path:
+        pytest.skip("EUROSAT_ZIP is not set: the real images are not here")
+    assert Path(path).is_file(), f"EUROSAT_ZIP={path} is no file"
+    return Path(path).resolve()
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs a command of the project from another folder; returns the finished process."""
+
+    def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=300):
+        arguments = [str(each) for each in arguments]
+        if arguments[0].endswith(".py"):
+            arguments[0] = str(REPOSITORY / arguments[0])
+        else:
+            arguments.insert(0, "-m")
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+        )
+        if check is not None:
+            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """Runs a command that must be refused with one clear line holding every given word; returns the line."""
+
+    def run(*arguments, words=(), **options):
+        done = command(*arguments, **options)
+        assert done.returncode != 0, done.stdout
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, f"not one line:\n{done.stderr}"
+        assert lines[0].startswith("error: ")
+        for word in words:
+            assert str(word) in lines[0], f"{word!r} is not in {lines[0]!r}"
+        return lines[0]
+
+    return run
+
+
+def train(command, *overrides, cwd, **options):
+    """Runs `fl.train` into `cwd / run` and returns that folder."""
+    command("fl.train", *overrides, f"hydra.run.dir={cwd / 'run'}", cwd=cwd, check=0, **options)
+    return cwd / "run"
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A finished small run on synthetic images; read only."""
+    folder = tmp_path_factory.mktemp("small")
+    done = subprocess.run(
+        [sys.executable, "-m", "fl.train", *SMALL, f"hydra.run.dir={folder / 'run'}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder / "run"
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Makes a folder of class sub-folders with a few tiny images each; returns its path."""
+
+    def make(classes=("a", "b", "c"), per_class=6, size=(64, 64), mode="RGB", suffix="png", name="images"):
+        rng = np.random.default_rng(0)
+        for label, class_name in enumerate(classes):
+            folder = tmp_path / name / class_name
+            folder.mkdir(parents=True)
+            for number in range(per_class):
+                pixels = rng.integers(20 * label, 20 * label + 60, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / f"{class_name}_{number}.{suffix}")
+        return tmp_path / name
+
+    return make
+
+
+def zipped(folder, target, prefix="2750/"):
+    """Packs a folder into a zip file."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, prefix + path.relative_to(folder).as_posix())
+    return target

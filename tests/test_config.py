@@ -1,0 +1,126 @@
+"""Every choice of every group builds; every misspelt or impossible override is refused with the valid choices."""
+
+import re
+import sys
+
+import pytest
+from conftest import REPOSITORY, SMALL
+
+from fl.errors import ConfigError
+from fl.experiment import settings_from
+from fl.targets import Target
+from fl.train import typed_targets
+
+GROUPS = {
+    group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
+    for group in ("data", "partition", "strategy", "optimizer", "experiment")
+}
+CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+
+
+def composed(*overrides):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_gives_valid_settings(group, choice):
+    overrides = [f"{group}={choice}"] + (["data.path=some_folder"] if choice == "folder" else [])
+    settings = settings_from(composed(*overrides))
+    if group in ("strategy", "optimizer", "partition"):
+        assert getattr(settings, group).resolve(group).__name__.lower().endswith(choice)
+
+
+def test_the_defaults_are_the_documented_recipe():
+    settings = settings_from(composed())
+    assert (settings.num_rounds, settings.num_clients, settings.local_epochs, settings.batch_size) == (10, 10, 2, 32)
+    assert (settings.fraction_train, settings.fraction_evaluate) == (1.0, 0.0)
+    assert settings.strategy.target.endswith(".FedAvg")
+
+
+REFUSED = {
+    "num_clients=0": ["num_clients=0", "greater than or equal to 1"],
+    "num_clients=two": ["num_clients=two", "integer"],
+    "num_rounds=1.5": ["num_rounds=1.5", "integer"],
+    "num_rounds=true": ["num_rounds=True", "integer"],
+    "lr=-1": ["lr=-1", "greater than 0"],
+    "lr=nan": ["lr=nan"],
+    "lr=inf": ["lr=inf", "finite"],
+    "seed=-1": ["seed=-1"],
+    "batch_size=0": ["batch_size=0"],
+    "fraction_train=0": ["fraction_train=0"],
+    "fraction_train=1.5": ["fraction_train=1.5"],
+    "fraction_evaluate=-0.1": ["fraction_evaluate=-0.1"],
+    "lr_schedule=step": ["lr_schedule=step", "'constant', 'linear' or 'cosine'"],
+    "augmentation=mixup": ["augmentation=mixup", "'none', 'flips' or 'dihedral'"],
+    "device=tpu": ["device=tpu", "'auto', 'cpu' or 'cuda'"],
+    "min_completed=11": ["min_completed=11", "only 10 clients are asked"],
+    "min_completed=0": ["min_completed=0"],
+    "time_limit_min=0": ["time_limit_min=0"],
+    "threads_per_client=0": ["threads_per_client=0"],
+    "label_smoothing=1": ["label_smoothing=1"],
+    "data.validation_fraction=1": ["data.validation_fraction=1"],
+    "data.test_fraction=0": ["data.test_fraction=0"],
+    "optimizer.betas=[0.9,1.5]": ["optimizer", "Invalid beta"],
+    "strategy=fedavgg": ["strategy=fedavgg", "fedadam, fedavg, fedavgm, fedprox, nesterov"],
+    "data=mars": ["data=mars", "eurosat, folder, synthetic"],
+    "partition=random": ["partition=random", "dirichlet, iid, shards"],
+    "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, sgd"],
+    "experiment=nonsense": ["experiment=nonsense", "demo"],
+    "num_client=3": ["num_client=3", "did you mean num_clients?", "num_rounds"],
+    "partition.alpa=3": ["partition.alpa=3"],
+    "+rounds=3": ["rounds"],
+    "+strategy.speed=3": ["strategy.speed", "FedAvg has no such setting"],
+    "+partition.alpha=3": ["partition.alpha", "Iid has no such setting"],
+    "num_rounds": ["num_rounds", "key=value"],
+    "strategy._target_=flwr.serverapp.strategy.Nothing": ["strategy._target_", "cannot be imported"],
+    "strategy._target_=os.system": ["os.system"],
+    "data=folder": ["data.path"],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_impossible_overrides_are_refused_before_data_is_loaded(override, refused):
+    """The data path does not exist: an error that named it would have come from loading data."""
+    arguments = [override] if override.startswith("data=") else [override, "data.path=/does/not/exist.zip"]
+    refused("fl.train", *arguments, words=REFUSED[override])
+
+
+def test_cuda_where_there_is_none_is_refused(refused):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    refused("fl.train", "device=cuda", words=["device=cuda", "device=cpu"])
+
+
+def test_more_clients_than_images_is_refused_before_training(refused):
+    refused("fl.train", *SMALL, "num_clients=5000", words=["num_clients=5000", "320 training images"])
+
+
+def test_a_class_from_a_stored_file_is_not_built_unless_allowed():
+    config = composed("strategy._target_=subprocess.Popen")
+    with pytest.raises(ConfigError, match=r"only fl.*are built from files"):
+        settings_from(config)
+    assert typed_targets(["strategy._target_=my.Strategy", "lr=1"]) == ["my.Strategy"]
+    assert Target.from_config("strategy", {"_target_": "my.Strategy"}, ["my.Strategy"]).target == "my.Strategy"
+
+
+@pytest.mark.parametrize("arguments", [["fl.train"], ["fl.resume"], ["compare_quantizations.py"]])
+def test_every_command_has_help(arguments, command):
+    done = command(*arguments, "--help", check=0)
+    assert len(done.stdout.splitlines()) > 5
+    assert not done.stderr
+
+
+def test_the_shown_configuration_is_what_help_promises(command):
+    shown = command("fl.train", "--cfg", "job", check=0).stdout
+    for knob in re.findall(r"^(\w+):", (REPOSITORY / "conf" / "config.yaml").read_text(), re.MULTILINE):
+        assert knob in ("defaults", "hydra") or f"{knob}:" in shown
+
+
+def test_this_python_is_supported():
+    assert sys.version_info >= (3, 11)
