@@ -68,7 +68,8 @@ def compare(
     opening(model_path, output_dir, num_parameters(model))
     say("\nLoading test set...")
     inputs = find_inputs(model_path, data, model.fc3.out_features)
-    say(f"Test set loaded: {len(inputs.test.labels)} images of {inputs.test.title}")
+    loaded = f"Test set loaded: {len(inputs.test.labels)} images of {inputs.test.title}"
+    say("\n  note: ".join([loaded, *inputs.test.notes]))
     output_dir.mkdir(parents=True, exist_ok=True)
 
     skipped: dict[str, str] = {}

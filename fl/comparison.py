@@ -31,13 +31,14 @@ class TestSet:
         labels: int64 [n].
         title: with SYNTHETIC where it applies.
         synthetic: see `fl.data.ImageSet`.
-        sha256: of images and labels.
+        notes: what decoding changed.
     """
 
     images: np.ndarray
     labels: np.ndarray
     title: str
     synthetic: bool
+    notes: tuple[str, ...]
 
     @property
     def sha256(self) -> str:
@@ -146,6 +147,7 @@ def build_report(
             "synthetic": test.synthetic,
             "num_images": len(test.labels),
             "sha256": test.sha256,
+            "notes": list(test.notes),
         },
         "evaluation": {"batch_size": batch_size, "device": device.type},
         "precisions": {name: _entry(each, baseline) for name, each in measured.items()},

@@ -113,7 +113,7 @@ def _group(name: str) -> dict[str, Any]:
 
 def _from_split(images: ImageSet, split: Split, seed: int, num_classes: int) -> Inputs:
     _check_classes(images, num_classes)
-    test = TestSet(images.images[split.test], images.labels[split.test], images.title, images.synthetic)
+    test = TestSet(images.images[split.test], images.labels[split.test], images.title, images.synthetic, images.notes)
     chosen = numpy_generator(seed, "calibration").permutation(split.train)[:CALIBRATION_POOL]
     return Inputs(test, images.images[np.sort(chosen)], "", images.class_names)
 
@@ -131,7 +131,7 @@ def _from_path(path: Path, own: _RunData | None, num_classes: int) -> Inputs:
     if is_own or path.is_file():
         return _from_split(*open_data(settings, seed), seed, num_classes)
     _check_classes(images, num_classes)
-    test = TestSet(images.images, images.labels, f"custom test set {path.name}", images.synthetic)
+    test = TestSet(images.images, images.labels, f"custom test set {path.name}", images.synthetic, images.notes)
     try:
         training = find_inputs_for_calibration(own)
         return Inputs(test, training, "", images.class_names)

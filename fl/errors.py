@@ -37,12 +37,18 @@ class VerificationError(QuantflError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns a `QuantflError` into one line on stderr and its exit code; every other exception is a bug and passes."""
+    """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.
+
+    Every other exception is a bug and passes.
+    """
     try:
         yield
     except QuantflError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; a run with a finished round continues with: python -m fl.resume RUN_DIR", file=sys.stderr)
         sys.exit(130)

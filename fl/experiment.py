@@ -106,6 +106,7 @@ def _check_across(settings: Settings) -> None:
     """Refuses what no single value shows."""
     import torch
 
+    from fl.model import Net
     from fl.rounds import sample_size
     from fl.strategy import PROVIDED
 
@@ -113,7 +114,7 @@ def _check_across(settings: Settings) -> None:
     settings.partition.build("partition")
     settings.strategy.check("strategy", PROVIDED)
     settings.optimizer.check("optimizer", ("params", "lr"))
-    settings.optimizer.build("optimizer", [torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    settings.optimizer.build("optimizer", Net().parameters(), lr=settings.lr)
     asked = sample_size(settings.fraction_train, settings.num_clients)
     if settings.min_completed is not None and settings.min_completed > asked:
         raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")

@@ -7,6 +7,7 @@
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fl.errors import ModelFileError
 from fl.model import Net
-from fl.quantization import Precision, precision_from
+from fl.quantization import Fp32, Precision, precision_from
 from fl.results import sha256, write_bytes
 
 SHOWN = 3
@@ -68,7 +69,8 @@ def read_file(path: Path) -> LoadedFile:
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch advises to unpickle what it refuses
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = str(error).splitlines()[0]
         raise ModelFileError(
@@ -132,7 +134,7 @@ def load_with_info(path: Path, device: torch.device) -> tuple[nn.Module, LoadedF
     file = read_file(path)
     if not file.info:
         network, file = load_fp32(path)
-        return precision_from({"precision": "fp32"}).convert(network).to(device), file
+        return Fp32().convert(network).to(device), file
     try:
         precision: Precision = precision_from(file.info)
         model = precision.empty(int(file.info["num_classes"]))

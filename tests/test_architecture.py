@@ -14,7 +14,7 @@ LAYERS = [
     {"experiment", "comparison_inputs"},
     {"engine", "server_app", "client_app", "comparison"},
     {"rounds", "strategy", "messages"},
-    {"training", "evaluation", "data", "checkpoint", "model_file", "plots", "report", "console"},
+    {"training", "optimizers", "evaluation", "data", "checkpoint", "model_file", "plots", "report", "console"},
     {"quantization", "partition", "model", "communication", "results", "seeds", "errors", "targets", "environment"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -68,7 +68,7 @@ REFUSED = {
     "strategy=fedavgg": ["strategy=fedavgg", "fedadam, fedavg, fedavgm, fedprox, nesterov"],
     "data=mars": ["data=mars", "eurosat, folder, synthetic"],
     "partition=random": ["partition=random", "dirichlet, iid, shards"],
-    "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, sgd"],
+    "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, muon, sgd"],
     "experiment=nonsense": ["experiment=nonsense", "demo"],
     "num_client=3": ["num_client=3", "did you mean num_clients?", "num_rounds"],
     "partition.alpa=3": ["partition.alpa=3"],

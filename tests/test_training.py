@@ -374,6 +374,31 @@ def test_local_training_equals_a_plain_pytorch_loop():
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True))
 
 
+def test_muon_moves_hidden_weights_as_torchs_muon_and_the_rest_as_adam():
+    from fl.optimizers import Muon
+
+    ours, plain = initial_model(10, 0), initial_model(10, 0)
+    hidden = [plain.conv1.weight, plain.conv2.weight, plain.conv3.weight, plain.fc1.weight, plain.fc2.weight]
+    matrices = [torch.nn.Parameter(weight.detach().flatten(1).clone()) for weight in hidden]
+    rest = [p for p in plain.parameters() if not any(p is weight for weight in hidden)]
+    optimizer = Muon(ours.parameters(), lr=0.002, momentum=0.9)
+    muon = torch.optim.Muon(matrices, lr=0.002, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam(rest, lr=0.002)
+    x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for model in (ours, plain):
+            model.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), torch.arange(8)).backward()
+        optimizer.step()
+        for weight, matrix in zip(hidden, matrices, strict=True):
+            matrix.grad = weight.grad.flatten(1)
+        muon.step()
+        adam.step()
+        for weight, matrix in zip(hidden, matrices, strict=True):
+            weight.data.copy_(matrix.detach().view_as(weight))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
 def test_a_proximal_term_keeps_weights_near_the_received_ones():
     images = torch.randint(0, 256, (32, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, start = torch.arange(32) % 10, initial_model(10, 0)
