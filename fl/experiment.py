@@ -159,7 +159,7 @@ def run(
         QuantflError: settings, data or too many clients are at fault.
     """
     settings = settings_from(config, trusted)
-    run_dir = run_dir.absolute()
+    run_dir, config = run_dir.absolute(), _with_absolute_path(config)
     if not resume and (run_dir / SETTINGS).exists():
         raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
 
@@ -181,6 +181,11 @@ def run(
         write_json(run_dir / SETTINGS, config)
 
     device = _device(settings)
+    rounds = _round_settings(settings)
+    clients = f"{rounds.clients_per_round} of {settings.num_clients} clients per round"
+    names = " + ".join(target.target.rpartition(".")[2] for target in (settings.strategy, settings.optimizer))
+    rate = f"lr {settings.lr:g} {settings.lr_schedule}"
+    say(f"Training: {settings.num_rounds} rounds, {clients}, {names}, {rate}, {device}")
     training = TrainingSettings(
         settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
     )
@@ -197,7 +202,7 @@ def run(
         run_dir=run_dir,
         images_folder=images.folder,
         split=split,
-        rounds=_round_settings(settings),
+        rounds=rounds,
         strategy=settings.strategy,
         device=device,
         threads=settings.threads_per_client,
@@ -208,6 +213,14 @@ def run(
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     make_server_app(server, resume=resume)(grid, context)
     return run_dir / MODEL
+
+
+def _with_absolute_path(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration with `data.path` as a comparison started elsewhere will need it."""
+    data = dict(config["data"])
+    if data.get("path"):
+        data["path"] = str(Path(data["path"]).expanduser().absolute())
+    return {**config, "data": data}
 
 
 def _device(settings: Settings) -> str:

@@ -30,6 +30,8 @@ def cache_dir(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(cache_dir):
     """Tests leave the user's cache alone, whatever starts a command."""
+    if os.environ.get("EUROSAT_ZIP"):
+        os.environ["EUROSAT_ZIP"] = str(Path(os.environ["EUROSAT_ZIP"]).resolve())  # commands run in other folders
     before = os.environ.get("QUANTFL_CACHE")
     os.environ["QUANTFL_CACHE"] = str(cache_dir)
     yield

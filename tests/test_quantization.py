@@ -1,10 +1,12 @@
 """Numbers agree with torch's own; INT8 kernels agree with the reference; converted models agree with FP32."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
@@ -243,3 +245,22 @@ def test_every_precision_runs_on_cuda(model, images, name):
 
 def test_number_of_parameters():
     assert sum(p.numel() for p in Net().parameters()) == 434_602
+
+
+def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tmp_path):
+    """Runs the README's own text as if it stood in precisions.py."""
+    from fl.quantization import precisions
+
+    readme = (REPOSITORY / "README.md").read_text()
+    (text,) = re.findall(r"```python\n(class Bf16.*?)```", readme, re.DOTALL)
+    names = dict(vars(precisions))
+    exec(text, names)
+    names["Bf16"].__module__ = precisions.__name__
+    monkeypatch.setattr(precisions, "Bf16", names["Bf16"], raising=False)
+    converted = precisions.Bf16().convert(model)
+    save_model(tmp_path / "model_bf16.pt", converted, "0" * 64)
+    loaded = load_model(tmp_path / "model_bf16.pt")
+    with torch.inference_mode():
+        answers = loaded(to_input(images, loaded.input_dtype))
+        assert answers.dtype == torch.bfloat16
+        assert (answers.float() - model(to_input(images))).norm() <= 0.1 * model(to_input(images)).norm()

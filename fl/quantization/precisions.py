@@ -19,13 +19,11 @@ class Precision(Protocol):
     Attributes:
         title: how tables call it.
         method: in brackets after the title in the report.
-        bits: per weight, for the theoretical size.
         num_calibration_images: training images that `convert` needs; 0 for none.
     """
 
     title: ClassVar[str]
     method: ClassVar[str]
-    bits: ClassVar[int]
     num_calibration_images: ClassVar[int]
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
@@ -51,7 +49,16 @@ def precision_from(info: Mapping[str, Any]) -> Precision:
     return precision
 
 
-def _described(model: nn.Module, precision: Precision, name: str, source: Net, **more: Any) -> nn.Module:
+def described(model: nn.Module, precision: Precision, name: str, source: Net, **more: Any) -> nn.Module:
+    """Returns `model` in evaluation mode with its `quantization_info`.
+
+    Args:
+        model: just converted.
+        precision: what converted it, and will load it.
+        name: of the precision, as in `conf/precision/`.
+        source: the FP32 network.
+        **more: what else a user of the file should know.
+    """
     info = {
         "precision": name,
         "target": f"{type(precision).__module__}.{type(precision).__qualname__}",
@@ -80,13 +87,12 @@ class Fp32:
 
     title: ClassVar[str] = "FP32"
     method: ClassVar[str] = "Baseline"
-    bits: ClassVar[int] = 32
     num_calibration_images: ClassVar[int] = 0
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
         converted = self.empty(model.fc3.out_features)
         converted.load_state_dict(model.state_dict())
-        return _described(converted, self, "fp32", model)
+        return described(converted, self, "fp32", model)
 
     def empty(self, num_classes: int) -> nn.Module:
         return channels_last(Fp32Net(num_classes))
@@ -98,13 +104,12 @@ class Fp16:
 
     title: ClassVar[str] = "FP16"
     method: ClassVar[str] = "Half Precision"
-    bits: ClassVar[int] = 16
     num_calibration_images: ClassVar[int] = 0
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
         converted = self.empty(model.fc3.out_features)
         converted.load_state_dict(model.state_dict())
-        return _described(converted, self, "fp16", model)
+        return described(converted, self, "fp16", model)
 
     def empty(self, num_classes: int) -> nn.Module:
         return channels_last(HalfNet(num_classes))
@@ -116,11 +121,10 @@ class Int8:
 
     title: ClassVar[str] = "INT8"
     method: ClassVar[str] = "Dynamic Quantization"
-    bits: ClassVar[int] = 8
     num_calibration_images: ClassVar[int] = 0
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
-        return _described(QuantizedNet(model, None), self, "int8", model)
+        return described(QuantizedNet(model, None), self, "int8", model)
 
     def empty(self, num_classes: int) -> nn.Module:
         return QuantizedNet(Net(num_classes), None)
@@ -132,14 +136,13 @@ class Int8Static:
 
     title: ClassVar[str] = "INT8 static"
     method: ClassVar[str] = "Static Quantization"
-    bits: ClassVar[int] = 8
     num_calibration_images: ClassVar[int] = 512
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
         if calibration is None or not len(calibration):
             raise ValueError("int8_static needs calibration images")
         quantized = QuantizedNet(model, calibrate(model, calibration))
-        return _described(quantized, self, "int8_static", model, num_calibration_images=len(calibration))
+        return described(quantized, self, "int8_static", model, num_calibration_images=len(calibration))
 
     def empty(self, num_classes: int) -> nn.Module:
         return QuantizedNet(Net(num_classes), dict.fromkeys(LAYERS, QParams(1.0, 0)))
