@@ -34,7 +34,13 @@ class Checkpoint:
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:
     """Writes it whole, over the one before."""
-    write_bytes(run_dir / FILE, to_bytes(vars(checkpoint)))
+    content = vars(checkpoint) | {"clients": {n: _as_tensor(state) for n, state in checkpoint.clients.items() if state}}
+    write_bytes(run_dir / FILE, to_bytes(content))
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    """Bytes as what `weights_only=True` lets through."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def load_checkpoint(run_dir: Path) -> Checkpoint:
@@ -45,8 +51,10 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
     """
     try:
         content = (run_dir / FILE).read_bytes()
-        return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        clients = {node: state.numpy().tobytes() for node, state in loaded.pop("clients").items()}
+        return Checkpoint(**loaded, clients=clients)
     except FileNotFoundError as error:
         raise RunError(f"{run_dir}: holds no {FILE}; no round was completed, start the run again") from error
     except Exception as error:  # whatever torch makes of bytes it did not write
-        raise RunError(f"{run_dir / FILE}: is damaged ({error}); start the run again") from error
+        raise RunError(f"{run_dir / FILE}: is damaged ({str(error).splitlines()[:1]}); start the run again") from error

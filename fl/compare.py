@@ -1,5 +1,7 @@
 """The steps of `compare_quantizations.py`: load, convert, evaluate, save, measure, report; and `--verify`."""
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fl.comparison import (
     differences,
     measure,
 )
-from fl.comparison_inputs import Inputs, find_inputs, find_run, precisions
+from fl.comparison_inputs import Run, find_inputs, find_run, precisions
 from fl.console import say
 from fl.errors import ConfigError, VerificationError
 from fl.model import num_parameters
@@ -27,7 +29,7 @@ from fl.results import read_json, write_json
 
 DEFAULT_CLIENTS = DEFAULT_ROUNDS = 10
 NOT_VERIFIED = ("inference_ms", "environment")
-LOSS_TOLERANCE = 1e-5
+DEPEND_ON_KERNELS = ("kernels", "loss", "accuracy", "accuracy_percent", "accuracy_drop_percent", "agreement_with_fp32")
 
 
 def compare(
@@ -58,54 +60,57 @@ def compare(
         cost_per_mb: US$ per 1024 ** 2 bytes.
 
     Raises:
-        QuantflError: with everything that was there before still in place.
+        QuantflError: with everything that was there before still in place; files appear when all are measured.
     """
     methods = precisions([BASELINE, *(name for name in precision_names if name != BASELINE)])
+    titles = {name: method.title for name, method in methods.items()}
     target = _device(device)
     model, file = load_fp32(model_path)
     source_sha256 = file.made_from or file.sha256
+    run = find_run(model_path.parent, source_sha256)
     output_dir, json_path = _places(model_path, output)
     opening(model_path, output_dir, num_parameters(model))
     say("\nLoading test set...")
-    inputs = find_inputs(model_path, data, model.fc3.out_features)
+    inputs = find_inputs(run, data, model.fc3.out_features)
     loaded = f"Test set loaded: {len(inputs.test.labels)} images of {inputs.test.title}"
+    if run is None:
+        loaded += "\n  note: no run lies beside this model, so its training images are not known"
     say("\n  note: ".join([loaded, *inputs.test.notes]))
+
+    skipped = {n: inputs.calibrated_on for n, m in methods.items() if _cannot_calibrate(m, inputs)}
+    if skipped and precisions_chosen:
+        raise ConfigError(f"--precisions {next(iter(skipped))}: {inputs.calibrated_on}")
     output_dir.mkdir(parents=True, exist_ok=True)
-
-    skipped: dict[str, str] = {}
-    for name, method in list(methods.items()):
-        if method.num_calibration_images and inputs.calibration is None:
-            if precisions_chosen:
-                raise ConfigError(f"--precisions {name}: {inputs.no_calibration}")
-            skipped[name] = inputs.no_calibration
-            del methods[name]
-    titles = {name: precisions([name])[name].title for name in [*methods, *skipped]}
-
-    run = find_run(model_path)
     measured: dict[str, Measured] = {}
     report: dict[str, Any] = {}
-    for number, (name, method) in enumerate(methods.items(), start=1):
-        heading(f"{number}. {method.title} ({method.method})")
-        if name != BASELINE:
-            say(f"Converting to {method.title} ({method.method.lower()})...")
-        say(f"Evaluating {method.title}...")
-        path = convert_and_save(model, source_sha256, name, method, output_dir, inputs.calibration)
-        measured[name] = measure(path, inputs.test, batch_size=batch_size, device=target)
-        report = build_report(
-            model_path=str(model_path),
-            model=model,
-            source_sha256=source_sha256,
-            measured=measured,
-            skipped=skipped,
-            test=inputs.test,
-            class_names=inputs.class_names,
-            batch_size=batch_size,
-            device=target,
-            assumptions=_assumptions(run, clients, rounds, cost_per_mb),
-            scales=_scales(run, clients, rounds),
-            run=run,
-        )
-        precision_section(report["precisions"][name])
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".comparison.") as scratch:
+        chosen = {name: method for name, method in methods.items() if name not in skipped}
+        for number, (name, method) in enumerate(chosen.items(), start=1):
+            heading(f"{number}. {method.title} ({method.method})")
+            if name != BASELINE:
+                say(f"Converting to {method.title} ({method.method.lower()})...")
+            say(f"Evaluating {method.title}...")
+            path = convert_and_save(model, source_sha256, name, method, Path(scratch), inputs.calibration)
+            result = measure(path, inputs.test, batch_size=batch_size, device=target)
+            measured[name] = dataclasses.replace(result, path=output_dir / path.name)
+            report = build_report(
+                model_path=str(model_path),
+                model=model,
+                source_sha256=source_sha256,
+                measured=measured,
+                skipped=skipped,
+                test=inputs.test,
+                class_names=inputs.class_names,
+                batch_size=batch_size,
+                device=target,
+                assumptions=_assumptions(run, clients, rounds, cost_per_mb),
+                scales=_scales(run, clients, rounds),
+                run=run.summary if run else None,
+                calibrated_on=inputs.calibrated_on,
+            )
+            precision_section(report["precisions"][name])
+        for result in measured.values():
+            (Path(scratch) / result.path.name).replace(result.path)
     write_json(json_path, report)
     plot_comparison(json_path.with_name(PLOT_NAME), report, titles)
     summary(report, titles)
@@ -113,6 +118,10 @@ def compare(
     heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(PLOT_NAME)}")
     say("\nDone!")
     return json_path
+
+
+def _cannot_calibrate(method: Any, inputs: Any) -> bool:
+    return method.num_calibration_images > 0 and inputs.calibration is None
 
 
 def _device(name: str) -> torch.device:
@@ -132,21 +141,20 @@ def _places(model_path: Path, output: Path | None) -> tuple[Path, Path]:
     return output, output / JSON_NAME
 
 
-def _assumptions(
-    run: dict[str, Any] | None, clients: list[int], rounds: list[int], cost_per_mb: float
-) -> CostAssumptions:
+def _assumptions(run: Run | None, clients: list[int], rounds: list[int], cost_per_mb: float) -> CostAssumptions:
     """Returns clients and rounds from the run that made the model, from the options otherwise, else 10 and 10."""
     if run:
+        made_by = run.summary
+        satellites = made_by["num_clients"]
         return CostAssumptions(
-            run["clients_per_round"], run["rounds_completed"], run["num_clients"], cost_per_mb, "run"
+            made_by["clients_per_round"], made_by["rounds_completed"], satellites, cost_per_mb, "run"
         )
     num_clients, num_rounds = (clients or [DEFAULT_CLIENTS])[0], (rounds or [DEFAULT_ROUNDS])[0]
-    return CostAssumptions(
-        num_clients, num_rounds, num_clients, cost_per_mb, "options" if clients or rounds else "default"
-    )
+    source = "options" if clients or rounds else "default"
+    return CostAssumptions(num_clients, num_rounds, num_clients, cost_per_mb, source)
 
 
-def _scales(run: dict[str, Any] | None, clients: list[int], rounds: list[int]) -> list[tuple[int, int]]:
+def _scales(run: Run | None, clients: list[int], rounds: list[int]) -> list[tuple[int, int]]:
     """Returns every combination of the lists in the options; a list that is not given has the one usual value."""
     if not clients and not rounds:
         return []
@@ -169,59 +177,58 @@ def verify(place: Path, output: Path | None, data: str | None) -> None:
     json_path = place if place.suffix == ".json" else _places(place / "x" if place.is_dir() else place, output)[1]
     if not json_path.is_file():
         raise ConfigError(f"{json_path}: there is no report to verify; run without --verify first")
+    stored = read_json(json_path)
     try:
-        stored = read_json(json_path)
-        recomputed, other_kernels = _recompute(stored, json_path, data)
+        source = place if place.is_file() and place != json_path else json_path.parent / Path(stored["model_path"]).name
+        recomputed = _recompute(stored, json_path.parent, source, data)
+        kernels = {name: entry["kernels"] for name, entry in recomputed["precisions"].items()}
+        other = [name for name, entry in stored["precisions"].items() if entry["kernels"] != kernels[name]]
+        found = differences(_comparable(stored, other), _comparable(recomputed, other))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise VerificationError(f"{json_path}: is no whole report ({type(error).__name__}: {error})") from error
-    not_compared = [*NOT_VERIFIED, *(f"loss and accuracy of {name}: other kernels here" for name in other_kernels)]
-    found = differences(_comparable(stored, other_kernels), _comparable(recomputed, other_kernels))
-    found = [line for line in found if not _loss_within_tolerance(line, stored, recomputed)]
+        raise VerificationError(f"{json_path}: is no whole report ({error!r})") from error
     for line in found:
         say(f"DIFFERS  {line}")
+    not_compared = [*NOT_VERIFIED, *(f"loss and accuracy of {name}: other kernels here" for name in other)]
     say(f"Not verified: {', '.join(not_compared)}")
     if found:
         raise VerificationError(f"{json_path}: {len(found)} of its values are not what the files beside it give")
     say(f"Verified: hashes, sizes, counts, costs and accuracies of {', '.join(stored['precisions'])} in {json_path}")
 
 
-def _recompute(stored: dict[str, Any], json_path: Path, data: str | None) -> tuple[dict[str, Any], list[str]]:
-    folder = json_path.parent
+def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | None) -> dict[str, Any]:
+    """Returns the report as it would be written now, from the model files in `folder` and the input `source`."""
     baseline_path = folder / Path(stored["precisions"][BASELINE]["model_path"]).name
     model, _ = load_fp32(baseline_path)
-    source = folder / Path(stored["model_path"]).name
-    if not source.is_file():
-        source = Path(stored["model_path"])
     source_file = read_file(source if source.is_file() else baseline_path)
-    inputs: Inputs = find_inputs(source if source.is_file() else baseline_path, data, model.fc3.out_features)
+    source_sha256 = source_file.made_from or source_file.sha256
+    run = find_run(source.parent, source_sha256)
+    inputs = find_inputs(run, data, model.fc3.out_features)
     batch_size, device = stored["evaluation"]["batch_size"], _device(stored["evaluation"]["device"])
     measured = {
         name: measure(folder / Path(entry["model_path"]).name, inputs.test, batch_size=batch_size, device=device)
         for name, entry in stored["precisions"].items()
     }
     supposed = stored["communication"]["assumptions"]
-    run = find_run(source)
-    if supposed["clients_and_rounds_from"] == "run":
-        assumptions = _assumptions(run, [], [], supposed["cost_per_mb_usd"])
-    else:
-        counts = (supposed["num_clients"], supposed["num_rounds"], supposed["num_satellites"])
-        assumptions = CostAssumptions(*counts, supposed["cost_per_mb_usd"], supposed["clients_and_rounds_from"])
-    report = build_report(
+    assumptions = _assumptions(run, [], [], supposed["cost_per_mb_usd"])
+    if run is None and supposed["clients_and_rounds_from"] == "options":
+        counts = (supposed["num_clients"], supposed["num_rounds"], supposed["num_clients"])
+        assumptions = CostAssumptions(*counts, supposed["cost_per_mb_usd"], "options")
+    left_out = precisions(list(stored["skipped"]))
+    return build_report(
         model_path=stored["model_path"],
         model=model,
-        source_sha256=source_file.made_from or source_file.sha256,
+        source_sha256=source_sha256,
         measured=measured,
-        skipped=stored["skipped"],
+        skipped={n: inputs.calibrated_on for n, method in left_out.items() if _cannot_calibrate(method, inputs)},
         test=inputs.test,
         class_names=inputs.class_names,
         batch_size=batch_size,
         device=device,
         assumptions=assumptions,
         scales=[(scale["num_rounds"], scale["num_clients"]) for scale in stored["communication"]["scales"]],
-        run=run,
+        run=run.summary if run else None,
+        calibrated_on=inputs.calibrated_on,
     )
-    kernels = {name: entry["kernels"] for name, entry in stored["precisions"].items()}
-    return report, [name for name in kernels if kernels[name] != report["precisions"][name]["kernels"]]
 
 
 def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, Any]:
@@ -229,17 +236,7 @@ def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, A
     kept = {key: value for key, value in report.items() if key not in NOT_VERIFIED}
     kept["precisions"] = {}
     for name, entry in report["precisions"].items():
-        dependent = ("kernels", "loss", "accuracy", "accuracy_percent", "accuracy_drop_percent", "agreement_with_fp32")
-        left_out = {*NOT_VERIFIED, *(dependent if name in other_kernels else ())}
+        left_out = {*NOT_VERIFIED, *(DEPEND_ON_KERNELS if name in other_kernels else ())}
         kept["precisions"][name] = {key: value for key, value in entry.items() if key not in left_out}
         kept["precisions"][name]["model_path"] = Path(entry["model_path"]).name
     return kept
-
-
-def _loss_within_tolerance(line: str, stored: dict[str, Any], recomputed: dict[str, Any]) -> bool:
-    """Float sums may round differently on another number of cores; everything else must be equal."""
-    for name in stored["precisions"]:
-        if line.startswith(f"precisions.{name}.loss:"):
-            old, new = stored["precisions"][name]["loss"], recomputed["precisions"][name]["loss"]
-            return isinstance(old, float) and abs(old - new) <= LOSS_TOLERANCE * max(abs(old), abs(new))
-    return False

@@ -1,5 +1,6 @@
 """The comparison stage: convert a trained model, evaluate every precision, save, measure, report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from fl.communication import CostAssumptions, communication_report
 from fl.console import progress
 from fl.environment import environment
+from fl.errors import ModelFileError
 from fl.evaluation import Evaluation, evaluate
 from fl.model import Net, num_parameters, to_input
 from fl.model_file import load_with_info, save_model
@@ -20,6 +22,8 @@ from fl.results import MIB, sha256
 
 JSON_NAME, PLOT_NAME = "quantization_comparison.json", "quantization_comparison.png"
 BASELINE = "fp32"
+LOSS_TOLERANCE = 1e-5
+"""Relative: float sums may round differently on another number of cores; everything else must be equal."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Measured:
 
 
 def convert_and_save(
-    model: Net, source_sha256: str, name: str, precision: Precision, output_dir: Path, calibration: np.ndarray | None
+    model: Net, source_sha256: str, name: str, precision: Precision, folder: Path, calibration: np.ndarray | None
 ) -> Path:
     """Converts `model`, writes `model_<name>.pt` and returns its path.
 
@@ -68,19 +72,23 @@ def convert_and_save(
         source_sha256: of the file it came from.
         name: of the precision.
         precision: how to convert.
-        output_dir: an existing folder.
+        folder: an existing one.
         calibration: uint8 [n, 64, 64, 3] training images; None where none are needed.
     """
     inputs = None
     if precision.num_calibration_images and calibration is not None:
         inputs = to_input(torch.from_numpy(calibration[: precision.num_calibration_images]))
-    path = output_dir / f"model_{name}.pt"
+    path = folder / f"model_{name}.pt"
     save_model(path, precision.convert(model, inputs), source_sha256)
     return path
 
 
 def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device) -> Measured:
-    """Loads a model file as any user would, and evaluates what was loaded."""
+    """Loads a model file as any user would, and evaluates what was loaded.
+
+    Raises:
+        ModelFileError: the file cannot be used, or the loss is not finite.
+    """
     model, file = load_with_info(path, device)
     warm_up(model, test, batch_size, device)
     with progress(f"evaluating {path.name}", len(test.labels)) as advance:
@@ -93,6 +101,8 @@ def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device)
             dtype=model.input_dtype,  # type: ignore[arg-type]
             advance=advance,
         )
+    if not math.isfinite(evaluation.score.loss):
+        raise ModelFileError(f"{path.name}: its loss is not finite; the model's values overflow in this precision")
     kernels = str(model.kernels)
     return Measured(path, file.num_bytes, file.sha256, file.made_from, kernels, evaluation)
 
@@ -119,6 +129,7 @@ def build_report(
     assumptions: CostAssumptions,
     scales: list[tuple[int, int]],
     run: Mapping[str, Any] | None,
+    calibrated_on: str,
 ) -> dict[str, Any]:
     """Returns the content of `quantization_comparison.json`: everything derived from what was measured.
 
@@ -135,6 +146,7 @@ def build_report(
         assumptions: of the communication costs.
         scales: further (rounds, clients).
         run: the summary of the run that made the model, if known.
+        calibrated_on: where calibration images come from.
     """
     baseline = measured[BASELINE]
     return {
@@ -152,6 +164,7 @@ def build_report(
         "evaluation": {"batch_size": batch_size, "device": device.type},
         "precisions": {name: _entry(each, baseline) for name, each in measured.items()},
         "skipped": dict(skipped),
+        "calibrated_on": calibrated_on,
         "communication": communication_report(
             {name: each.file_bytes for name, each in measured.items()}, assumptions, scales
         ),
@@ -205,4 +218,6 @@ def differences(stored: Any, recomputed: Any, place: str = "") -> list[str]:
         pairs_of_items = enumerate(zip(stored, recomputed, strict=True))
         return [line for i, (old, new) in pairs_of_items for line in differences(old, new, f"{place}{i}.")]
     same = type(stored) is type(recomputed) and stored == recomputed
+    if place.endswith("loss.") and isinstance(stored, float) and isinstance(recomputed, float):
+        same = math.isclose(stored, recomputed, rel_tol=LOSS_TOLERANCE)
     return [] if same else [f"{place.rstrip('.')}: stored {stored!r}, recomputed {recomputed!r}"]

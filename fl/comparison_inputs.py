@@ -10,28 +10,48 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fl.comparison import TestSet
-from fl.data import ImageSet, Split
+from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import ConfigError, DataError, QuantflError
-from fl.experiment import PARTITION, SETTINGS, DataSettings, open_data
+from fl.experiment import PARTITION, SETTINGS, DataSettings
 from fl.quantization import Precision
 from fl.results import read_json
 from fl.seeds import numpy_generator
-from fl.server_app import read_summary
+from fl.server_app import SUMMARY
 from fl.targets import Target
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DEFAULT_SEED = 42
 CALIBRATION_POOL = 512
+NAMED = ("eurosat", "synthetic")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Test images, training images for calibration (None where none can be had, with the reason), class names."""
+    """What is evaluated, and what INT8 static is calibrated on.
+
+    Attributes:
+        test: the test images.
+        calibration: uint8 [n, 64, 64, 3] training images, None where none can be had.
+        calibrated_on: where they come from, or why there are none.
+        class_names: of the test images.
+    """
 
     test: TestSet
     calibration: np.ndarray | None
-    no_calibration: str
+    calibrated_on: str
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run a model was made by: its summary and the data it was trained on."""
+
+    summary: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int
+    images_sha256: str
+    split_sha256: str
     class_names: tuple[str, ...]
 
 
@@ -52,58 +72,85 @@ def precisions(names: list[str]) -> dict[str, Precision]:
     return found
 
 
-def find_run(model_path: Path) -> dict[str, Any] | None:
-    """Returns the summary of the run whose folder the model lies in, None for a model from elsewhere."""
-    summary = read_summary(model_path.parent)
-    return summary if summary and (model_path.parent / SETTINGS).is_file() else None
+def find_run(folder: Path, model_sha256: str) -> Run | None:
+    """Returns the run in `folder` if it made the model with this hash, None for a model from elsewhere.
+
+    Raises:
+        ConfigError: the run's own files are damaged.
+    """
+    paths = [folder / name for name in (SUMMARY, SETTINGS, PARTITION)]
+    if not all(path.is_file() for path in paths):
+        return None
+    summary, settings, partition = (read_json(path) for path in paths)
+    try:
+        if summary["model_sha256"] != model_sha256:
+            return None
+        data = dict(settings["data"])
+        if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):
+            data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
+        data["cache_dir"] = _group("eurosat")["cache_dir"]  # of this machine
+        hashes = partition["images_sha256"], partition["split_sha256"]
+        return Run(summary, data, settings["seed"], *hashes, tuple(partition["class_names"]))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
 
 
-def find_inputs(model_path: Path, data: str | None, num_classes: int) -> Inputs:
+def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
     """Returns what to evaluate and to calibrate on.
 
-    Without `data`: the test part of the run's own data set, or of EuroSAT for a model without a run. With `data`,
-    a zip is a whole data set, of which the test part is taken; a folder is a custom test set, taken whole; either
-    is recognised when it holds the run's own images, and then gives the run's own test part. Calibration images
-    are always training images.
+    Without `data`: the test part of the run's own data set, or of EuroSAT (seed 42) for a model without a run. With
+    `data`, the images of a known data set, the run's or EuroSAT, are recognised by their hash and give its test part;
+    a zip or a named set is a whole data set, of which the test part is taken; any other folder is a custom test set,
+    taken whole. Calibration images are always training images of a known data set.
 
     Args:
-        model_path: of the FP32 model.
+        run: that made the model, if known.
         data: the user's `--data`: None, "eurosat", "synthetic", or the path of a zip or folder.
         num_classes: of the model.
 
     Raises:
         QuantflError: data is missing, damaged, or its classes are not the model's.
     """
-    own = _RunData.beside(model_path)
-    if data is None or data in ("eurosat", "synthetic"):
-        config, seed = (own.config, own.seed) if own and data is None else (_group(data or "eurosat"), DEFAULT_SEED)
-        images, split = open_data(DataSettings.from_config(config), seed)
-        if own and data is None and images.sha256 != own.images_sha256:
-            raise DataError(f"{model_path.parent}: the images of the run have changed since; give --data")
-        return _from_split(images, split, seed, num_classes)
-    return _from_path(Path(data), own, num_classes)
+    if data is None:
+        images, split = _known(run)
+        _check_classes(images, run, num_classes)
+        return _from_split(images, split)
+    try:
+        known, reason = _known(run) if run or os.environ.get("EUROSAT_ZIP") else None, "EUROSAT_ZIP is not set"
+    except QuantflError as error:
+        known, reason = None, str(error)
+    settings = DataSettings.from_config(_asked(data, run, num_classes))
+    images = _open(settings)
+    _check_classes(images, run, num_classes)
+    if known and images.sha256 == known[0].sha256:
+        return _from_split(*known)
+    if data in NAMED or Path(data).expanduser().is_file():
+        return _from_split(images, _split(images, settings, DEFAULT_SEED))
+    test = TestSet(images.images, images.labels, f"custom test set {Path(data).name}", images.synthetic, images.notes)
+    if known and known[0].class_names == images.class_names:
+        calibrated = _from_split(*known)
+        return Inputs(test, calibrated.calibration, calibrated.calibrated_on, images.class_names)
+    reason = "the known training images have other classes" if known else reason
+    return Inputs(test, None, f"needs training images to calibrate on ({reason})", images.class_names)
 
 
-@dataclass(frozen=True)
-class _RunData:
-    """The data of the run that made a model."""
+def _known(run: Run | None) -> tuple[ImageSet, Split]:
+    """Returns the data the model was trained on, as far as is known: the run's, else EuroSAT."""
+    settings = DataSettings.from_config(run.data if run else _group("eurosat"))
+    images = _open(settings)
+    split = _split(images, settings, run.seed if run else DEFAULT_SEED)
+    if run and (images.sha256, split.sha256) != (run.images_sha256, run.split_sha256):
+        raise DataError(f"{images.name}: these are not the images, or not the split, of the run that made the model")
+    return images, split
 
-    config: Mapping[str, Any]
-    seed: int
-    images_sha256: str
-    class_names: tuple[str, ...]
 
-    @classmethod
-    def beside(cls, model_path: Path) -> "_RunData | None":
-        folder = model_path.parent
-        if not (folder / SETTINGS).is_file() or not (folder / PARTITION).is_file():
-            return None
-        settings, partition = read_json(folder / SETTINGS), read_json(folder / PARTITION)
-        config = dict(settings["data"])
-        path = config.get("path")
-        if path and not Path(path).expanduser().exists() and os.environ.get("EUROSAT_ZIP"):
-            config["path"] = os.environ["EUROSAT_ZIP"]  # the data set moved; its hash is checked all the same
-        return cls(config, settings["seed"], partition["images_sha256"], tuple(partition["class_names"]))
+def _asked(data: str, run: Run | None, num_classes: int) -> dict[str, Any]:
+    if data in NAMED:
+        config = _group(data)
+        return {**config, "num_images": run.data["num_images"]} if run and "num_images" in run.data else config
+    names = run.class_names if run else EUROSAT_CLASSES if num_classes == len(EUROSAT_CLASSES) else None
+    common = {key: value for key, value in _group("eurosat").items() if key not in ("_target_", "path")}
+    return {"_target_": "fl.data.Folder", "path": str(Path(data).expanduser()), "class_names": names, **common}
 
 
 def _group(name: str) -> dict[str, Any]:
@@ -111,58 +158,24 @@ def _group(name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _from_split(images: ImageSet, split: Split, seed: int, num_classes: int) -> Inputs:
-    _check_classes(images, num_classes)
-    test = TestSet(images.images[split.test], images.labels[split.test], images.title, images.synthetic, images.notes)
-    chosen = numpy_generator(seed, "calibration").permutation(split.train)[:CALIBRATION_POOL]
-    return Inputs(test, images.images[np.sort(chosen)], "", images.class_names)
-
-
-def _from_path(path: Path, own: _RunData | None, num_classes: int) -> Inputs:
-    class_names = own.class_names if own else EUROSAT_CLASSES if num_classes == len(EUROSAT_CLASSES) else None
-    common = own.config if own else _group("eurosat")
-    config = {**_group("folder"), "path": str(path), "class_names": class_names, "cache_dir": common["cache_dir"]}
-    seed = own.seed if own else DEFAULT_SEED
-    for key in ("test_fraction", "validation_fraction"):
-        config[key] = common[key]
-    settings = DataSettings.from_config(config)
-    images = _whole(settings)
-    is_own = own is not None and images.sha256 == own.images_sha256
-    if is_own or path.is_file():
-        return _from_split(*open_data(settings, seed), seed, num_classes)
-    _check_classes(images, num_classes)
-    test = TestSet(images.images, images.labels, f"custom test set {path.name}", images.synthetic, images.notes)
-    try:
-        training = find_inputs_for_calibration(own)
-        return Inputs(test, training, "", images.class_names)
-    except QuantflError as error:
-        return Inputs(test, None, f"needs training images to calibrate on ({error})", images.class_names)
-
-
-def find_inputs_for_calibration(own: _RunData | None) -> np.ndarray:
-    """Returns training images of the run, or of EuroSAT where it is given, for a custom test set.
-
-    Raises:
-        QuantflError: there are none.
-    """
-    if own is None and not os.environ.get("EUROSAT_ZIP"):
-        raise DataError("the model has no run beside it and EUROSAT_ZIP is not set")
-    config, seed = (own.config, own.seed) if own else (_group("eurosat"), DEFAULT_SEED)
-    images, split = open_data(DataSettings.from_config(config), seed)
-    if own and images.sha256 != own.images_sha256:
-        raise DataError("the images of the run have changed since")
-    calibration = _from_split(images, split, seed, len(images.class_names)).calibration
-    assert calibration is not None
-    return calibration
-
-
-def _whole(settings: DataSettings) -> ImageSet:
-    from fl.data import open_images
-
+def _open(settings: DataSettings) -> ImageSet:
     return open_images(settings.source.build("data").plan(settings.cache_dir), settings.cache_dir)
 
 
-def _check_classes(images: ImageSet, num_classes: int) -> None:
-    if len(images.class_names) != num_classes:
-        names = ", ".join(images.class_names)
-        raise DataError(f"{images.name}: has {len(images.class_names)} classes ({names}), the model {num_classes}")
+def _split(images: ImageSet, settings: DataSettings, seed: int) -> Split:
+    fractions = {"test_fraction": settings.test_fraction, "validation_fraction": settings.validation_fraction}
+    return split_images(images.labels, **fractions, seed=seed)
+
+
+def _from_split(images: ImageSet, split: Split) -> Inputs:
+    test = TestSet(images.images[split.test], images.labels[split.test], images.title, images.synthetic, images.notes)
+    chosen = np.sort(numpy_generator(0, "calibration").permutation(split.train)[:CALIBRATION_POOL])
+    calibrated_on = f"{len(chosen)} training images of {images.title}"
+    return Inputs(test, images.images[chosen], calibrated_on, images.class_names)
+
+
+def _check_classes(images: ImageSet, run: Run | None, num_classes: int) -> None:
+    expected = run.class_names if run else None
+    if len(images.class_names) != num_classes or (expected and images.class_names != expected):
+        names, wanted = ", ".join(images.class_names), ", ".join(expected) if expected else f"{num_classes} classes"
+        raise DataError(f"{images.name}: has the classes {names}; the model has {wanted}")

@@ -1,5 +1,6 @@
 """The errors a user can meet, each shown as one line, and the guard that shows them."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def one_line_errors() -> Iterator[None]:
 
     Every other exception is a bug and passes.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except QuantflError as error:

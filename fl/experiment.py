@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DataError
 from fl.targets import Target, first_problem
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fl.rounds import RoundSettings
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 SETTINGS, INDICES, SHARES, PARTITION, PARTITION_PLOT = (
     "settings.json",
@@ -37,8 +37,8 @@ class DataSettings:
 
     source: Target
     cache_dir: Path
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)]
+    validation_fraction: Annotated[float, Field(ge=0, lt=1, strict=True)]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":
@@ -47,6 +47,7 @@ class DataSettings:
         own = {key: value for key, value in config.items() if key not in common}
         source = Target.from_config("data", own, trusted)
         source.check("data")
+        source.build("data")
         try:
             return cls(source=source, **{key: config[key] for key in common if key in config})
         except ValidationError as error:
@@ -64,7 +65,7 @@ class Settings:
     seed: Annotated[int, Field(ge=0, strict=True)]
     num_rounds: Count
     num_clients: Count
-    fraction_train: Annotated[float, Field(gt=0, le=1)]
+    fraction_train: Annotated[float, Field(gt=0, le=1, strict=True)]
     fraction_evaluate: Fraction
     min_completed: Count | None
     local_epochs: Count
@@ -72,7 +73,7 @@ class Settings:
     lr: Positive
     lr_schedule: Literal["constant", "linear", "cosine"]
     augmentation: Literal["none", "flips", "dihedral"]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)]
     device: Literal["auto", "cpu", "cuda"]
     threads_per_client: Count
     time_limit_min: Positive | None
@@ -108,11 +109,11 @@ def _check_across(settings: Settings) -> None:
 
     from fl.model import Net
     from fl.rounds import sample_size
-    from fl.strategy import PROVIDED
+    from fl.strategy import check_strategy
 
     settings.partition.check("partition")
     settings.partition.build("partition")
-    settings.strategy.check("strategy", PROVIDED)
+    check_strategy(settings.strategy)
     settings.optimizer.check("optimizer", ("params", "lr"))
     settings.optimizer.build("optimizer", Net().parameters(), lr=settings.lr)
     asked = sample_size(settings.fraction_train, settings.num_clients)
@@ -145,6 +146,7 @@ def run(
     trusted: Collection[str] = (),
     resume: bool = False,
     mods: "Sequence[Mod]" = (),
+    hydra_files: Mapping[str, str] | None = None,
 ) -> Path:
     """Trains as configured, in this process, and returns the path of `final_model.pt`.
 
@@ -154,6 +156,7 @@ def run(
         trusted: `_target_` values the user typed.
         resume: continue after the last checkpoint.
         mods: Flower mods around every client's training.
+        hydra_files: texts to keep in `.hydra/`, by file name.
 
     Raises:
         QuantflError: settings, data or too many clients are at fault.
@@ -168,7 +171,7 @@ def run(
     from fl.client_app import ClientSettings, make_client_app
     from fl.console import say
     from fl.engine import InProcessGrid
-    from fl.results import write_json
+    from fl.results import write_bytes, write_json
     from fl.server_app import MODEL, ServerSettings, make_server_app
     from fl.training import TrainingSettings
 
@@ -176,8 +179,14 @@ def run(
     shares = _share_out(settings, images, split)
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
     say("\n  note: ".join([f"Data: {images.title}: {sizes}", *images.notes]))
-    _write_inputs(run_dir, images, split, shares)
-    if not resume:
+    inputs = _describe_inputs(images, split, shares)
+    if resume:
+        _check_inputs(run_dir, inputs)
+    else:
+        _write_inputs(run_dir, images, split, shares, inputs)
+        for name, text in (hydra_files or {}).items():
+            (run_dir / ".hydra").mkdir(exist_ok=True)
+            write_bytes(run_dir / ".hydra" / name, text.encode())
         write_json(run_dir / SETTINGS, config)
 
     device = _device(settings)
@@ -256,16 +265,13 @@ def _share_out(settings: Settings, images: "ImageSet", split: "Split") -> "list[
     return [split.train[share] for share in shares]
 
 
-def _write_inputs(run_dir: Path, images: "ImageSet", split: "Split", shares: "list[np.ndarray]") -> None:
-    """Stores which image is where, before training: indices, their hashes and the label distribution."""
+def _describe_inputs(images: "ImageSet", split: "Split", shares: "list[np.ndarray]") -> dict[str, Any]:
+    """Returns the content of `partition.json`: hashes and the label distribution."""
     from fl.partition import label_distribution
-    from fl.plots import plot_label_distribution
-    from fl.results import sha256, write_json, write_npz
+    from fl.results import sha256
 
-    write_npz(run_dir / INDICES, {"train": split.train, "validation": split.validation, "test": split.test})
-    write_npz(run_dir / SHARES, {str(client): share for client, share in enumerate(shares)})
     counts = label_distribution(images.labels, shares, len(images.class_names))
-    record = {
+    return {
         "data": images.title,
         "synthetic": images.synthetic,
         "class_names": images.class_names,
@@ -275,5 +281,27 @@ def _write_inputs(run_dir: Path, images: "ImageSet", split: "Split", shares: "li
         "label_distribution": counts,
         "images_per_client": counts.sum(axis=1),
     }
-    write_json(run_dir / PARTITION, record)
+
+
+def _write_inputs(
+    run_dir: Path, images: "ImageSet", split: "Split", shares: "list[np.ndarray]", description: dict[str, Any]
+) -> None:
+    """Stores which image is where, before training."""
+    from fl.plots import plot_label_distribution
+    from fl.results import write_json, write_npz
+
+    write_npz(run_dir / INDICES, {"train": split.train, "validation": split.validation, "test": split.test})
+    write_npz(run_dir / SHARES, {str(client): share for client, share in enumerate(shares)})
+    write_json(run_dir / PARTITION, description)
+    counts = description["label_distribution"]
     plot_label_distribution(run_dir / PARTITION_PLOT, counts, images.class_names, images.title)
+
+
+def _check_inputs(run_dir: Path, description: dict[str, Any]) -> None:
+    """Refuses to continue a run on other images, another split or other shares than it began with."""
+    from fl.results import read_json
+
+    stored = read_json(run_dir / PARTITION)
+    for key in ("images_sha256", "split_sha256", "shares_sha256"):
+        if stored.get(key) != description[key]:
+            raise DataError(f"{run_dir}: the data has changed since the run began ({key}); it cannot be continued")

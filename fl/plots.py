@@ -34,11 +34,13 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
     from matplotlib.ticker import MaxNLocator
 
     figure, (accuracy, loss) = _figure(10, 4, columns=2)
-    rounds = [record["round"] for record in records]
     for name, colour in (("test", COLOURS[0]), ("validation", COLOURS[1]), ("federated", COLOURS[2])):
-        if f"{name}_loss" in records[-1]:
-            accuracy.plot(rounds, [100 * r[f"{name}_accuracy"] for r in records], "o-", color=colour, label=name)
-            loss.plot(rounds, [record[f"{name}_loss"] for record in records], "o-", color=colour, label=name)
+        scored = [record for record in records if f"{name}_loss" in record]
+        if scored:
+            rounds = [record["round"] for record in scored]
+            accuracy.plot(rounds, [100 * r[f"{name}_accuracy"] for r in scored], "o-", color=colour, label=name)
+            loss.plot(rounds, [record[f"{name}_loss"] for record in scored], "o-", color=colour, label=name)
+    rounds = [record["round"] for record in records]
     loss.plot(rounds, [record["train_loss"] for record in records], "o--", color=COLOURS[3], label="local training")
     accuracy.set(xlabel="round", ylabel="accuracy (%)")
     loss.set(xlabel="round", ylabel="cross-entropy")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fl.errors import ConfigError
+
 MIB = 1024**2
 
 
@@ -124,8 +126,15 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the parsed file."""
-    return json.loads(path.read_text())
+    """Returns the parsed file.
+
+    Raises:
+        ConfigError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not valid JSON ({error})") from error
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -173,7 +173,9 @@ def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
             return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
         if not np.isfinite(new).all():
             return f"NaN or infinity in {name}"
-    for key in (NUM_EXAMPLES, "train-loss"):
+    if set(metrics) != {NUM_EXAMPLES, "train-loss"}:
+        return f"wrong metrics: {sorted(metrics)} instead of {NUM_EXAMPLES} and train-loss"
+    for key in metrics:
         try:
             value = number(metrics, key)
         except ValueError as error:

@@ -22,7 +22,7 @@ from fl.messages import is_statistic
 from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
-from fl.results import MIB, RoundRecord, Score, plain, read_json, read_jsonl, write_json, write_jsonl
+from fl.results import MIB, RoundRecord, Score, plain, read_jsonl, write_json, write_jsonl
 from fl.rounds import RoundSettings, run_rounds
 from fl.strategy import Aggregator
 from fl.targets import Target
@@ -142,9 +142,9 @@ class _Run:
             self._event("time_limit", round=len(self.records))
             limit = (self.settings.time_limit_s or 0) / 60
             say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
-        save_state(self.settings.run_dir / MODEL, arrays.to_torch_state_dict())
+        model_sha256 = save_state(self.settings.run_dir / MODEL, arrays.to_torch_state_dict())
         self._event(stopped, round=len(self.records))
-        self._write_summary(stopped)
+        self._write_summary(stopped, model_sha256=model_sha256)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[Score, Score | None]:
         torch.set_num_threads(self.settings.threads)
@@ -176,12 +176,13 @@ class _Run:
         self.events.append({"event": event, **details, **since})
         write_jsonl(self.settings.run_dir / EVENTS, self.events)
 
-    def _write_summary(self, state: str, error: str | None = None) -> None:
+    def _write_summary(self, state: str, error: str | None = None, model_sha256: str | None = None) -> None:
         settings, records = self.settings, self.records
         statistics = {name: tensor for name, tensor in self.model.state_dict().items() if is_statistic(name)}
         summary = {
             "state": state,
             "error": error,
+            "model_sha256": model_sha256,
             "rounds_completed": len(records),
             "num_rounds": settings.rounds.num_rounds,
             "num_clients": settings.rounds.num_clients,
@@ -257,9 +258,3 @@ def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | 
                 "update_payload_bytes": sums["update"]["payload_bytes"],
             }
     return found
-
-
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the summary of a run folder, None if it has none."""
-    path = run_dir / SUMMARY
-    return read_json(path) if path.is_file() else None

@@ -12,11 +12,32 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fl.errors import ConfigError
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, split_statistics
 from fl.targets import Target
 
-PROVIDED = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+PROVIDED = (
+    *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
+    *("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"),
+)
 """Settings of a Flower strategy that the round loop decides, so no configuration may."""
+
+
+def check_strategy(strategy: Target) -> None:
+    """Refuses a strategy that cannot be built, or whose numbers make no sense.
+
+    Raises:
+        ConfigError: names the setting, its value and what it may be.
+    """
+    for name in strategy.parameters:
+        if name in PROVIDED:
+            raise ConfigError(f"strategy.{name}: is set by the run itself (fraction_train, min_completed, ...)")
+    strategy.check("strategy")
+    for name, value in strategy.parameters.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < float("inf"):
+            raise ConfigError(f"strategy.{name}={value}: must be a number of at least 0")
+    Aggregator(strategy)
 
 
 class Aggregator:
@@ -142,7 +163,7 @@ def _to_plain(value: Any) -> dict[str, Any] | None:
         return {"dict": {name: torch.from_numpy(np.array(each)) for name, each in value.items()}}
     if isinstance(value, list) and all(isinstance(each, np.ndarray | np.generic) for each in value):
         return {"list": [torch.from_numpy(np.array(each)) for each in value]}
-    return {"number": value} if isinstance(value, int | float) else None
+    return {"number": value} if type(value) in (int, float) else None
 
 
 def _from_plain(value: dict[str, Any]) -> Any:

@@ -38,8 +38,8 @@ class Target:
         if not target.startswith(ALLOWED_PREFIXES) and target not in trusted:
             allowed = ", ".join(prefix + "*" for prefix in ALLOWED_PREFIXES)
             raise ConfigError(
-                f"{group}._target_={target}: only {allowed} are built from files; "
-                f"give another class on the command line ({group}._target_={target})"
+                f"{group}._target_={target}: only {allowed} are built from files; another class must be named on the "
+                f"command line (python -m fl.train {group}._target_={target}, or python -m fl.resume --trust {target})"
             )
         return cls(target, {key: value for key, value in config.items() if key != "_target_"})
 
@@ -69,7 +69,8 @@ class Target:
             ConfigError: unknown, missing or already provided parameters.
         """
         signature = inspect.signature(self.resolve(group))
-        taken = [name for name in signature.parameters if name not in provided]
+        named = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        taken = [name for name in named if name not in provided]
         for key in self.parameters:
             if key not in taken:
                 raise ConfigError(f"{group}.{key}: {self.target} has no such setting; it takes: {', '.join(taken)}")
@@ -88,8 +89,9 @@ class Target:
             return self.resolve(group)(*args, **provided, **self.parameters)
         except ValidationError as error:
             raise ConfigError(first_problem(error, group)) from error
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{group}: {self.target}: {error}") from error
+        except Exception as error:  # whatever a class makes of values it was not made for
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"{group}: {self.target} with {dict(self.parameters)}: {told}") from error
 
 
 def first_problem(error: ValidationError, group: str = "") -> str:

@@ -69,7 +69,12 @@ REFUSED = {
     "data=mars": ["data=mars", "eurosat, folder, synthetic"],
     "partition=random": ["partition=random", "dirichlet, iid, shards"],
     "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, muon, sgd"],
-    "experiment=nonsense": ["experiment=nonsense", "demo"],
+    "experiment=nonsense": ["experiment=nonsense", "best, demo"],
+    "lr=true": ["lr=True"],
+    "data.path=123": ["data.path=123", "string"],
+    "optimizer.betas=[0.9]": ["optimizer", "betas"],
+    "strategy.server_momentum=2": ["server_momentum"],
+    "+strategy.weighted_by_key=x": ["strategy.weighted_by_key", "set by the run itself"],
     "num_client=3": ["num_client=3", "did you mean num_clients?", "num_rounds"],
     "partition.alpa=3": ["partition.alpa=3"],
     "+rounds=3": ["rounds"],
@@ -85,8 +90,36 @@ REFUSED = {
 @pytest.mark.parametrize("override", REFUSED)
 def test_impossible_overrides_are_refused_before_data_is_loaded(override, refused):
     """The data path does not exist: an error that named it would have come from loading data."""
-    arguments = [override] if override.startswith("data=") else [override, "data.path=/does/not/exist.zip"]
+    arguments = [override] if override.startswith(("data=", "data.path=")) else [override, "data.path=/does/not/exist.zip"]
     refused("fl.train", *arguments, words=REFUSED[override])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "override"),
+    [
+        ("fedadam", "eta=fast"),
+        ("fedadam", "eta=-1"),
+        ("nesterov", "momentum=2"),
+        ("fedavgm", "server_learning_rate=-1"),
+    ],
+)
+def test_impossible_strategies_are_refused(strategy, override, refused):
+    arguments = [f"strategy={strategy}", f"strategy.{override}", "data.path=/does/not/exist.zip"]
+    refused("fl.train", *arguments, words=[override.partition("=")[0]])
+
+
+def test_a_refused_run_leaves_no_folder(refused, tmp_path):
+    refused("fl.train", "num_clients=0", words=["num_clients=0"])
+    assert not list((tmp_path / "outputs").rglob("*.*"))
+    assert not any(path.is_dir() for path in (tmp_path / "outputs").glob("*/*"))
+
+
+def test_every_failed_job_of_a_multirun_is_named_and_the_others_run(command, tmp_path):
+    done = command("fl.train", "-m", *SMALL, "num_rounds=1", "num_clients=0,2,9999")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(":")[1].strip() for line in lines] == ["job 0", "job 2"]
+    assert len(list(tmp_path.glob("outputs/multirun/*/*/*/final_model.pt"))) == 1
 
 
 def test_cuda_where_there_is_none_is_refused(refused):

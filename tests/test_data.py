@@ -254,8 +254,8 @@ def test_synthetic_images_depend_on_seed_and_position_only(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"num_images": 10}, {"num_images": 1.5}, {"seed": -1}])
 def test_impossible_synthetic_settings_are_refused(tmp_path, arguments):
-    with pytest.raises(DataError, match=next(iter(arguments))):
-        Synthetic(**arguments).plan(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        Synthetic(**arguments)
 
 
 @pytest.mark.eurosat

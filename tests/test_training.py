@@ -201,6 +201,8 @@ def broken(kind, partition=1, rounds=(1, 2)):
         metrics = dict(reply.content[METRICS])
         if kind == "weight":
             metrics["num-examples"] = 0
+        if kind == "extra metric":
+            metrics["battery"] = 0.5
         if kind == "metric":
             del metrics["train-loss"]
         records = {ARRAYS: spoil(reply.content[ARRAYS]), METRICS: MetricRecord(metrics)}
@@ -220,7 +222,8 @@ FAULTS = {
     "keys": "wrong keys: ['fc1.weight', 'surprise']",
     "unreadable": "unreadable array fc1.weight",
     "weight": "metric num-examples is 0",
-    "metric": "metric train-loss is None",
+    "metric": "wrong metrics: ['num-examples']",
+    "extra metric": "wrong metrics",
     "records": "wrong records",
 }
 
@@ -310,6 +313,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(strategy, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (killed / "final_model.pt").read_bytes() == whole.read_bytes()
     assert numbers_only(killed) == numbers_only(tmp_path / "whole")
+
+
+def test_a_run_is_not_continued_on_other_images(image_folder, tmp_path, command):
+    images = image_folder(per_class=10)
+    overrides = ["data=folder", f"data.path={images}", "num_clients=2", "num_rounds=2", "threads_per_client=1"]
+    folder = train(command, *overrides, cwd=tmp_path)
+    (folder / "final_model.pt").unlink()
+    (images / "a" / "a_0.png").unlink()
+    done = command("fl.resume", folder)
+    assert done.returncode == 2
+    assert "the data has changed" in done.stderr
 
 
 def test_what_cannot_be_resumed_says_so(refused, small_run, tmp_path):

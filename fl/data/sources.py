@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic.dataclasses import dataclass as checked
 
 from fl.console import progress
 from fl.data.images import Plan
@@ -44,7 +45,7 @@ class Source(Protocol):
         """Looks at the source without decoding it; raises `DataError` when it cannot be used."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class EuroSat:
     """EuroSAT RGB (Helber et al., IEEE JSTARS 2019): exactly its ten classes.
 
@@ -59,7 +60,7 @@ class EuroSat:
         return plan_files("eurosat", where, EUROSAT_CLASSES)
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Folder:
     """Any folder (or zip) of class sub-folders, each holding images.
 
@@ -126,7 +127,7 @@ def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None) -> Pl
 def _list_zip(path: Path) -> tuple[list[_File], set[str]]:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except DECODE_ERRORS as error:
         raise DataError(f"data.path={path}: not a whole zip file ({error}); download it again") from error
     files, folders = [], []
     for entry in archive.infolist():
@@ -154,8 +155,12 @@ def _list_folder(path: Path) -> tuple[list[_File], set[str]]:
         place = PurePosixPath(each.relative_to(path).as_posix())
         if _hidden(place):
             continue
-        if not each.resolve().is_relative_to(root):
-            raise DataError(f"data.path={path}: {place} points outside the folder; refused")
+        try:
+            inside = each.resolve(strict=True).is_relative_to(root)
+        except (OSError, RuntimeError):  # a link to nowhere, or to itself
+            inside = False
+        if not inside:
+            raise DataError(f"data.path={path}: {place} points outside the folder, or nowhere; refused")
         if each.is_dir():
             folders.append(place)
         elif place.suffix.lower() in IMAGE_SUFFIXES:

@@ -6,14 +6,15 @@ these images says anything about satellite images: whatever is made from them is
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from fl.console import progress
 from fl.data.images import Plan
-from fl.errors import DataError
 from fl.model import IMAGE_SIZE
 from fl.results import sha256
 from fl.seeds import numpy_generator
@@ -31,14 +32,10 @@ class Synthetic:
         seed: of the generator, apart from the run's seed.
     """
 
-    num_images: int = 3000
-    seed: int = 0
+    num_images: Annotated[int, Field(ge=50, strict=True)] = 3000
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
     def plan(self, cache_dir: Path) -> Plan:
-        if isinstance(self.num_images, bool) or not isinstance(self.num_images, int) or self.num_images < 50:
-            raise DataError(f"data.num_images={self.num_images}: must be a whole number of at least 50")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise DataError(f"data.seed={self.seed}: must be a whole number of at least 0")
         labels = np.arange(self.num_images, dtype=np.int64) % len(PATTERNS)
         key = sha256(f"synthetic v{VERSION} seed={self.seed} n={self.num_images}".encode())
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,9 @@ class QuantizedLayer(nn.Module):
         if self._packed is None:
             self._packed = pack(self.weight, self.weight_scale)
         return run_onednn(x, incoming, self._packed, self.weight_scale, self.bias, relu=relu, outgoing=outgoing)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # a packed weight can be neither copied nor pickled
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         self._packed = None
@@ -166,7 +170,7 @@ class HalfConv2d(nn.Conv2d):
 
 def native_half_convolution() -> bool:
     """Tells whether this CPU has FP16 convolutions (AVX512-FP16 or AMX-FP16)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 class HalfNet(Net):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fl.model import Net, channels_last, num_parameters
 from fl.quantization.modules import LAYERS, HalfNet, QuantizedNet, calibrate
 from fl.quantization.numeric import QParams
-from fl.targets import Target
 
 
 class Precision(Protocol):
@@ -42,10 +41,12 @@ def precision_from(info: Mapping[str, Any]) -> Precision:
     """Returns the precision that a file's `quantization_info` names.
 
     Raises:
-        ConfigError: it names no class of this project.
+        ValueError: it names no precision of this module.
     """
-    target = Target.from_config("quantization_info", {"_target_": info["target"]})
-    precision: Precision = target.build("quantization_info")
+    kind = globals().get(str(info["target"]).removeprefix(f"{__name__}."))
+    if not isinstance(kind, type) or kind.__module__ != __name__ or kind is Precision or not hasattr(kind, "empty"):
+        raise ValueError(f"target {info['target']!r} is no precision of {__name__}")
+    precision: Precision = kind()
     return precision
 
 
@@ -78,7 +79,7 @@ class Fp32Net(Net):
     @property
     def kernels(self) -> str:
         """What executes the convolutions where the model is now."""
-        return "cuda-fp32" if self.conv1.weight.device.type == "cuda" else "onednn-fp32"
+        return f"{self.conv1.weight.device.type}-fp32"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""The built-in images are hard enough to need structure, and easy enough for a demo."""
+
+import numpy as np
+import pytest
+from conftest import train
+
+from fl.data import Synthetic, open_images, split_images
+from fl.results import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def colour_baseline(cache_dir):
+    """Test accuracy of a logistic regression on each image's mean RGB."""
+    from sklearn.linear_model import LogisticRegression
+
+    images = open_images(Synthetic().plan(cache_dir), cache_dir)
+    split = split_images(images.labels, test_fraction=0.2, validation_fraction=0.0, seed=42)
+    colours = np.stack([image.mean(axis=(0, 1)) for image in images.images]) / 255
+    baseline = LogisticRegression(max_iter=2000, C=100).fit(colours[split.train], images.labels[split.train])
+    return baseline.score(colours[split.test], images.labels[split.test])
+
+
+def test_the_demo_ends_in_the_promised_band_well_above_colour(command, tmp_path, colour_baseline):
+    folder = train(command, "experiment=demo", cwd=tmp_path)
+    accuracy = read_jsonl(folder / "rounds.jsonl")[-1]["test_accuracy"]
+    print(f"demo {accuracy:.3f}, logistic regression on mean RGB {colour_baseline:.3f}")
+    assert 0.70 <= accuracy <= 0.97
+    assert colour_baseline <= accuracy - 0.15
+    assert colour_baseline > 0.15, "colours should say something, as on real land cover"
