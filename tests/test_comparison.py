@@ -305,7 +305,7 @@ def test_bad_model_files_are_refused_one_by_one_and_nothing_is_written(compared,
 
     def attempt(path):
         compare(
-            path, output=None, precision_names=NAMES, precisions_chosen=False, data=None, batch_size=32,
+            path, output=None, precision_names=NAMES, precisions_chosen=False, data="synthetic", batch_size=32,
             device="cpu", clients=[], rounds=[], cost_per_mb=5.0,
         )  # fmt: skip
 

@@ -90,7 +90,9 @@ REFUSED = {
 @pytest.mark.parametrize("override", REFUSED)
 def test_impossible_overrides_are_refused_before_data_is_loaded(override, refused):
     """The data path does not exist: an error that named it would have come from loading data."""
-    arguments = [override] if override.startswith(("data=", "data.path=")) else [override, "data.path=/does/not/exist.zip"]
+    arguments = (
+        [override] if override.startswith(("data=", "data.path=")) else [override, "data.path=/does/not/exist.zip"]
+    )
     refused("fl.train", *arguments, words=REFUSED[override])
 
 
