@@ -62,6 +62,7 @@ class RoundRecord:
     broadcast: Traffic
     update: Traffic
     evaluation_traffic: Traffic | None
+    evaluation_failed: tuple[ClientFailure, ...]
     train_s: float
     evaluate_s: float
     aggregate_s: float
@@ -74,7 +75,7 @@ class RoundRecord:
             if score is not None:
                 record |= {f"{name}_loss": score["loss"], f"{name}_accuracy": score["accuracy"]}
         if record["evaluation_traffic"] is None:
-            del record["evaluation_traffic"]
+            del record["evaluation_traffic"], record["evaluation_failed"]
         return record
 
 

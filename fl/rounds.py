@@ -85,7 +85,9 @@ def run_rounds(
         _refuse_broken(arrays, server_round)
         aggregated = time.perf_counter()
         test, validation = evaluate(arrays)
-        federated, evaluation_traffic = _evaluate_on_clients(grid, aggregator, arrays, settings, nodes, server_round)
+        federated, evaluation_traffic, evaluation_failed = _evaluate_on_clients(
+            grid, aggregator, arrays, settings, nodes, server_round
+        )
         record = RoundRecord(
             round=server_round,
             lr=lr,
@@ -99,6 +101,7 @@ def run_rounds(
             broadcast=broadcast,
             update=update,
             evaluation_traffic=evaluation_traffic,
+            evaluation_failed=evaluation_failed,
             train_s=trained - began,
             evaluate_s=time.perf_counter() - aggregated,
             aggregate_s=aggregated - trained,
@@ -157,7 +160,7 @@ def _sort_out(
 def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
     """Returns what is wrong with a training reply, None if it can be aggregated."""
     if reply.has_error():
-        return f"raised: {reply.error.reason or f'error {reply.error.code}'}"
+        return _raised(reply)
     content = reply.content
     if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
         return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
@@ -173,8 +176,13 @@ def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
             return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
         if not np.isfinite(new).all():
             return f"NaN or infinity in {name}"
-    if set(metrics) != {NUM_EXAMPLES, "train-loss"}:
-        return f"wrong metrics: {sorted(metrics)} instead of {NUM_EXAMPLES} and train-loss"
+    return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss"})
+
+
+def _metrics_problem(metrics: MetricRecord, expected: set[str]) -> str | None:
+    """Returns what is wrong with a reply's metrics, None if they can be averaged."""
+    if set(metrics) != expected:
+        return f"wrong metrics: {sorted(metrics)} instead of {sorted(expected)}"
     for key in metrics:
         try:
             value = number(metrics, key)
@@ -210,17 +218,36 @@ def _evaluate_on_clients(
     settings: RoundSettings,
     nodes: Mapping[int, int],
     server_round: int,
-) -> tuple[Score | None, Traffic | None]:
-    """Returns the weighted mean of clients' scores on their own training images, and what asking for it cost."""
+) -> tuple[Score | None, Traffic | None, tuple[ClientFailure, ...]]:
+    """Returns the weighted mean of clients' scores on their own training images, what asking cost, and who failed."""
     if settings.fraction_evaluate == 0:
-        return None, None
+        return None, None, ()
     sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
-    replies = [reply for reply in grid.send_and_receive(messages) if not reply.has_error()]
+    partition_of = {node: partition for partition, node in sampled.items()}
+    replies, failures = [], []
+    for reply in grid.send_and_receive(messages):
+        problem = _evaluation_problem(reply)
+        if problem is None:
+            replies.append(reply)
+        else:
+            failures.append(ClientFailure(partition_of[reply.metadata.src_node_id], f"evaluation: {problem}"))
     asked = traffic(message.content for message in messages)
     answered = traffic(reply.content for reply in replies)
     total = Traffic(asked.payload_bytes + answered.payload_bytes, asked.message_bytes + answered.message_bytes)
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
-    if metrics is None:
-        return None, total
-    return Score(number(metrics, "loss"), number(metrics, "accuracy")), total
+    score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
+    return score, total, tuple(failures)
+
+
+def _evaluation_problem(reply: Message) -> str | None:
+    if reply.has_error():
+        return _raised(reply)
+    if set(reply.content) != {METRICS}:
+        return f"wrong records: {sorted(reply.content)} instead of {METRICS}"
+    return _metrics_problem(metrics_of(reply), {NUM_EXAMPLES, "loss", "accuracy"})
+
+
+def _raised(reply: Message) -> str:
+    reason = reply.error.reason or f"error {reply.error.code}"
+    return f"raised: {reason}".splitlines()[0][:LONGEST_REASON]

@@ -139,7 +139,6 @@ class _Run:
                 self._write_summary("failed", error=str(error))
                 raise
         if stopped == "time_limit":
-            self._event("time_limit", round=len(self.records))
             limit = (self.settings.time_limit_s or 0) / 60
             say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
         model_sha256 = save_state(self.settings.run_dir / MODEL, arrays.to_torch_state_dict())
@@ -159,7 +158,7 @@ class _Run:
 
     def _keep(self, record: RoundRecord, arrays: ArrayRecord, grid: Grid, aggregator: Aggregator) -> None:
         """Writes down a finished round, then shows it."""
-        for failure in record.clients_failed:
+        for failure in (*record.clients_failed, *record.evaluation_failed):
             self._event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
         write_jsonl(self.settings.run_dir / ROUNDS, self.records)

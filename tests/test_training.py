@@ -285,6 +285,21 @@ def test_a_fraction_of_clients_is_asked_and_evaluation_is_counted(tmp_path):
         assert record["evaluation_traffic"]["message_bytes"] > one_model
 
 
+def test_a_client_that_fails_to_evaluate_is_counted(tmp_path, monkeypatch):
+    import fl.client_app
+
+    def blind(*args, **kwargs):
+        raise OSError("no light")
+
+    monkeypatch.setattr(fl.client_app, "evaluate", blind)
+    run_small(tmp_path / "run", "fraction_evaluate=0.5", "data.num_images=100", "num_rounds=1")
+    (record,) = read_jsonl(tmp_path / "run" / "rounds.jsonl")
+    assert "federated_accuracy" not in record
+    assert [failure["reason"] for failure in record["evaluation_failed"]] == [
+        "evaluation: raised: OSError: no light"
+    ] * 2
+
+
 def test_a_time_limit_ends_after_the_round_in_progress(command, tmp_path):
     done = command(
         "fl.train", *SMALL, "num_rounds=50", "time_limit_min=0.0001", f"hydra.run.dir={tmp_path / 'run'}", check=0
