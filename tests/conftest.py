@@ -32,6 +32,7 @@ def _own_cache(cache_dir):
     """Tests leave the user's cache alone, whatever starts a command."""
     if os.environ.get("EUROSAT_ZIP"):
         os.environ["EUROSAT_ZIP"] = str(Path(os.environ["EUROSAT_ZIP"]).resolve())  # commands run in other folders
+    os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each
     before = os.environ.get("QUANTFL_CACHE")
     os.environ["QUANTFL_CACHE"] = str(cache_dir)
     yield

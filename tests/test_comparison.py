@@ -14,7 +14,9 @@ import torch
 from conftest import REPOSITORY, train, zipped
 
 import fl
+from fl.compare import verify
 from fl.data.sources import EUROSAT_CLASSES
+from fl.errors import VerificationError
 from fl.model import Net, initial_model
 from fl.model_file import save_state
 from fl.results import MIB, read_json, sha256
@@ -135,7 +137,7 @@ def test_accuracy_is_that_of_the_reloaded_file(compared, cache_dir):
         assert entry["accuracy_drop_percent"] == pytest.approx(drop)
 
 
-def test_verify_accepts_its_own_report_and_refuses_any_change(compared, command, tmp_path):
+def test_verify_accepts_its_own_report_and_refuses_any_change(compared, command, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(compared[0], folder)
     accepted = command("compare_quantizations.py", folder / "final_model.pt", "--verify", check=0)
@@ -149,10 +151,9 @@ def test_verify_accepts_its_own_report_and_refuses_any_change(compared, command,
             place = place[key]
         place[keys[-1]] = value
         (folder / "quantization_comparison.json").write_text(json.dumps(report))
-        done = command("compare_quantizations.py", folder / "final_model.pt", "--verify")
-        assert done.returncode == 1, keys
-        assert f"DIFFERS  {'.'.join(keys)}" in done.stdout
-        assert len(done.stderr.splitlines()) == 1
+        with pytest.raises(VerificationError, match="not what the files beside it give"):
+            verify(folder / "final_model.pt", None, None)
+        assert f"DIFFERS  {'.'.join(keys)}" in capsys.readouterr().out
 
     changed("precisions", "int8", "accuracy", value=original["precisions"]["int8"]["accuracy"] + 1e-4)
     changed("communication", "precisions", "fp16", "total_cost_usd", value=1.0)

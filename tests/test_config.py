@@ -8,6 +8,7 @@ from conftest import REPOSITORY, SMALL
 
 from fl.errors import ConfigError
 from fl.experiment import settings_from
+from fl.overrides import explained
 from fl.targets import Target
 from fl.train import typed_targets
 
@@ -83,17 +84,27 @@ REFUSED = {
     "num_rounds": ["num_rounds", "key=value"],
     "strategy._target_=flwr.serverapp.strategy.Nothing": ["strategy._target_", "cannot be imported"],
     "strategy._target_=os.system": ["os.system"],
-    "data=folder": ["data.path"],
+    "data=folder": ["data.path=None", "string"],
 }
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_impossible_overrides_are_refused_before_data_is_loaded(override, refused):
+def test_impossible_overrides_are_refused_with_one_line(override):
+    """As the command does it: composed by Hydra, errors explained, settings checked; no data is looked at."""
+    with pytest.raises(ConfigError) as caught, explained([override]):
+        settings_from(composed(override), typed_targets([override]))
+    assert "\n" not in str(caught.value)
+    for word in REFUSED[override]:
+        assert word in str(caught.value)
+
+
+IN_THE_COMMAND = ["num_clients=0", "lr=-1", "strategy=fedavgg", "num_client=3", "strategy._target_=os.system"]
+
+
+@pytest.mark.parametrize("override", IN_THE_COMMAND)
+def test_the_command_refuses_before_data_is_loaded(override, refused):
     """The data path does not exist: an error that named it would have come from loading data."""
-    arguments = (
-        [override] if override.startswith(("data=", "data.path=")) else [override, "data.path=/does/not/exist.zip"]
-    )
-    refused("fl.train", *arguments, words=REFUSED[override])
+    refused("fl.train", override, "data.path=/does/not/exist.zip", words=REFUSED[override])
 
 
 @pytest.mark.parametrize(
@@ -105,9 +116,10 @@ def test_impossible_overrides_are_refused_before_data_is_loaded(override, refuse
         ("fedavgm", "server_learning_rate=-1"),
     ],
 )
-def test_impossible_strategies_are_refused(strategy, override, refused):
-    arguments = [f"strategy={strategy}", f"strategy.{override}", "data.path=/does/not/exist.zip"]
-    refused("fl.train", *arguments, words=[override.partition("=")[0]])
+def test_impossible_strategies_are_refused(strategy, override):
+    arguments = [f"strategy={strategy}", f"strategy.{override}"]
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        settings_from(composed(*arguments))
 
 
 def test_a_refused_run_leaves_no_folder(refused, tmp_path):

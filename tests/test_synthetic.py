@@ -21,7 +21,7 @@ def colour_baseline(cache_dir):
 
 
 def test_the_demo_ends_in_the_promised_band_well_above_colour(command, tmp_path, colour_baseline):
-    folder = train(command, "experiment=demo", cwd=tmp_path)
+    folder = train(command, "experiment=demo", "threads_per_client=1", cwd=tmp_path)
     accuracy = read_jsonl(folder / "rounds.jsonl")[-1]["test_accuracy"]
     print(f"demo {accuracy:.3f}, logistic regression on mean RGB {colour_baseline:.3f}")
     assert 0.70 <= accuracy <= 0.97

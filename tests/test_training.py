@@ -465,12 +465,11 @@ def test_training_runs_on_cuda(tmp_path):
 
 
 @pytest.mark.eurosat
-def test_two_rounds_on_the_real_images_learn(command, tmp_path, eurosat_zip, cache_dir):
-    folder = train(
-        command, "num_rounds=2", "num_clients=5", "local_epochs=1", "data.cache_dir=" + str(cache_dir), cwd=tmp_path
-    )
+def test_two_rounds_on_the_real_images_learn(command, tmp_path, eurosat_zip):
+    overrides = ["num_rounds=2", "num_clients=5", "fraction_train=0.4", "local_epochs=1", "threads_per_client=1"]
+    folder = train(command, *overrides, cwd=tmp_path)
     first, second = read_jsonl(folder / "rounds.jsonl")
-    assert second["test_accuracy"] > max(0.5, first["test_accuracy"])
+    assert second["test_accuracy"] > max(0.4, first["test_accuracy"])
     summary = read_json(folder / "summary.json")
     assert (summary["data"]["num_train"], summary["data"]["num_test"]) == (21_600, 5_400)
     assert summary["data"]["synthetic"] is False
