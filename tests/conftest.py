@@ -94,6 +94,15 @@ def refused(command):
     return run
 
 
+def composed(*overrides):
+    """Returns the configuration that the command line gives, as plain data."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
 def train(command, *overrides, cwd, **options):
     """Runs `fl.train` into `cwd / run` and returns that folder."""
     command("fl.train", *overrides, f"hydra.run.dir={cwd / 'run'}", cwd=cwd, check=0, **options)

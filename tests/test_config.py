@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import REPOSITORY, SMALL, composed
 
 from fl.errors import ConfigError
 from fl.experiment import settings_from
@@ -17,14 +17,6 @@ GROUPS = {
     for group in ("data", "partition", "strategy", "optimizer", "experiment")
 }
 CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
-
-
-def composed(*overrides):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, train
+from conftest import SMALL, composed, train
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fl.errors import RunError
@@ -25,15 +25,6 @@ from fl.targets import Target
 from fl.training import TrainingSettings, augment, learning_rate, train_locally
 
 ADAM = Target("torch.optim.Adam")
-
-
-def composed(*overrides):
-    """Returns the configuration that the command line gives, as plain data."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 
 def run_small(folder, *overrides, mods=(), resume=False):
