@@ -33,6 +33,11 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     }
 
 
+def available_cores() -> int:
+    """Returns how many cores this process may use, which a scheduler can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

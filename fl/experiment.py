@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +14,11 @@ from fl.errors import ConfigError, DataError
 from fl.targets import Target, first_problem
 
 if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
     from flwr.clientapp.typing import Mod
+    from flwr.serverapp import Grid
 
+    from fl.client_app import ClientSettings
     from fl.data import ImageSet, Split
     from fl.rounds import RoundSettings
 
@@ -62,6 +66,7 @@ class Settings:
     partition: Target
     strategy: Target
     optimizer: Target
+    engine: Target
     seed: Annotated[int, Field(ge=0, strict=True)]
     num_rounds: Count
     num_clients: Count
@@ -90,7 +95,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         ConfigError: names the argument, its value and what is wrong.
     """
     groups: dict[str, Any] = {}
-    for name in ("partition", "strategy", "optimizer"):
+    for name in ("partition", "strategy", "optimizer", "engine"):
         groups[name] = Target.from_config(name, config.get(name), trusted)
     if not isinstance(config.get("data"), Mapping):
         raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
@@ -119,8 +124,12 @@ def _check_across(settings: Settings) -> None:
     asked = sample_size(settings.fraction_train, settings.num_clients)
     if settings.min_completed is not None and settings.min_completed > asked:
         raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
+    settings.engine.check("engine")
+    engine = settings.engine.build("engine")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto or device=cpu")
+    if settings.device == "cuda" and not engine.reaches_gpu:
+        raise ConfigError("device=cuda: clients see no GPU with engine.client_gpus=0; give each a share, as in 0.25")
 
 
 def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
@@ -147,8 +156,9 @@ def run(
     resume: bool = False,
     mods: "Sequence[Mod]" = (),
     hydra_files: Mapping[str, str] | None = None,
+    grid: "Grid | None" = None,
 ) -> Path:
-    """Trains as configured, in this process, and returns the path of `final_model.pt`.
+    """Trains as configured and returns the path of `final_model.pt`.
 
     Args:
         config: resolved, as plain data.
@@ -157,6 +167,7 @@ def run(
         resume: continue after the last checkpoint.
         mods: Flower mods around every client's training.
         hydra_files: texts to keep in `.hydra/`, by file name.
+        grid: where clients already wait; without one the configured engine runs them.
 
     Raises:
         QuantflError: settings, data or too many clients are at fault.
@@ -168,15 +179,15 @@ def run(
 
     from flwr.app import Context, RecordDict
 
-    from fl.client_app import ClientSettings, make_client_app
+    from fl.client_app import make_client_app
     from fl.console import say
-    from fl.engine import InProcessGrid
+    from fl.partition import read_shares
     from fl.results import write_bytes, write_json
     from fl.server_app import MODEL, ServerSettings, make_server_app
-    from fl.training import TrainingSettings
 
     images, split = open_data(settings.data, settings.seed)
-    shares = _share_out(settings, images, split)
+    shares_file = _share_out(settings, images, split)
+    shares = read_shares(shares_file)
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
     say("\n  note: ".join([f"Data: {images.title}: {sizes}", *images.notes]))
     inputs = _describe_inputs(images, split, shares)
@@ -195,18 +206,6 @@ def run(
     names = " + ".join(target.target.rpartition(".")[2] for target in (settings.strategy, settings.optimizer))
     rate = f"lr {settings.lr:g} {settings.lr_schedule}"
     say(f"Training: {settings.num_rounds} rounds, {clients}, {names}, {rate}, {device}")
-    training = TrainingSettings(
-        settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
-    )
-    client = ClientSettings(
-        images.folder,
-        run_dir / SHARES,
-        len(images.class_names),
-        settings.seed,
-        device,
-        settings.threads_per_client,
-        training,
-    )
     server = ServerSettings(
         run_dir=run_dir,
         images_folder=images.folder,
@@ -218,10 +217,47 @@ def run(
         time_limit_s=None if settings.time_limit_min is None else 60 * settings.time_limit_min,
         config=config,
     )
-    grid = InProcessGrid(make_client_app(client, mods), settings.num_clients)
+    client_app = make_client_app(_client_settings(settings, images, shares_file), mods)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    make_server_app(server, resume=resume)(grid, context)
+    engine = settings.engine.build("engine")
+    with nullcontext(grid) if grid else engine.open(client_app, settings.num_clients) as opened:
+        make_server_app(server, resume=resume)(opened, context)
     return run_dir / MODEL
+
+
+def client_app(config: Mapping[str, Any], trusted: Collection[str] = ()) -> "ClientApp":
+    """Returns the clients of a run as configured, for a process that Flower starts.
+
+    Args:
+        config: resolved, as plain data.
+        trusted: `_target_` values the user typed.
+
+    Raises:
+        QuantflError: settings or data are at fault.
+    """
+    from fl.client_app import make_client_app
+
+    settings = settings_from(config, trusted)
+    images, split = open_data(settings.data, settings.seed)
+    return make_client_app(_client_settings(settings, images, _share_out(settings, images, split)))
+
+
+def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) -> "ClientSettings":
+    from fl.client_app import ClientSettings
+    from fl.training import TrainingSettings
+
+    training = TrainingSettings(
+        settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
+    )
+    return ClientSettings(
+        images_folder=images.folder,
+        shares_file=shares_file,
+        num_classes=len(images.class_names),
+        seed=settings.seed,
+        device=_device(settings),
+        threads=settings.threads_per_client,
+        training=training,
+    )
 
 
 def _with_absolute_path(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +271,9 @@ def _with_absolute_path(config: Mapping[str, Any]) -> dict[str, Any]:
 def _device(settings: Settings) -> str:
     import torch
 
-    return settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() and settings.engine.build("engine").reaches_gpu else "cpu"
 
 
 def _round_settings(settings: Settings) -> "RoundSettings":
@@ -254,15 +292,14 @@ def _round_settings(settings: Settings) -> "RoundSettings":
     )
 
 
-def _share_out(settings: Settings, images: "ImageSet", split: "Split") -> "list[np.ndarray]":
-    """Returns positions in the image set, one array per client."""
-    from fl.partition import split_among_clients
+def _share_out(settings: Settings, images: "ImageSet", split: "Split") -> Path:
+    """Returns the file of positions in the image set, one array per client, made unless it is in the cache."""
+    from fl.partition import share_images
     from fl.seeds import derive
 
-    labels = images.labels[split.train]
     seed = derive(settings.seed, "partition")
-    shares = split_among_clients(settings.partition.build("partition"), labels, settings.num_clients, seed)
-    return [split.train[share] for share in shares]
+    folder = settings.data.cache_dir.expanduser().absolute() / "shares"
+    return share_images(folder, settings.partition, images.labels, split.train, settings.num_clients, seed)
 
 
 def _describe_inputs(images: "ImageSet", split: "Split", shares: "list[np.ndarray]") -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Hydra's and OmegaConf's errors about overrides, each as one line with the valid choices."""
+"""What command lines share: where `conf/` is, new folders, and Hydra's errors about overrides in one line each."""
 
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -13,6 +15,26 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@functools.cache
+def new_folder(wanted: str) -> str:
+    """Makes and returns a folder that did not exist: `wanted`, or with a suffix when it is taken."""
+    for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
+        try:
+            Path(wanted + suffix).mkdir(parents=True)
+            return wanted + suffix
+        except FileExistsError:
+            continue
+    raise FileExistsError(wanted)
+
+
+def typed_targets(overrides: Sequence[str]) -> list[str]:
+    """Returns the `_target_` values among overrides: the user typed them, so they may be built."""
+    pairs = (override.partition("=") for override in overrides)
+    return [value.strip("'\"") for key, _, value in pairs if key.endswith("._target_")]
 
 
 @contextmanager

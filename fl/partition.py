@@ -1,13 +1,20 @@
 """How the training images are shared out among clients, by flwr-datasets."""
 
+import importlib.metadata
+import inspect
+import json
 import warnings
+import zipfile
+from pathlib import Path
 from typing import Annotated, Protocol
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DataError
+from fl.results import sha256, write_npz
+from fl.targets import Target
 
 
 class Partition(Protocol):
@@ -99,6 +106,53 @@ def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: i
     if empty:
         raise ConfigError(f"num_clients={num_clients}: client {empty[0]} gets no images; lower num_clients")
     return shares
+
+
+def share_images(
+    folder: Path, partition: Target, labels: np.ndarray, positions: np.ndarray, num_clients: int, seed: int
+) -> Path:
+    """Returns a file in `folder` with one sorted int64 array of image positions per client, named "0", "1", ...
+
+    The file's name is a hash of all that decides its content, so an existing one is used as it is.
+
+    Args:
+        folder: made when it is missing.
+        partition: names a `Partition`.
+        labels: int64, of every image.
+        positions: int64 [n], of the images to share out.
+        num_clients: how many clients.
+        seed: for this purpose, from `fl.seeds.derive`.
+
+    Raises:
+        ConfigError: see `split_among_clients`.
+        DataError: `folder` cannot be written.
+    """
+    kind = partition.resolve("partition")
+    code = Path(inspect.getfile(kind)).read_bytes()
+    versions = [importlib.metadata.version(name) for name in ("flwr-datasets", "numpy")]
+    decides = [partition.target, dict(partition.parameters), num_clients, seed, versions]
+    path = folder / f"{sha256(json.dumps(decides).encode(), code, labels, positions)[:32]}.npz"
+    if not path.exists():
+        shares = split_among_clients(partition.build("partition"), labels[positions], num_clients, seed)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_npz(path, {str(client): positions[share] for client, share in enumerate(shares)})
+        except OSError as error:
+            raise DataError(f"data.cache_dir={folder.parent}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def read_shares(path: Path) -> list[np.ndarray]:
+    """Returns what `share_images` wrote.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return [stored[str(client)] for client in range(len(stored.files))]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: is damaged ({error}); delete this file and run again") from error
 
 
 def _load(partitioner, labels: np.ndarray) -> list[np.ndarray]:  # type: ignore[no-untyped-def]

@@ -17,6 +17,10 @@ from fl.strategy import Aggregator
 from fl.training import Schedule, learning_rate
 
 LONGEST_REASON = 200
+LONGEST_WAIT_S = 30.0
+"""For clients to connect."""
+ATTEMPTS = 3
+"""To learn who a client is."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,32 @@ def run_rounds(
 
 
 def node_of_partition(grid: Grid, num_clients: int) -> dict[int, int]:
-    """Asks every node once for its partition id; node ids are random in most engines, partition ids are not.
+    """Asks every node for its partition id; node ids are random in most engines, partition ids are not.
+
+    Nodes may still be connecting, and a process may die on the first message: who does not answer is asked again.
 
     Raises:
         RunError: the answers are not the partitions 0 to `num_clients` - 1, each once.
     """
-    content = RecordDict({CONFIG: ConfigRecord()})
-    messages = [Message(content, node, MessageType.QUERY) for node in grid.get_node_ids()]
-    answers = [reply for reply in grid.send_and_receive(messages) if not reply.has_error()]
-    nodes = {int(number(config_of(reply), "partition-id")): reply.metadata.src_node_id for reply in answers}
-    if sorted(nodes) != list(range(num_clients)) or len(answers) != num_clients:
-        raise RunError(f"num_clients={num_clients}: {len(answers)} clients answered, with partitions {sorted(nodes)}")
-    return nodes
+    waiting_since, nodes = time.monotonic(), list(grid.get_node_ids())
+    while len(nodes) < num_clients and time.monotonic() - waiting_since < LONGEST_WAIT_S:
+        time.sleep(0.1)
+        nodes = list(grid.get_node_ids())
+    partition_of: dict[int, int] = {}
+    problem = ""
+    for _ in range(ATTEMPTS):
+        silent = [node for node in nodes if node not in partition_of]
+        messages = [Message(RecordDict({CONFIG: ConfigRecord()}), node, MessageType.QUERY) for node in silent]
+        for reply in grid.send_and_receive(messages) if messages else ():
+            if reply.has_error():
+                problem = f"; {_raised(reply)}"
+            else:
+                partition_of[reply.metadata.src_node_id] = int(number(config_of(reply), "partition-id"))
+    found = sorted(partition_of.values())
+    if found != list(range(num_clients)):
+        told = f"{len(nodes)} nodes are connected, {len(found)} answered, with partitions {found}{problem}"
+        raise RunError(f"num_clients={num_clients}: {told}")
+    return {partition: node for node, partition in partition_of.items()}
 
 
 def _sample(
@@ -249,5 +267,6 @@ def _evaluation_problem(reply: Message) -> str | None:
 
 
 def _raised(reply: Message) -> str:
-    reason = reply.error.reason or f"error {reply.error.code}"
+    wrapped = reply.error.reason or f"error {reply.error.code}"
+    reason = wrapped.rpartition("occurred. Message: ")[2].strip() or wrapped  # Flower's words around a client's error
     return f"raised: {reason}".splitlines()[0][:LONGEST_REASON]

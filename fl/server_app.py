@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
-from fl.engine import InProcessGrid
+from fl.engine import LocalGrid
 from fl.environment import environment
 from fl.errors import RunError
 from fl.evaluation import evaluate
@@ -95,7 +95,7 @@ def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
 def _restore(settings: ServerSettings, grid: Grid, aggregator: Aggregator) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     checkpoint = load_checkpoint(settings.run_dir)
     aggregator.load_state(checkpoint.strategy)
-    if isinstance(grid, InProcessGrid):
+    if isinstance(grid, LocalGrid):
         grid.load_state(checkpoint.clients)
     arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
     return arrays, read_jsonl(settings.run_dir / ROUNDS)[: checkpoint.round]
@@ -162,7 +162,7 @@ class _Run:
             self._event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
         write_jsonl(self.settings.run_dir / ROUNDS, self.records)
-        clients = grid.state() if isinstance(grid, InProcessGrid) else {}
+        clients = grid.state() if isinstance(grid, LocalGrid) else {}
         state = dict(arrays.to_torch_state_dict())
         save_checkpoint(self.settings.run_dir, Checkpoint(record.round, state, aggregator.state(), clients))
         plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)

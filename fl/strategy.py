@@ -49,7 +49,8 @@ class Aggregator:
     """
 
     def __init__(self, strategy: Target) -> None:
-        logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines per round repeat ours
+        logger = logging.getLogger("flwr")
+        logger.setLevel(max(logger.level, logging.WARNING))  # its lines per round repeat ours
         everyone = {"fraction_train": 1.0, "fraction_evaluate": 1.0}
         alone = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         self.inner: FedAvg = strategy.build("strategy", **everyone, **alone)

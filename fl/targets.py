@@ -89,6 +89,8 @@ class Target:
             return self.resolve(group)(*args, **provided, **self.parameters)
         except ValidationError as error:
             raise ConfigError(first_problem(error, group)) from error
+        except ConfigError:
+            raise
         except Exception as error:  # whatever a class makes of values it was not made for
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{group}: {self.target} with {dict(self.parameters)}: {told}") from error

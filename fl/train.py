@@ -1,6 +1,5 @@
 """`python -m fl.train`: compose `conf/`, then run the rounds. See `--help`."""
 
-import functools
 import os
 import sys
 from contextlib import suppress
@@ -13,28 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import QuantflError, RunError, one_line_errors
-from fl.overrides import explained
+from fl.overrides import CONF, explained, new_folder, typed_targets
 
 _failed: list[str] = []
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
-
-@functools.cache
-def new_folder(wanted: str) -> str:
-    """Makes and returns a folder that did not exist: `wanted`, or with a suffix when it is taken."""
-    for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
-        try:
-            Path(wanted + suffix).mkdir(parents=True)
-            return wanted + suffix
-        except FileExistsError:
-            continue
-    raise FileExistsError(wanted)
-
-
-def typed_targets(overrides: list[str]) -> list[str]:
-    """Returns the `_target_` values among command-line overrides: the user typed them, so they may be built."""
-    pairs = (override.partition("=") for override in overrides)
-    return [value.strip("'\"") for key, _, value in pairs if key.endswith("._target_")]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -8,9 +8,8 @@ from conftest import REPOSITORY, SMALL, composed
 
 from fl.errors import ConfigError
 from fl.experiment import settings_from
-from fl.overrides import explained
+from fl.overrides import explained, typed_targets
 from fl.targets import Target
-from fl.train import typed_targets
 
 GROUPS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))

@@ -344,7 +344,7 @@ def test_a_run_is_never_written_over(refused, small_run):
 
 
 def test_run_folders_are_made_exclusively(tmp_path, monkeypatch):
-    from fl.train import new_folder
+    from fl.overrides import new_folder
 
     monkeypatch.chdir(tmp_path)
     assert new_folder("outputs/x") == new_folder("outputs/x") == "outputs/x"

@@ -1,5 +1,7 @@
-"""Where ClientApps run."""
+"""Where ClientApps run: the choices of `conf/engine/`. A new engine is one class with `open` and one YAML."""
 
-from fl.engine.in_process import InProcessGrid
+from fl.engine.in_process import InProcess
+from fl.engine.local import LocalGrid
+from fl.engine.ray import Ray
 
-__all__ = ["InProcessGrid"]
+__all__ = ["InProcess", "LocalGrid", "Ray"]

@@ -1,114 +1,34 @@
-"""A Flower Grid that runs ClientApps in this process, one after another, without Ray or a SuperLink.
+"""The default engine: clients run in this process, one after another."""
 
-Every message is serialized to protobuf and parsed again in both directions: a client cannot touch the server's
-arrays or its neighbours', and what is counted is what a network would carry.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import copy
-import traceback
-import uuid
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto, recorddict_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from pydantic.dataclasses import dataclass
 
-SERVER_NODE_ID = 1
-RUN_ID = 1
+from fl.engine.local import LocalGrid
 
 
-class InProcessGrid(Grid):
-    """Grid over `num_clients` virtual nodes that all run `client_app`.
-
-    A client's `Context.state` is kept between its messages, and only when it answered: a client that raised
-    starts its next message from the state before.
-    """
-
-    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE_ID
-        self._client_app = client_app
-        self._contexts = {
-            SERVER_NODE_ID + 1 + partition_id: Context(
-                run_id=RUN_ID,
-                node_id=SERVER_NODE_ID + 1 + partition_id,
-                node_config={"partition-id": partition_id, "num-partitions": num_clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for partition_id in range(num_clients)
-        }
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        """Part of Flower's interface; there is one run in a process."""
+@dataclass(frozen=True)
+class InProcess:
+    """No processes, no start-up, no settings."""
 
     @property
-    def run(self) -> Any:
-        """Part of Flower's interface; an in-process run has no record at a SuperLink."""
-        raise RuntimeError("an in-process run is not registered at a SuperLink")
+    def reaches_gpu(self) -> bool:
+        """Whether a client may use a GPU of this machine."""
+        return True
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Returns a new message to one node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Returns all node ids."""
-        return list(self._contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Runs the clients and returns the ids under which their replies wait."""
-        ids = []
-        for message in messages:
-            reply = self._deliver(message)
-            ids.append(reply.metadata.reply_to_message_id)
-            self._replies[ids[-1]] = reply
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the waiting replies, each once."""
-        return [self._replies.pop(each) for each in message_ids if each in self._replies]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yields each client's reply when it is there; the next client starts when the next reply is asked for.
-
-        Args:
-            messages: to the clients.
-            timeout: ignored, a client in this process cannot be left behind.
-        """
-        for message in messages:
-            yield self._deliver(message)
-
-    def state(self) -> dict[int, bytes]:
-        """Returns every client's `Context.state`, serialized, by node id."""
-        states = {node: recorddict_to_proto(context.state) for node, context in self._contexts.items()}
-        return {node: state.SerializeToString() for node, state in states.items()}
-
-    def load_state(self, state: dict[int, bytes]) -> None:
-        """Restores what `state` returned."""
-        for node, content in state.items():
-            self._contexts[node].state = recorddict_from_proto(ProtoRecordDict.FromString(content))
-
-    def _deliver(self, message: Message) -> Message:
-        message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as a SuperLink does
-        received = _through_the_wire(message)
-        context = self._contexts[message.metadata.dst_node_id]
-        working_copy = copy.deepcopy(context)
-        try:
-            reply = _through_the_wire(self._client_app(received, working_copy))
-        except Exception as error:
-            reason = "".join(traceback.format_exception_only(error)).strip()
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
-        context.state = working_copy.state
-        return reply
+    @contextmanager
+    def open(self, client_app: ClientApp, num_clients: int) -> Iterator[LocalGrid]:
+        """Yields a grid over `num_clients` clients that run `client_app`."""
+        yield _Grid(client_app, num_clients)
 
 
-def _through_the_wire(message: Message) -> Message:
-    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
+class _Grid(LocalGrid):
+    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
+        super().__init__(num_clients)
+        self._client_app = client_app
+
+    def answer(self, message: Message, context: Context) -> tuple[Message, Context]:
+        return self._client_app(message, context), context

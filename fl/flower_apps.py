@@ -1,0 +1,96 @@
+"""Entry of `flwr run .`: server and clients as configured by Hydra overrides in one run-config string.
+
+    flwr run . --stream --federation-config 'num-supernodes=4' --run-config 'overrides="num_clients=4 num_rounds=3"'
+
+Flower runs apps in a folder of its own, so paths among the overrides must be absolute; `hydra.run.dir` names the run
+folder, `~/quantfl-outputs/DATE/TIME` otherwise.
+"""
+
+import shlex
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fl.errors import ConfigError, QuantflError
+from fl.experiment import client_app, run
+from fl.overrides import CONF, explained, new_folder, typed_targets
+
+RUN_DIR = "hydra.run.dir="
+
+
+def overrides_in(text: str) -> list[str]:
+    """Returns the Hydra overrides in a string, split as a shell would.
+
+    Raises:
+        ConfigError: an open quote.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"overrides={text}: {error}") from error
+
+
+def composed(overrides: list[str]) -> dict[str, Any]:
+    """Returns the configuration as plain data.
+
+    Raises:
+        ConfigError: an override that cannot be honoured, or a data.path that is not absolute.
+    """
+    with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen = [override for override in overrides if not override.startswith(RUN_DIR)]
+        config: dict[str, Any] = OmegaConf.to_container(compose("config", chosen), resolve=True)  # type: ignore[assignment]
+    _check_absolute("data.path", config["data"].get("path"))
+    return config
+
+
+def _check_absolute(name: str, path: str | None) -> None:
+    if path and not Path(path).expanduser().is_absolute():
+        raise ConfigError(f"{name}={path}: must be an absolute path, for Flower runs apps in a folder of its own")
+
+
+def _run_dir(overrides: list[str]) -> Path:
+    """Makes and returns the run folder."""
+    default = f"~/quantfl-outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    wanted = next((each.removeprefix(RUN_DIR) for each in overrides if each.startswith(RUN_DIR)), default)
+    _check_absolute(RUN_DIR.rstrip("="), wanted)
+    return Path(new_folder(str(Path(wanted).expanduser())))
+
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs all rounds over Flower's nodes; there must be `num_clients` of them."""
+    try:
+        overrides = overrides_in(str(context.run_config.get("overrides", "")))
+        config = composed(overrides)
+        run_dir = _run_dir(overrides)
+        print(f"Run folder: {run_dir}", flush=True)
+        run(config, run_dir, trusted=typed_targets(overrides), grid=grid)
+    except QuantflError as error:
+        print(f"error: {error}", flush=True)  # Flower prints a traceback; this is the line to read
+        raise
+
+
+@lru_cache(maxsize=2)
+def _clients(text: str) -> ClientApp:
+    overrides = overrides_in(text)
+    return client_app(composed(overrides), typed_targets(overrides))
+
+
+class _Clients(ClientApp):
+    """The clients that the run config of each message's context describes."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return _clients(str(context.run_config.get("overrides", "")))(message, context)
+
+
+client = _Clients()
