@@ -5,18 +5,32 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
 _stderr = Console(stderr=True, highlight=False)
 
 
 _bars: list[Progress] = []
+_label = ""
+
+
+def label_lines(label: str) -> None:
+    """Puts a label before every line from now on and draws no bars: another process writes to this terminal too."""
+    global _label
+    _label = label
 
 
 def say(text: str = "") -> None:
     """Prints one line as it stands: no markup, no wrapping; above the progress bar, if one is on the terminal."""
     place = _bars[-1].console if _bars and console.is_terminal else console
-    place.print(text, markup=False, soft_wrap=True)
+    place.print("\n".join(_label + line for line in text.split("\n")), markup=False, soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    """Prints a table, as wide as it needs to be off a terminal."""
+    wide = console if console.is_terminal else Console(highlight=False, width=240)
+    wide.print(table)
 
 
 @contextmanager
@@ -30,9 +44,9 @@ def progress(label: str, total: float) -> Iterator[Callable[[float], object]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_stderr, transient=True, disable=not _stderr.is_terminal) as bar:
+    with Progress(*columns, console=_stderr, transient=True, disable=not _stderr.is_terminal or bool(_label)) as bar:
         task = bar.add_task(label, total=total)
-        if _stderr.is_terminal:
+        if not bar.disable:
             _bars.append(bar)
         try:
             yield lambda amount: bar.advance(task, amount)

@@ -6,8 +6,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fl
 
 PACKAGES = ("torch", "flwr", "flwr-datasets", "hydra-core", "numpy", "pillow")
@@ -20,6 +18,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         device: "cpu" or "cuda".
         threads: that torch computes with.
     """
+    import torch
+
     return {
         "quantfl": fl.__version__,
         "python": platform.python_version(),

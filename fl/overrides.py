@@ -50,6 +50,8 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
         group, _, wanted = str(error.missing_cfg_file or "").rpartition("/")
         choices = ", ".join(sorted(error.options or []))
         told = f"{group or 'config'}={wanted}: there is no such choice"
+        if wanted.startswith("submitit"):
+            raise ConfigError(f"{told}; install it with: pip install -e '.[slurm]'") from error
         raise ConfigError(f"{told}; valid choices: {choices}" if choices else f"{told} ({_flat(error)})") from error
     except OverrideParseException as error:
         raise ConfigError(f"{error.override}: is not an override of the form key=value") from error

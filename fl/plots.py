@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 COLOURS = ("#4c72b0", "#55a868", "#dd8452", "#c44e52", "#8172b3", "#937860")
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """Returns a figure of this size in inches and its axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(np.ravel(figure.subplots(1, columns)))
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes a figure as PNG, whole."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_bytes(path, buffer.getvalue())
@@ -33,7 +35,7 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
     """Draws accuracy and loss over rounds from the lines of `rounds.jsonl`."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (accuracy, loss) = _figure(10, 4, columns=2)
+    figure, (accuracy, loss) = new_figure(10, 4, columns=2)
     for name, colour in (("test", COLOURS[0]), ("validation", COLOURS[1]), ("federated", COLOURS[2])):
         scored = [record for record in records if f"{name}_loss" in record]
         if scored:
@@ -49,14 +51,14 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(f"Global model on {data_title}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequence[str], data_title: str) -> None:
     """Draws how many images of each class each client holds, from int [clients, classes]."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = _figure(1.5 + 0.5 * len(class_names), 1.5 + 0.3 * min(len(counts), 60))
+    figure, (axes,) = new_figure(1.5 + 0.5 * len(class_names), 1.5 + 0.3 * min(len(counts), 60))
     image = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0)
     axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     axes.set(ylabel="client", title=f"Training images per client, {data_title}")
@@ -66,12 +68,12 @@ def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequenc
             shade = "white" if count > 0.6 * counts.max() else "black"
             axes.text(label, client, str(count), ha="center", va="center", fontsize=7, color=shade)
     figure.colorbar(image)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(path: Path, report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Draws accuracy against file size, and the total cost of each precision, from the comparison's report."""
-    figure, (accuracy, cost) = _figure(11, 4.2, columns=2)
+    figure, (accuracy, cost) = new_figure(11, 4.2, columns=2)
     costs = report["communication"]["precisions"]
     entries = report["precisions"].items()
     for (name, entry), colour in zip(entries, COLOURS * len(report["precisions"]), strict=False):
@@ -89,4 +91,4 @@ def plot_comparison(path: Path, report: Mapping[str, Any], titles: Mapping[str, 
     cost.set(ylabel="total cost (US$)", title=f"if every message of {rounds} rounds, {clients} clients had this size")
     cost.margins(y=0.15)
     figure.suptitle(f"Post-training quantization, {report['test_set']['title']}")
-    _save(figure, path)
+    save_figure(figure, path)

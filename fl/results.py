@@ -79,6 +79,18 @@ class RoundRecord:
         return record
 
 
+def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns sums over rounds of bytes, seconds and clients."""
+    sums: dict[str, Any] = {}
+    for direction in ("broadcast", "update", "evaluation_traffic"):
+        counts = [record[direction] for record in records if direction in record]
+        if counts or direction != "evaluation_traffic":
+            sums[direction] = {key: sum(c[key] for c in counts) for key in ("payload_bytes", "message_bytes")}
+    for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
+        sums[key] = sum(record[key] for record in records)
+    return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}
+
+
 def plain(value: Any) -> Any:
     """Returns `value` as what JSON knows: dataclasses become dicts, arrays lists, paths strings."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -22,7 +22,7 @@ from fl.messages import is_statistic
 from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
-from fl.results import MIB, RoundRecord, Score, plain, read_jsonl, write_json, write_jsonl
+from fl.results import MIB, RoundRecord, Score, plain, read_jsonl, totals, write_json, write_jsonl
 from fl.rounds import RoundSettings, run_rounds
 from fl.strategy import Aggregator
 from fl.targets import Target
@@ -229,18 +229,6 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
 
 def _scores(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key.endswith(("_loss", "_accuracy"))}
-
-
-def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns sums over rounds of bytes, seconds and clients."""
-    sums: dict[str, Any] = {}
-    for direction in ("broadcast", "update", "evaluation_traffic"):
-        counts = [record[direction] for record in records if direction in record]
-        if counts or direction != "evaluation_traffic":
-            sums[direction] = {key: sum(c[key] for c in counts) for key in ("payload_bytes", "message_bytes")}
-    for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
-        sums[key] = sum(record[key] for record in records)
-    return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}
 
 
 def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | None]:

@@ -11,28 +11,38 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fl.errors import QuantflError, RunError, one_line_errors
+from fl.environment import available_cores
+from fl.errors import QuantflError, one_line_errors
 from fl.overrides import CONF, explained, new_folder, typed_targets
+from fl.sweep import record_failure, sweep_table
 
-_failed: list[str] = []
+_failed: list[QuantflError] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _main(config: DictConfig) -> None:
-    from fl.console import say
+    from fl.console import label_lines, say
     from fl.experiment import run
     from fl.server_app import SUMMARY
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    overrides = list(hydra_config.overrides.task)
+    overrides, files = list(hydra_config.overrides.task), _hydra_files(config, hydra_config)
+    many = hydra_config.mode == RunMode.MULTIRUN
+    if many and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
+        label_lines(f"[{hydra_config.job.num}] ")
     try:
-        model = run(plain, run_dir, trusted=typed_targets(overrides), hydra_files=_hydra_files(config, hydra_config))
-    except QuantflError as error:  # Hydra would print a line of its own
-        _failed.append(f"job {hydra_config.job.num}: {error}" if hydra_config.mode == RunMode.MULTIRUN else str(error))
+        model = run(plain, run_dir, trusted=typed_targets(overrides), hydra_files=files)
+    except Exception as error:
+        if many:  # the others go on
+            record_failure(run_dir, error, files)
+            return
         with suppress(OSError):  # a folder in which nothing was written
             run_dir.rmdir()
+        if not isinstance(error, QuantflError):
+            raise
+        _failed.append(error)  # Hydra would print a line of its own
         return
     shown = Path(os.path.relpath(model))
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nNext:    python compare_quantizations.py {shown}")
@@ -40,11 +50,10 @@ def _main(config: DictConfig) -> None:
 
 def _hydra_files(config: DictConfig, hydra_config: Any) -> dict[str, str]:
     """Returns what Hydra would write to `.hydra/`; it is written once the settings have been checked."""
-    overrides = "".join(f"- {override}\n" for override in hydra_config.overrides.task)
     whole = OmegaConf.create({"hydra": hydra_config})
     return {
         "config.yaml": OmegaConf.to_yaml(config),
-        "overrides.yaml": overrides,
+        "overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
         "hydra.yaml": OmegaConf.to_yaml(whole),
     }
 
@@ -53,12 +62,11 @@ def main() -> None:
     """Runs Hydra so that every mistake of the user ends in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, `explained` puts it in one line
     OmegaConf.register_new_resolver("new_folder", new_folder)
-    with one_line_errors(), explained(sys.argv[1:]):
+    OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // int(threads)))
+    with one_line_errors(), sweep_table(), explained(sys.argv[1:]):
         _main()
-        for line in _failed[:-1]:
-            print(f"error: {line}", file=sys.stderr)
         if _failed:
-            raise RunError(_failed[-1]) from None
+            raise _failed[0]
 
 
 if __name__ == "__main__":

@@ -10,11 +10,22 @@ import pytest
 from conftest import REPOSITORY
 
 LAYERS = [
-    {"train", "overrides", "resume", "compare", "compare_quantizations"},
+    {"train", "flower_apps", "overrides", "resume", "sweep", "compare", "compare_quantizations"},
     {"experiment", "comparison_inputs"},
     {"engine", "server_app", "client_app", "comparison"},
     {"rounds", "strategy", "messages"},
-    {"training", "optimizers", "evaluation", "data", "checkpoint", "model_file", "plots", "report", "console"},
+    {
+        "training",
+        "optimizers",
+        "evaluation",
+        "data",
+        "checkpoint",
+        "model_file",
+        "plots",
+        "sweep_plots",
+        "report",
+        "console",
+    },
     {"quantization", "partition", "model", "communication", "results", "seeds", "errors", "targets", "environment"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -54,7 +65,16 @@ def test_frameworks_stay_where_they_belong(path):
     if roots & {"hydra", "omegaconf"}:
         assert LAYER_OF[here] <= 1
     if "flwr" in roots:
-        assert here in {"experiment", "engine", "server_app", "client_app", "rounds", "strategy", "messages"}
+        assert here in {
+            "flower_apps",
+            "experiment",
+            "engine",
+            "server_app",
+            "client_app",
+            "rounds",
+            "strategy",
+            "messages",
+        }
 
 
 def test_modules_stay_readable():
@@ -67,7 +87,9 @@ def test_importing_the_package_loads_nothing_heavy():
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True, cwd=REPOSITORY).strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [["-m", "fl.train"], ["compare_quantizations.py"], ["-m", "fl.resume"]])
+@pytest.mark.parametrize(
+    "command", [["-m", "fl.train"], ["compare_quantizations.py"], ["-m", "fl.resume"], ["-m", "fl.sweep"]]
+)
 def test_help_loads_no_torch(command):
     script = (
         "import runpy, sys\n"

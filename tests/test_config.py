@@ -119,14 +119,6 @@ def test_a_refused_run_leaves_no_folder(refused, tmp_path):
     assert not any(path.is_dir() for path in (tmp_path / "outputs").glob("*/*"))
 
 
-def test_every_failed_job_of_a_multirun_is_named_and_the_others_run(command, tmp_path):
-    done = command("fl.train", "-m", *SMALL, "num_rounds=1", "num_clients=0,2,9999")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert [line.split(":")[1].strip() for line in lines] == ["job 0", "job 2"]
-    assert len(list(tmp_path.glob("outputs/multirun/*/*/*/final_model.pt"))) == 1
-
-
 def test_cuda_where_there_is_none_is_refused(refused):
     import torch
 

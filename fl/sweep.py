@@ -1,0 +1,299 @@
+"""`python -m fl.sweep DIR`: one table and pictures of all jobs of a multirun, finished or not.
+
+Mean and standard deviation are over jobs that differ in the seed alone.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from fl.errors import ConfigError, QuantflError, RunError, one_line_errors
+
+TABLE, DOCUMENT = "sweep.csv", "sweep.json"
+PLAN, OVERRIDES = "multirun.yaml", ".hydra/overrides.yaml"
+SEED = "seed"
+DONE = ("completed", "time_limit")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as far as it came.
+
+    Attributes:
+        number: in the order of the sweep, from 0.
+        overrides: {setting: value} of this job, as text.
+        folder: None before it started.
+        state: completed, time_limit, failed, unfinished (running or killed), not started.
+        error: of a failed job.
+        title: of the data; None before it was opened.
+        records: the lines of its `rounds.jsonl`.
+        seconds: of training and evaluation.
+    """
+
+    number: int
+    overrides: dict[str, str]
+    folder: Path | None
+    state: str
+    error: str | None
+    title: str | None
+    records: tuple[Mapping[str, Any], ...]
+    seconds: float
+
+    def to_json(self, sweep: Path, swept: Sequence[str]) -> dict[str, Any]:
+        """Returns one row; what was not measured is None."""
+        from fl.results import totals
+
+        last = self.records[-1] if self.records else {}
+        sums = totals(self.records) if self.records else None
+        return {
+            "job": self.number,
+            **{key: self.overrides.get(key) for key in swept},
+            "test_accuracy": last.get("test_accuracy"),
+            "validation_accuracy": last.get("validation_accuracy"),
+            "broadcast_payload_bytes": sums and sums["broadcast"]["payload_bytes"],
+            "update_payload_bytes": sums and sums["update"]["payload_bytes"],
+            "rounds_completed": len(self.records),
+            "wall_s": self.seconds,
+            "state": self.state,
+            "error": self.error,
+            "folder": self.folder and os.path.relpath(self.folder, sweep),
+        }
+
+
+def read_jobs(sweep: Path) -> list[Job]:
+    """Returns the jobs of a multirun folder: the planned ones in their order, then any other found there.
+
+    Raises:
+        ConfigError: `sweep` is no folder of a multirun.
+    """
+    if not (sweep / PLAN).is_file():
+        raise ConfigError(f"{sweep}: is no folder of a multirun, it has no {PLAN}")
+    found = {_overrides(path): path.parents[1] for path in sorted(sweep.rglob(OVERRIDES))}
+    planned = _planned(sweep / PLAN)
+    order = [*planned, *(overrides for overrides in found if overrides not in planned)]
+    return [_read_job(number, overrides, found.get(overrides)) for number, overrides in enumerate(order)]
+
+
+def _overrides(path: Path) -> tuple[str, ...]:
+    return tuple(str(each) for each in OmegaConf.load(path))
+
+
+def _planned(path: Path) -> list[tuple[str, ...]]:
+    """Returns the overrides of each job, in the sweeper's order, from the file that Hydra writes at the start."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    config = OmegaConf.load(path).hydra
+    arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]
+    arguments += list(config.overrides.task)
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
+    return [tuple(job) for job in jobs]
+
+
+def _read_job(number: int, overrides: Sequence[str], folder: Path | None) -> Job:
+    from fl.results import read_json, read_jsonl
+
+    texts = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    if folder is None:
+        return Job(number, texts, None, "not started", None, None, (), 0.0)
+    rounds, summary, data = folder / "rounds.jsonl", folder / "summary.json", folder / "partition.json"
+    records = tuple(read_jsonl(rounds)) if rounds.exists() else ()
+    told = read_json(summary) if summary.exists() else {"state": "unfinished"}
+    opened = read_json(data) if data.exists() else {}
+    seconds = told.get("wall_s", sum(record[key] for record in records for key in record if key.endswith("_s")))
+    return Job(number, texts, folder, told["state"], told.get("error"), opened.get("data"), records, seconds)
+
+
+def swept_settings(jobs: Sequence[Job]) -> list[str]:
+    """Returns the settings that differ between jobs, in the order of the command line."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
+    """Returns the keys of points (bytes, accuracy) that no other point beats in one and equals in the other."""
+    return [
+        key
+        for key, (size, score) in points.items()
+        if not any(s <= size and a >= score and (s, a) != (size, score) for s, a in points.values())
+    ]
+
+
+def summarize(sweep: Path) -> dict[str, Any]:
+    """Writes the table, the document and the pictures of a sweep into its folder, and returns the document.
+
+    Raises:
+        ConfigError: see `read_jobs`.
+    """
+    from fl.results import write_bytes, write_json
+    from fl.sweep_plots import plot_sweep
+
+    jobs = read_jobs(sweep)
+    swept = swept_settings(jobs)
+    rows = [job.to_json(sweep, swept) for job in jobs]
+    measured = {row["job"]: row for row in rows if row["state"] in DONE}
+    points = {n: (traffic(row), row["test_accuracy"]) for n, row in measured.items()}
+    document = {
+        "data": sorted({job.title for job in jobs if job.title}),
+        "swept": swept,
+        "jobs": rows,
+        "over_seeds": over_seeds(rows, swept) if SEED in swept else None,
+        "pareto_front": pareto_front(points),
+    }
+    for stale in sweep.glob("sweep*.png"):
+        stale.unlink()
+    document["plots"] = plot_sweep(sweep, document, {job.number: job.records for job in jobs})
+    write_json(sweep / DOCUMENT, document)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(sweep / TABLE, text.getvalue().encode())
+    return document
+
+
+def traffic(row: Mapping[str, Any]) -> int:
+    """Returns the payload bytes of both directions."""
+    return int(row["broadcast_payload_bytes"] + row["update_payload_bytes"])
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns mean and sample standard deviation of the accuracy of jobs that differ in the seed alone."""
+    others = [key for key in swept if key != SEED]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["state"] in DONE:
+            groups.setdefault(tuple(row[key] for key in others), []).append(row)
+    return [
+        {
+            **dict(zip(others, values, strict=True)),
+            "seeds": len(group),
+            "mean_test_accuracy": statistics.fmean(row["test_accuracy"] for row in group),
+            "std_test_accuracy": statistics.stdev(row["test_accuracy"] for row in group) if len(group) > 1 else None,
+            "mean_payload_bytes": statistics.fmean(traffic(row) for row in group),
+        }
+        for values, group in groups.items()
+    ]
+
+
+def show(sweep: Path, document: Mapping[str, Any]) -> None:
+    """Prints the table, the means over seeds, and where everything was written."""
+    from rich.table import Table
+
+    from fl.console import say, show_table
+    from fl.results import MIB
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.2f} %"
+
+    def megabytes(value: float | None) -> str:
+        return "–" if value is None else f"{value / MIB:.2f} MB"
+
+    columns = ["job", *document["swept"], "test accuracy", "broadcast", "update", "seconds", "state"]
+    table = Table(*columns, title=f"{sweep}: {', '.join(document['data']) or 'no data opened'}", title_justify="left")
+    for row in document["jobs"]:
+        state = f"{row['state']} *" if row["job"] in document["pareto_front"] else row["state"]
+        cells = [percent(row["test_accuracy"]), megabytes(row["broadcast_payload_bytes"])]
+        cells += [megabytes(row["update_payload_bytes"]), f"{row['wall_s']:.1f}", state]
+        table.add_row(str(row["job"]), *(str(row[key] or "–") for key in document["swept"]), *cells)
+    show_table(table)
+    say("* on the Pareto front: no other job has both fewer bytes (broadcast + update payload) and higher accuracy")
+    if document["over_seeds"]:
+        others = [key for key in document["swept"] if key != SEED]
+        means = Table(*others, "seeds", "mean test accuracy", "standard deviation", "mean traffic")
+        for row in document["over_seeds"]:
+            cells = [str(row["seeds"]), percent(row["mean_test_accuracy"]), percent(row["std_test_accuracy"])]
+            means.add_row(*(str(row[key]) for key in others), *cells, megabytes(row["mean_payload_bytes"]))
+        show_table(means)
+    say("\n".join(f"{name}: {sweep / file}" for name, file in [("CSV ", TABLE), ("JSON", DOCUMENT)]))
+    for file in document["plots"]:
+        say(f"Plot: {sweep / file}")
+
+
+def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str]) -> None:
+    """Writes down why a job failed, unless the run did so itself."""
+    from fl.results import write_bytes, write_json
+
+    if not isinstance(error, QuantflError):
+        traceback.print_exception(error)
+    if not (folder / OVERRIDES).exists():
+        (folder / OVERRIDES).parent.mkdir(parents=True, exist_ok=True)
+        for name, text in hydra_files.items():
+            write_bytes((folder / OVERRIDES).parent / name, text.encode())
+    if not (folder / "summary.json").exists():
+        write_json(folder / "summary.json", {"state": "failed", "error": str(error) or type(error).__name__})
+
+
+class Sweep(Callback):
+    """Hydra's hook: chooses the folder of a multirun once for all its jobs, in whatever process they run."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Fixes `hydra.sweep.dir`, which would name a new folder each time it is read."""
+        folder = str(config.hydra.sweep.dir)
+        Sweep.folder = Path(folder)
+        quoted = json.dumps(folder, ensure_ascii=False)
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+
+
+@contextmanager
+def sweep_table() -> Iterator[None]:
+    """Shows the table when the multirun within ends, however it ends.
+
+    Raises:
+        RunError: a job has not come to its end, or the launcher failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if Sweep.folder is None or isinstance(error, QuantflError):
+            raise
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"hydra/launcher: could not run the jobs ({told})") from error
+    finally:
+        if Sweep.folder is not None:
+            _finish(Sweep.folder, interrupted=sys.exc_info()[0] is not None)
+
+
+def _finish(folder: Path, interrupted: bool) -> None:
+    if not any(folder.rglob(OVERRIDES)):  # nothing ran
+        if {path.name for path in folder.glob("*")} <= {PLAN}:
+            shutil.rmtree(folder)
+        return
+    document = summarize(folder)
+    show(folder, document)
+    bad = [row for row in document["jobs"] if row["state"] not in DONE]
+    for row in bad:
+        print(f"error: job {row['job']}: {row['error'] or row['state']}", file=sys.stderr)
+    if bad and not interrupted:
+        raise RunError(f"{len(bad)} of {len(document['jobs'])} jobs did not complete")
+
+
+def main() -> None:
+    """Redraws table and pictures of a multirun folder."""
+    parser = argparse.ArgumentParser(prog="python -m fl.sweep", description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a multirun, as in outputs/multirun/DATE/TIME")
+    folder: Path = parser.parse_args().folder
+    with one_line_errors():
+        show(folder, summarize(folder))
+
+
+if __name__ == "__main__":
+    main()

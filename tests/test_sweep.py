@@ -1,0 +1,150 @@
+"""Multiruns: a folder per job, one table at the end whatever happens to jobs, and pictures redrawn from the folder."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from fl.overrides import explained
+from fl.sweep import over_seeds, pareto_front, read_jobs, swept_settings
+from fl.sweep_plots import in_order
+
+TINY = ["data=synthetic", "data.num_images=200", "local_epochs=1", "batch_size=16", "threads_per_client=1"]
+ONE = [*TINY, "num_clients=2", "num_rounds=1"]
+
+
+@pytest.fixture(scope="module")
+def failing_sweep(tmp_path_factory, cache_dir):
+    """A sweep over two settings and two seeds, with jobs that cannot run; returns its process and folder."""
+    folder = tmp_path_factory.mktemp("sweep") / "with a space"
+    swept = ["num_rounds=1,2", "num_clients=2,100000", "seed=1,2", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "-m", "fl.train", "-m", *TINY, *swept, "hydra/launcher=parallel"]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, env=os.environ, check=False)
+    return done, folder
+
+
+def rows_of(folder):
+    with (folder / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_failed_jobs_are_rows_and_the_others_run(failing_sweep):
+    done, folder = failing_sweep
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = rows_of(folder)
+    assert [row["state"] for row in rows] == ["completed"] * 2 + ["failed"] * 2 + ["completed"] * 2 + ["failed"] * 2
+    assert [row["num_rounds"] for row in rows] == ["1"] * 4 + ["2"] * 4
+    for row in rows:
+        run = folder / row["folder"]
+        if row["num_clients"] == "100000":
+            assert "num_clients=100000: there are only 160 training images" in row["error"]
+            assert f"error: job {row['job']}: num_clients=100000" in done.stderr
+            continue
+        last = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+        assert float(row["test_accuracy"]) == last[-1]["test_accuracy"]
+        for direction in ("broadcast", "update"):
+            travelled = sum(record[direction]["payload_bytes"] for record in last)
+            assert int(row[f"{direction}_payload_bytes"]) == travelled > 0
+        assert float(row["wall_s"]) == json.loads((run / "summary.json").read_text())["wall_s"]
+        assert json.loads((run / "summary.json").read_text())["seed"] == int(row["seed"])
+    for word in ("num_rounds", "num_clients", "broadcast", "completed", "failed", "SYNTHETIC", "standard deviation"):
+        assert word in done.stdout
+    assert "error: 4 of 8 jobs did not complete" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_document_has_seeds_and_the_pareto_front(failing_sweep):
+    _, folder = failing_sweep
+    document = json.loads((folder / "sweep.json").read_text())
+    assert document["swept"] == ["num_rounds", "num_clients", "seed"]
+    assert [(row["num_rounds"], row["num_clients"], row["seeds"]) for row in document["over_seeds"]] == [
+        ("1", "2", 2),
+        ("2", "2", 2),
+    ]
+    first = [row["test_accuracy"] for row in document["jobs"][:2]]
+    assert document["over_seeds"][0]["mean_test_accuracy"] == pytest.approx(sum(first) / 2)
+    assert document["over_seeds"][0]["std_test_accuracy"] == pytest.approx(abs(first[0] - first[1]) / 2**0.5)
+    assert document["plots"] == ["sweep_heatmap.png", "sweep_pareto.png"]
+    for name in document["plots"]:
+        with Image.open(folder / name) as picture:
+            assert picture.size[0] > 300
+
+
+def test_an_unfinished_sweep_can_be_redrawn(failing_sweep, command, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(failing_sweep[1], folder)
+    shutil.rmtree(folder / "5")
+    (folder / "4" / "summary.json").unlink()
+    (folder / "0" / "summary.json").unlink()
+    shutil.rmtree(folder / "0" / ".hydra")
+    done = command("fl.sweep", folder, check=0)
+    states = [row["state"] for row in rows_of(folder)]
+    assert states == ["not started", "completed", "failed", "failed", "unfinished", "not started", "failed", "failed"]
+    assert rows_of(folder)[4]["test_accuracy"], "an unfinished job shows what it reached"
+    assert "unfinished" in done.stdout
+
+
+def test_curves_for_one_swept_setting_and_the_folders_default(command, tmp_path):
+    done = command("fl.train", "-m", *ONE, "lr=0.001,0.003", check=0)
+    (folder,) = tmp_path.glob("outputs/multirun/*/*")
+    assert json.loads((folder / "sweep.json").read_text())["plots"] == ["sweep_curves.png", "sweep_pareto.png"]
+    assert len(list(folder.glob("*/final_model.pt"))) == 2
+    assert "sweep_curves.png" in done.stdout
+
+
+def test_a_sweep_that_cannot_be_composed_is_refused_before_any_job(refused, tmp_path):
+    refused("fl.train", "-m", *ONE, "partition=iid,nope", words=["partition=nope", "dirichlet"])
+    refused("fl.sweep", tmp_path, words=[tmp_path, "multirun.yaml"])
+    assert not list(tmp_path.glob("outputs/multirun/*/*")), "an empty folder is left"
+
+
+def test_the_documented_sweep_is_a_multirun(command, tmp_path):
+    overrides = [*ONE, "experiment=rounds_by_clients", f"hydra.sweep.dir={tmp_path / 's'}"]
+    command("fl.train", *overrides, check=0)
+    (job,) = read_jobs(tmp_path / "s")
+    assert job.state == "completed"
+    assert swept_settings([job]) == []
+
+
+def test_planned_jobs_come_from_the_experiment(tmp_path):
+    (tmp_path / "multirun.yaml").write_text(
+        "hydra:\n  sweeper:\n    params: {num_rounds: '2,4', num_clients: '5,10'}\n"
+        "  overrides:\n    task: [experiment=rounds_by_clients, 'seed=1']\n"
+    )
+    jobs = read_jobs(tmp_path)
+    assert [job.state for job in jobs] == ["not started"] * 4
+    assert swept_settings(jobs) == ["num_rounds", "num_clients"]
+    assert [job.overrides["num_clients"] for job in jobs] == ["5", "10", "5", "10"]
+
+
+def test_pareto_front():
+    points = {0: (1.0, 0.5), 1: (2.0, 0.5), 2: (2.0, 0.7), 3: (3.0, 0.6), 4: (1.0, 0.4), 5: (2.0, 0.7)}
+    assert pareto_front(points) == [0, 2, 5]
+    assert pareto_front({}) == []
+
+
+def test_seeds_alone_are_one_group():
+    rows = [
+        {"seed": s, "state": "completed", "test_accuracy": a, "broadcast_payload_bytes": 1, "update_payload_bytes": 2}
+        for s, a in ((1, 0.5), (2, 0.7))
+    ]
+    (group,) = over_seeds([*rows, {**rows[0], "state": "failed"}], ["seed"])
+    assert group["seeds"] == 2
+    assert group["mean_test_accuracy"] == pytest.approx(0.6)
+    assert group["std_test_accuracy"] == pytest.approx(0.02**0.5)
+
+
+def test_values_are_in_order():
+    assert in_order(["10", "9", "iid", "0.1", "dirichlet", "10"]) == ["0.1", "9", "10", "dirichlet", "iid"]
+
+
+def test_a_missing_launcher_says_how_to_install_it():
+    from hydra.errors import MissingConfigException
+
+    with pytest.raises(Exception, match=r"submitit_slurm.*pip install -e '.\[slurm\]'"), explained([]):
+        raise MissingConfigException("missing", "hydra/launcher/submitit_slurm", ["basic"])
