@@ -29,6 +29,11 @@ eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EU
 test: lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
+bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops (EUROSAT_ZIP; about 15 minutes)
+	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/round.py
+	@$(BIN)/python benchmarks/reference_flower_ray.py
+
 lint: $(STAMP) ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +43,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test lint clean
+.PHONY: help install demo eurosat test bench lint clean

@@ -15,12 +15,10 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from fl.errors import ConfigError, QuantflError
 from fl.experiment import client_app, run
-from fl.overrides import CONF, explained, new_folder, typed_targets
+from fl.overrides import composed, new_folder, typed_targets
 
 RUN_DIR = "hydra.run.dir="
 
@@ -37,15 +35,13 @@ def overrides_in(text: str) -> list[str]:
         raise ConfigError(f"overrides={text}: {error}") from error
 
 
-def composed(overrides: list[str]) -> dict[str, Any]:
+def configured(overrides: list[str]) -> dict[str, Any]:
     """Returns the configuration as plain data.
 
     Raises:
         ConfigError: an override that cannot be honoured, or a data.path that is not absolute.
     """
-    with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = [override for override in overrides if not override.startswith(RUN_DIR)]
-        config: dict[str, Any] = OmegaConf.to_container(compose("config", chosen), resolve=True)  # type: ignore[assignment]
+    config = composed([override for override in overrides if not override.startswith(RUN_DIR)])
     _check_absolute("data.path", config["data"].get("path"))
     return config
 
@@ -71,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
     """Runs all rounds over Flower's nodes; there must be `num_clients` of them."""
     try:
         overrides = overrides_in(str(context.run_config.get("overrides", "")))
-        config = composed(overrides)
+        config = configured(overrides)
         run_dir = _run_dir(overrides)
         print(f"Run folder: {run_dir}", flush=True)
         run(config, run_dir, trusted=typed_targets(overrides), grid=grid)
@@ -83,7 +79,7 @@ def main(grid: Grid, context: Context) -> None:
 @lru_cache(maxsize=2)
 def _clients(text: str) -> ClientApp:
     overrides = overrides_in(text)
-    return client_app(composed(overrides), typed_targets(overrides))
+    return client_app(configured(overrides), typed_targets(overrides))
 
 
 class _Clients(ClientApp):

@@ -5,13 +5,16 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
@@ -29,6 +32,16 @@ def new_folder(wanted: str) -> str:
         except FileExistsError:
             continue
     raise FileExistsError(wanted)
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the configuration that these overrides give on the command line of `fl.train`, as plain data.
+
+    Raises:
+        ConfigError: an override that cannot be honoured.
+    """
+    with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
 def typed_targets(overrides: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """Images on disk: EuroSAT (zip, folder or download) and any folder of class sub-folders."""
 
+import functools
 import io
+import os
 import tempfile
 import zipfile
 import zlib
@@ -131,21 +133,28 @@ def _list_zip(path: Path) -> tuple[list[_File], set[str]]:
         raise DataError(f"data.path={path}: not a whole zip file ({error}); download it again") from error
     files, folders = [], []
     for entry in archive.infolist():
-        place = PurePosixPath(entry.filename.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or ":" in entry.filename:
+        inside, _, name = entry.filename.replace("\\", "/").rstrip("/").rpartition("/")
+        parent = _folder(inside)
+        if entry.filename.startswith(("/", "\\")) or ".." in (*parent.parts, name) or ":" in entry.filename:
             raise DataError(f"data.path={path}: entry {entry.filename!r} points outside the archive; refused")
-        if entry.is_dir() and not _hidden(place):
-            folders.append(place)
-        if entry.is_dir() or _hidden(place) or place.suffix.lower() not in IMAGE_SUFFIXES:
+        hidden = _hidden((*parent.parts, name))
+        if entry.is_dir() and not hidden:
+            folders.append(parent / name)
+        if entry.is_dir() or hidden or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
             continue
         if entry.file_size > LARGEST_FILE_BYTES:
             raise DataError(f"data.path={path}: entry {entry.filename!r} has {entry.file_size} bytes; too large")
-        files.append(_in_zip(archive, entry, place))
+        files.append((parent, _in_zip(archive, entry, parent.name, name)))
     return _class_files(path, files, folders)
 
 
-def _in_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: PurePosixPath) -> tuple[PurePosixPath, _File]:
-    return place.parent, _File(place.parent.name, place.name, entry.CRC, entry.file_size, lambda: archive.read(entry))
+@functools.cache
+def _folder(text: str) -> PurePosixPath:
+    return PurePosixPath(text)  # slow: once per folder, not per image
+
+
+def _in_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, class_name: str, name: str) -> _File:
+    return _File(class_name, name, entry.CRC, entry.file_size, lambda: archive.read(entry))
 
 
 def _list_folder(path: Path) -> tuple[list[_File], set[str]]:
@@ -153,7 +162,7 @@ def _list_folder(path: Path) -> tuple[list[_File], set[str]]:
     files, folders = [], []
     for each in sorted(path.rglob("*")):
         place = PurePosixPath(each.relative_to(path).as_posix())
-        if _hidden(place):
+        if _hidden(place.parts):
             continue
         try:
             inside = each.resolve(strict=True).is_relative_to(root)
@@ -175,8 +184,9 @@ def _class_files(
     path: Path, files: list[tuple[PurePosixPath, _File]], folders: list[PurePosixPath]
 ) -> tuple[list[_File], set[str]]:
     """Returns the files and the names of all class folders, empty ones too, which must lie side by side."""
-    above = sorted({str(parent.parent) for parent, _ in files})
-    if any(not parent.parts for parent, _ in files) or len(above) > 1:
+    parents = {parent for parent, _ in files}
+    above = sorted({str(parent.parent) for parent in parents})
+    if any(not parent.parts for parent in parents) or len(above) > 1:
         raise DataError(f"data.path={path}: images must lie in class sub-folders side by side, as in CLASS/image.jpg")
     if not files:
         raise DataError(f"data.path={path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -184,8 +194,8 @@ def _class_files(
     return [file for _, file in files], class_folders
 
 
-def _hidden(place: PurePosixPath) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in place.parts)
+def _hidden(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def _decode(path: Path, files: list[_File], images: np.ndarray) -> list[str]:
