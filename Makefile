@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install everything, pinned by constraints.txt
 
@@ -29,6 +29,9 @@ eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EU
 test: lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
+test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
+	tests/cluster/run.sh $(BIN)/python
+
 bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops (EUROSAT_ZIP; about 15 minutes)
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/round.py
@@ -43,4 +46,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test bench lint clean
+.PHONY: help install demo eurosat test test-cluster bench lint clean

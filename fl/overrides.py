@@ -72,6 +72,11 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
         raise ConfigError(_composition(error, arguments)) from error
     except HydraException as error:
         raise ConfigError(_flat(error)) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        at_fault = next((a for a in arguments if a.endswith(("=null", "=None"))), "group")
+        raise ConfigError(f"{at_fault}: name one of the group's choices, or leave the argument out") from error
 
 
 def _composition(error: Exception, arguments: Sequence[str]) -> str:
