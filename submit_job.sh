@@ -139,6 +139,8 @@ done
 python=$(command -v "$python")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 "$python" -m fl.train "${arguments[@]}" --cfg job >/dev/null || exit 2
+mode=$("$python" -m fl.train "${arguments[@]}" --cfg hydra --package hydra.mode 2>/dev/null) || true
+[ "$mode" != RunMode.MULTIRUN ] || die "experiment=$experiment: this one is a sweep; $sweep"
 
 if [ -z "$dry_run$run_local" ] && ! command -v sbatch >/dev/null; then
   die "sbatch: is not on this machine's PATH; --local runs the same here without SLURM"

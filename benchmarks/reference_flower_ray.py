@@ -91,7 +91,14 @@ def main() -> None:
     options = parser.parse_args()
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         overrides = [*DEFAULTS, *options.overrides]
-        data = composed(overrides)["data"]
+        config = composed(overrides)
+        same = {"augmentation": "flips", "label_smoothing": 0.0, "fraction_train": 1.0, "lr_schedule": "constant"}
+        for key, value in (same | {"fraction_evaluate": 0.0, "device": "cpu"}).items():
+            if config[key] != value:
+                raise ConfigError(f"{key}={config[key]}: the reference has {value}; leave it")
+        if config["num_rounds"] < 2 or not config["strategy"]["_target_"].endswith(".FedAvg"):
+            raise ConfigError("num_rounds must be at least 2, the first one is not timed; strategy must be fedavg")
+        data = config["data"]
         path = data.get("path") or os.environ.get("EUROSAT_ZIP")
         if not path:
             raise ConfigError("data.path: the reference reads JPEG files; set EUROSAT_ZIP or data.path")

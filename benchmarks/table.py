@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from fl.console import say, show_table
 from fl.environment import environment
 from fl.results import write_json
@@ -14,12 +12,7 @@ from fl.results import write_json
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints one table under a title that says what was measured on what."""
     say(title)
-    table = Table()
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < 2 else "right")
-    for row in rows:
-        table.add_row(*row)
-    show_table(table)
+    show_table(columns, rows)
 
 
 def write_results(path: Path | None, result: dict[str, Any]) -> None:

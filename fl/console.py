@@ -1,11 +1,12 @@
 """What a person sees: progress bars on a terminal, plain lines everywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 _stderr = Console(stderr=True, highlight=False)
@@ -27,8 +28,13 @@ def say(text: str = "") -> None:
     place.print("\n".join(_label + line for line in text.split("\n")), markup=False, soft_wrap=True)
 
 
-def show_table(table: Table) -> None:
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table, as wide as it needs to be off a terminal."""
+    table = Table()
+    for column in columns:
+        table.add_column(Text(column))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     wide = console if console.is_terminal else Console(highlight=False, width=240)
     wide.print(table)
 

@@ -186,7 +186,7 @@ def run(
     from fl.server_app import MODEL, ServerSettings, make_server_app
 
     images, split = open_data(settings.data, settings.seed)
-    shares_file = _share_out(settings, images, split)
+    shares_file = _share_out(settings, images, split, run_dir / SHARES)
     shares = read_shares(shares_file)
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
     say("\n  note: ".join([f"Data: {images.title}: {sizes}", *images.notes]))
@@ -292,14 +292,14 @@ def _round_settings(settings: Settings) -> "RoundSettings":
     )
 
 
-def _share_out(settings: Settings, images: "ImageSet", split: "Split") -> Path:
+def _share_out(settings: Settings, images: "ImageSet", split: "Split", otherwise: Path | None = None) -> Path:
     """Returns the file of positions in the image set, one array per client, made unless it is in the cache."""
     from fl.partition import share_images
     from fl.seeds import derive
 
     seed = derive(settings.seed, "partition")
     folder = settings.data.cache_dir.expanduser().absolute() / "shares"
-    return share_images(folder, settings.partition, images.labels, split.train, settings.num_clients, seed)
+    return share_images(folder, settings.partition, images.labels, split.train, settings.num_clients, seed, otherwise)
 
 
 def _describe_inputs(images: "ImageSet", split: "Split", shares: "list[np.ndarray]") -> dict[str, Any]:

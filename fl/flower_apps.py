@@ -39,10 +39,11 @@ def configured(overrides: list[str]) -> dict[str, Any]:
     """Returns the configuration as plain data.
 
     Raises:
-        ConfigError: an override that cannot be honoured, or a data.path that is not absolute.
+        ConfigError: an override that cannot be honoured, or a path that is not absolute.
     """
     config = composed([override for override in overrides if not override.startswith(RUN_DIR)])
-    _check_absolute("data.path", config["data"].get("path"))
+    for name in ("path", "cache_dir"):
+        _check_absolute(f"data.{name}", config["data"].get(name))
     return config
 
 

@@ -14,6 +14,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +42,14 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: an override that cannot be honoured.
     """
     with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+        config = compose("config", list(overrides), return_hydra_config=True)
+    if config.hydra.mode == RunMode.MULTIRUN:
+        raise ConfigError("experiment: this one is a sweep, of many runs; start it with python -m fl.train")
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    with explained(overrides):
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
 def typed_targets(overrides: Sequence[str]) -> list[str]:

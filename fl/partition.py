@@ -1,7 +1,6 @@
 """How the training images are shared out among clients, by flwr-datasets."""
 
 import importlib.metadata
-import inspect
 import json
 import warnings
 import zipfile
@@ -109,11 +108,18 @@ def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: i
 
 
 def share_images(
-    folder: Path, partition: Target, labels: np.ndarray, positions: np.ndarray, num_clients: int, seed: int
+    folder: Path,
+    partition: Target,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    num_clients: int,
+    seed: int,
+    otherwise: Path | None = None,
 ) -> Path:
     """Returns a file in `folder` with one sorted int64 array of image positions per client, named "0", "1", ...
 
-    The file's name is a hash of all that decides its content, so an existing one is used as it is.
+    The file's name is a hash of all that decides its content, so an existing one is used as it is; for a class that is
+    not the project's own it is made again, because its code may have changed.
 
     Args:
         folder: made when it is missing.
@@ -122,22 +128,26 @@ def share_images(
         positions: int64 [n], of the images to share out.
         num_clients: how many clients.
         seed: for this purpose, from `fl.seeds.derive`.
+        otherwise: where to write if `folder` cannot be written.
 
     Raises:
         ConfigError: see `split_among_clients`.
         DataError: `folder` cannot be written.
     """
-    kind = partition.resolve("partition")
-    code = Path(inspect.getfile(kind)).read_bytes()
+    code = Path(__file__).read_bytes()
     versions = [importlib.metadata.version(name) for name in ("flwr-datasets", "numpy")]
     decides = [partition.target, dict(partition.parameters), num_clients, seed, versions]
     path = folder / f"{sha256(json.dumps(decides).encode(), code, labels, positions)[:32]}.npz"
-    if not path.exists():
+    if not path.exists() or not partition.target.startswith("fl.partition."):
         shares = split_among_clients(partition.build("partition"), labels[positions], num_clients, seed)
+        arrays = {str(client): positions[share] for client, share in enumerate(shares)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_npz(path, {str(client): positions[share] for client, share in enumerate(shares)})
+            write_npz(path, arrays)
         except OSError as error:
+            if otherwise is not None:
+                write_npz(otherwise, arrays)
+                return otherwise
             raise DataError(f"data.cache_dir={folder.parent}: cannot be written ({error.strerror or error})") from error
     return path
 

@@ -151,8 +151,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Returns one parsed document per line."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Returns one parsed document per line.
+
+    Raises:
+        ConfigError: a line is no JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ConfigError(f"{path}: is damaged ({error})") from error
 
 
 def sha256(*parts: bytes | np.ndarray) -> str:

@@ -244,7 +244,7 @@ def _evaluate_on_clients(
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
     partition_of = {node: partition for partition, node in sampled.items()}
     replies, failures = [], []
-    for reply in grid.send_and_receive(messages):
+    for reply in sorted(grid.send_and_receive(messages), key=lambda reply: partition_of[reply.metadata.src_node_id]):
         problem = _evaluation_problem(reply)
         if problem is None:
             replies.append(reply)

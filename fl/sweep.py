@@ -8,12 +8,11 @@ import csv
 import io
 import json
 import os
-import shutil
 import statistics
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from fl.errors import ConfigError, QuantflError, RunError, one_line_errors
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
-PLAN, OVERRIDES = "multirun.yaml", ".hydra/overrides.yaml"
+MULTIRUN, PLAN, OVERRIDES, HYDRA = "multirun.yaml", "sweep_plan.json", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 SEED = "seed"
 DONE = ("completed", "time_limit")
 
@@ -41,7 +40,6 @@ class Job:
         error: of a failed job.
         title: of the data; None before it was opened.
         records: the lines of its `rounds.jsonl`.
-        seconds: of training and evaluation.
     """
 
     number: int
@@ -51,7 +49,6 @@ class Job:
     error: str | None
     title: str | None
     records: tuple[Mapping[str, Any], ...]
-    seconds: float
 
     def to_json(self, sweep: Path, swept: Sequence[str]) -> dict[str, Any]:
         """Returns one row; what was not measured is None."""
@@ -67,7 +64,7 @@ class Job:
             "broadcast_payload_bytes": sums and sums["broadcast"]["payload_bytes"],
             "update_payload_bytes": sums and sums["update"]["payload_bytes"],
             "rounds_completed": len(self.records),
-            "wall_s": self.seconds,
+            "rounds_s": sum(r[key] for r in self.records for key in r if key.endswith("_s")) if self.records else None,
             "state": self.state,
             "error": self.error,
             "folder": self.folder and os.path.relpath(self.folder, sweep),
@@ -78,30 +75,40 @@ def read_jobs(sweep: Path) -> list[Job]:
     """Returns the jobs of a multirun folder: the planned ones in their order, then any other found there.
 
     Raises:
-        ConfigError: `sweep` is no folder of a multirun.
+        ConfigError: `sweep` is no folder of a multirun, or a file in it is damaged.
     """
-    if not (sweep / PLAN).is_file():
-        raise ConfigError(f"{sweep}: is no folder of a multirun, it has no {PLAN}")
-    found = {_overrides(path): path.parents[1] for path in sorted(sweep.rglob(OVERRIDES))}
-    planned = _planned(sweep / PLAN)
-    order = [*planned, *(overrides for overrides in found if overrides not in planned)]
-    return [_read_job(number, overrides, found.get(overrides)) for number, overrides in enumerate(order)]
+    from fl.results import read_json
+
+    if not (sweep / MULTIRUN).is_file():
+        raise ConfigError(f"{sweep}: is no folder of a multirun, it has no {MULTIRUN}")
+    planned = read_json(sweep / PLAN) if (sweep / PLAN).exists() else []
+    folders: dict[int, Path] = {}
+    for path in sorted(sweep.rglob(HYDRA), key=lambda path: (len(path.parts), path)):
+        folders.setdefault(_plain(path)["hydra"]["job"]["num"], path.parents[1])
+    numbers = sorted({*range(len(planned)), *folders})
+    overrides = {n: planned[n] if n < len(planned) else _plain(folders[n] / OVERRIDES) for n in numbers}
+    return [_read_job(number, overrides[number], folders.get(number)) for number in numbers]
 
 
-def _overrides(path: Path) -> tuple[str, ...]:
-    return tuple(str(each) for each in OmegaConf.load(path))
+def _plain(path: Path) -> Any:
+    """Returns a YAML file as plain data, interpolations as they are written."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # whatever the parser makes of it
+        raise ConfigError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
 
 
-def _planned(path: Path) -> list[tuple[str, ...]]:
-    """Returns the overrides of each job, in the sweeper's order, from the file that Hydra writes at the start."""
+def planned_jobs(config: DictConfig) -> list[list[str]]:
+    """Returns the overrides of each job that Hydra's basic sweeper is about to start, in its order."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    config = OmegaConf.load(path).hydra
-    arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]
-    arguments += list(config.overrides.task)
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
-    return [tuple(job) for job in jobs]
+    plain: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    arguments = [f"{key}={value}" for key, value in (plain["sweeper"].get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides([*arguments, *plain["overrides"]["task"]])
+    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
 def _read_job(number: int, overrides: Sequence[str], folder: Path | None) -> Job:
@@ -109,13 +116,13 @@ def _read_job(number: int, overrides: Sequence[str], folder: Path | None) -> Job
 
     texts = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     if folder is None:
-        return Job(number, texts, None, "not started", None, None, (), 0.0)
+        return Job(number, texts, None, "not started", None, None, ())
     rounds, summary, data = folder / "rounds.jsonl", folder / "summary.json", folder / "partition.json"
     records = tuple(read_jsonl(rounds)) if rounds.exists() else ()
     told = read_json(summary) if summary.exists() else {"state": "unfinished"}
+    state = told["state"] if records or told["state"] not in DONE else "unfinished"
     opened = read_json(data) if data.exists() else {}
-    seconds = told.get("wall_s", sum(record[key] for record in records for key in record if key.endswith("_s")))
-    return Job(number, texts, folder, told["state"], told.get("error"), opened.get("data"), records, seconds)
+    return Job(number, texts, folder, state, told.get("error"), opened.get("data"), records)
 
 
 def swept_settings(jobs: Sequence[Job]) -> list[str]:
@@ -192,8 +199,6 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> list[
 
 def show(sweep: Path, document: Mapping[str, Any]) -> None:
     """Prints the table, the means over seeds, and where everything was written."""
-    from rich.table import Table
-
     from fl.console import say, show_table
     from fl.results import MIB
 
@@ -204,21 +209,23 @@ def show(sweep: Path, document: Mapping[str, Any]) -> None:
         return "–" if value is None else f"{value / MIB:.2f} MB"
 
     columns = ["job", *document["swept"], "test accuracy", "broadcast", "update", "seconds", "state"]
-    table = Table(*columns, title=f"{sweep}: {', '.join(document['data']) or 'no data opened'}", title_justify="left")
+    rows = []
     for row in document["jobs"]:
         state = f"{row['state']} *" if row["job"] in document["pareto_front"] else row["state"]
         cells = [percent(row["test_accuracy"]), megabytes(row["broadcast_payload_bytes"])]
-        cells += [megabytes(row["update_payload_bytes"]), f"{row['wall_s']:.1f}", state]
-        table.add_row(str(row["job"]), *(str(row[key] or "–") for key in document["swept"]), *cells)
-    show_table(table)
+        seconds = "–" if row["rounds_s"] is None else f"{row['rounds_s']:.1f}"
+        cells += [megabytes(row["update_payload_bytes"]), seconds, state]
+        rows.append([str(row["job"]), *(str(row[key] or "–") for key in document["swept"]), *cells])
+    say(f"{sweep}: {', '.join(document['data']) or 'no data opened'}")
+    show_table(columns, rows)
     say("* on the Pareto front: no other job has both fewer bytes (broadcast + update payload) and higher accuracy")
     if document["over_seeds"]:
         others = [key for key in document["swept"] if key != SEED]
-        means = Table(*others, "seeds", "mean test accuracy", "standard deviation", "mean traffic")
+        means = []
         for row in document["over_seeds"]:
             cells = [str(row["seeds"]), percent(row["mean_test_accuracy"]), percent(row["std_test_accuracy"])]
-            means.add_row(*(str(row[key]) for key in others), *cells, megabytes(row["mean_payload_bytes"]))
-        show_table(means)
+            means.append([*(str(row[key]) for key in others), *cells, megabytes(row["mean_payload_bytes"])])
+        show_table([*others, "seeds", "mean test accuracy", "standard deviation", "mean traffic"], means)
     say("\n".join(f"{name}: {sweep / file}" for name, file in [("CSV ", TABLE), ("JSON", DOCUMENT)]))
     for file in document["plots"]:
         say(f"Plot: {sweep / file}")
@@ -230,7 +237,7 @@ def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str
 
     if not isinstance(error, QuantflError):
         traceback.print_exception(error)
-    if not (folder / OVERRIDES).exists():
+    if not (folder / HYDRA).exists():
         (folder / OVERRIDES).parent.mkdir(parents=True, exist_ok=True)
         for name, text in hydra_files.items():
             write_bytes((folder / OVERRIDES).parent / name, text.encode())
@@ -244,13 +251,28 @@ class Sweep(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Fixes `hydra.sweep.dir`, which would name a new folder each time it is read."""
+        """Fixes `hydra.sweep.dir`, which would name a new folder each time it is read, and notes the jobs to come.
+
+        Raises:
+            SystemExit: the folder holds a multirun already (Hydra swallows every other exception here).
+        """
+        from fl.results import write_json
+
         folder = str(config.hydra.sweep.dir)
+        if (Path(folder) / MULTIRUN).exists():
+            print(f"error: hydra.sweep.dir={folder}: holds a multirun already; choose another folder", file=sys.stderr)
+            raise SystemExit(ConfigError.exit_code)
         Sweep.folder = Path(folder)
         quoted = json.dumps(folder, ensure_ascii=False)
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = folder
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+        try:
+            jobs = planned_jobs(config)
+        except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
+            return
+        Sweep.folder.mkdir(parents=True, exist_ok=True)
+        write_json(Sweep.folder / PLAN, jobs)
 
 
 @contextmanager
@@ -273,9 +295,15 @@ def sweep_table() -> Iterator[None]:
 
 
 def _finish(folder: Path, interrupted: bool) -> None:
+    from fl.console import label_lines
+
+    label_lines("")
     if not any(folder.rglob(OVERRIDES)):  # nothing ran
-        if {path.name for path in folder.glob("*")} <= {PLAN}:
-            shutil.rmtree(folder)
+        if {path.name for path in folder.glob("*")} <= {PLAN, MULTIRUN}:
+            for name in (PLAN, MULTIRUN):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
         return
     document = summarize(folder)
     show(folder, document)

@@ -56,7 +56,8 @@ def _curves(path: Path, document: Mapping[str, Any], settings: list[str], record
     """Accuracy over rounds for each value, and the last accuracy over values; seeds as mean and standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
-    rows = [row for row in document["jobs"] if records[row["job"]]]
+    done = [row for row in document["jobs"] if row["state"] in ("completed", "time_limit")]
+    rows = done or [row for row in document["jobs"] if records[row["job"]]]
     if not rows:
         return False
     figure, (over_rounds, over_values) = new_figure(12, 4.5, columns=2)
@@ -71,7 +72,8 @@ def _curves(path: Path, document: Mapping[str, Any], settings: list[str], record
         rounds, label = np.arange(1, length + 1), f"{name} ({len(group)} seeds)" if len(group) > 1 else name
         error = None if spread is None else spread[-1]
         over_rounds.plot(rounds, mean, "o-", color=colour, label=label)
-        over_values.errorbar(position, mean[-1], error, fmt="o", color=colour, capsize=4)
+        if done:
+            over_values.errorbar(position, mean[-1], error, fmt="o", color=colour, capsize=4)
         if spread is not None:
             over_rounds.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.2)
     over_rounds.set(xlabel="round", ylabel="test accuracy (%)")

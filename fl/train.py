@@ -62,7 +62,7 @@ def main() -> None:
     """Runs Hydra so that every mistake of the user ends in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, `explained` puts it in one line
     OmegaConf.register_new_resolver("new_folder", new_folder)
-    OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // int(threads)))
+    OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // max(1, int(threads))))
     with one_line_errors(), sweep_table(), explained(sys.argv[1:]):
         _main()
         if _failed:

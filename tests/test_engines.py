@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -33,11 +34,14 @@ run(composed(*overrides), Path(folder), mods=[fails_once])
 """
 
 
-def processes():
-    """Returns {pid: title} of Ray's client processes on this machine."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    lines = (line.split(maxsplit=1) for line in listed.splitlines())
-    return {int(pid): title for pid, title in lines if "ray::ClientAppActor" in title or "ray::IDLE" in title}
+def clients_of(run):
+    """Returns {pid: title} of the Ray client processes that a run started."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+    family = {str(run.pid)}
+    for _ in range(3):  # the run, its raylet, the raylet's workers
+        family |= {pid for pid, parent, _ in rows if parent in family}
+    return {int(pid): title for pid, _, title in rows if pid in family and "ray::" in title}
 
 
 def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path):
@@ -60,17 +64,16 @@ def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path):
 
 @pytest.mark.parametrize("min_completed", [1, 4])
 def test_a_killed_actor_is_a_failed_client(tmp_path, min_completed):
-    before = processes()
     folder = tmp_path / "run"
     settings = ["num_rounds=3", "data.num_images=1200", "local_epochs=2", f"min_completed={min_completed}"]
     command = [sys.executable, "-m", "fl.train", *RAY, *settings, f"hydra.run.dir={folder}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        killed = None
+        killed, started = None, {}
         while killed is None and run.poll() is None:
             time.sleep(0.05)
             if (folder / "rounds.jsonl").exists():
-                training = (pid for pid, title in processes().items() if pid not in before and ".run" in title)
-                killed = next(training, None)
+                started |= clients_of(run)
+                killed = next((pid for pid, title in started.items() if "ClientAppActor.run" in title), None)
         assert killed is not None, run.communicate()[0]
         os.kill(killed, signal.SIGKILL)
         output, _ = run.communicate(timeout=120)
@@ -85,7 +88,30 @@ def test_a_killed_actor_is_a_failed_client(tmp_path, min_completed):
         failures = [len(record["clients_failed"]) for record in read_jsonl(folder / "rounds.jsonl")]
         assert failures == [0, 1, 0], "the dead process took other clients with it"
         assert "left out: raised: " in output
-    assert set(processes()) <= set(before), "processes are left behind"
+    _all_end(started)
+
+
+def _all_end(pids):
+    """Waits a little for processes that have been told to end."""
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"processes are left behind: {left}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
+    command = [sys.executable, "-m", "fl.train", *RAY, "num_rounds=500", f"hydra.run.dir={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not (tmp_path / "run" / "rounds.jsonl").exists() and run.poll() is None:
+            time.sleep(0.05)
+        started = clients_of(run)
+        run.send_signal(stop)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert errors.startswith("interrupted; a run with a finished round continues with: ")
+    assert len(errors.splitlines()) == 1, errors
+    _all_end(started)
 
 
 def test_only_settings_cross_to_a_client(cache_dir):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fl.errors import ConfigError
-from fl.partition import Dirichlet, Iid, Shards, label_distribution, split_among_clients
+from fl.errors import ConfigError, DataError
+from fl.partition import Dirichlet, Iid, Shards, label_distribution, read_shares, share_images, split_among_clients
+from fl.targets import Target
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
 
@@ -54,3 +55,42 @@ def test_impossible_settings_are_refused(partition, num_clients, words):
 def test_values_out_of_range_are_refused(kind, arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         kind(**arguments)
+
+
+def shared(folder, **options):
+    arguments = {"partition": Target("fl.partition.Iid"), "num_clients": 5, "seed": 1} | options
+    return share_images(folder, labels=LABELS, positions=np.flatnonzero(LABELS < 8), **arguments)
+
+
+def test_shares_are_made_once_and_read_as_they_were(tmp_path):
+    path = shared(tmp_path)
+    written = path.stat().st_mtime_ns
+    assert shared(tmp_path) == path
+    assert path.stat().st_mtime_ns == written
+    assert len({shared(tmp_path, **other) for other in ({}, {"seed": 2}, {"num_clients": 6})}) == 3
+    shares = read_shares(path)
+    assert len(shares) == 5
+    assert sorted(np.concatenate(shares)) == list(np.flatnonzero(LABELS < 8))
+
+
+def test_shares_of_a_class_that_is_not_ours_are_made_again(tmp_path):
+    path = shared(tmp_path, partition=Target(f"{__name__}.Everything"))
+    first = path.stat().st_mtime_ns
+    assert shared(tmp_path, partition=Target(f"{__name__}.Everything")) == path
+    assert path.stat().st_mtime_ns > first
+
+
+class Everything:
+    def split(self, labels, num_clients, seed):
+        return [np.arange(len(labels)) for _ in range(num_clients)]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "shares").touch()
+    with pytest.raises(DataError, match=r"data\.cache_dir=.*cannot be written"):
+        shared(tmp_path / "shares")
+    path = shared(tmp_path / "shares", otherwise=tmp_path / "shares.npz")
+    assert path == tmp_path / "shares.npz"
+    path.write_bytes(b"PK not a zip")
+    with pytest.raises(DataError, match="damaged"):
+        read_shares(path)

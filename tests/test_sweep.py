@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from PIL import Image
@@ -50,7 +51,8 @@ def test_failed_jobs_are_rows_and_the_others_run(failing_sweep):
         for direction in ("broadcast", "update"):
             travelled = sum(record[direction]["payload_bytes"] for record in last)
             assert int(row[f"{direction}_payload_bytes"]) == travelled > 0
-        assert float(row["wall_s"]) == json.loads((run / "summary.json").read_text())["wall_s"]
+        seconds = sum(record[key] for record in last for key in ("train_s", "evaluate_s", "aggregate_s"))
+        assert float(row["rounds_s"]) == pytest.approx(seconds)
         assert json.loads((run / "summary.json").read_text())["seed"] == int(row["seed"])
     for word in ("num_rounds", "num_clients", "broadcast", "completed", "failed", "SYNTHETIC", "standard deviation"):
         assert word in done.stdout
@@ -111,11 +113,29 @@ def test_the_documented_sweep_is_a_multirun(command, tmp_path):
     assert swept_settings([job]) == []
 
 
-def test_planned_jobs_come_from_the_experiment(tmp_path):
-    (tmp_path / "multirun.yaml").write_text(
-        "hydra:\n  sweeper:\n    params: {num_rounds: '2,4', num_clients: '5,10'}\n"
-        "  overrides:\n    task: [experiment=rounds_by_clients, 'seed=1']\n"
-    )
+def test_values_hydra_reads_in_its_own_way_keep_their_rows(command, tmp_path):
+    odd = [
+        "batch_size=${local_epochs}",
+        "data.path='/no/[/where]',/nowhere",
+        "seed=1,1",
+        "optimizer=glob(*,exclude=ada*)",
+    ]
+    done = command("fl.train", "-m", "data=folder", *odd, "hydra.sweep.dir=odd", check=1)
+    rows = rows_of(tmp_path / "odd")
+    assert [row["state"] for row in rows] == ["failed"] * 8
+    assert [row["optimizer"] for row in rows] == ["muon", "sgd"] * 4
+    assert "/no/[/where]" in done.stdout
+    again = command("fl.train", "-m", "data=folder", "seed=3,4", "hydra.sweep.dir=odd", check=2)
+    assert again.stderr.strip() == "error: hydra.sweep.dir=odd: holds a multirun already; choose another folder"
+    (tmp_path / "odd" / "0" / "rounds.jsonl").write_text("{")
+    done = command("fl.sweep", "odd", check=2)
+    assert done.stderr.startswith("error: odd/0/rounds.jsonl: is damaged")
+
+
+def test_jobs_that_have_not_started_come_from_the_plan(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    swept = product(["num_rounds=2", "num_rounds=4"], ["num_clients=5", "num_clients=10"])
+    (tmp_path / "sweep_plan.json").write_text(json.dumps([[*job, "seed=1"] for job in swept]))
     jobs = read_jobs(tmp_path)
     assert [job.state for job in jobs] == ["not started"] * 4
     assert swept_settings(jobs) == ["num_rounds", "num_clients"]

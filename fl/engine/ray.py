@@ -4,9 +4,12 @@ import importlib.util
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 from flwr.app import Context, Message
@@ -20,6 +23,10 @@ from fl.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+
+LONGEST_START_S = 120.0
+"""For a client's process to start."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,13 @@ class Ray:
         if self.address is None:  # a Ray of our own, whatever else runs here, on the cores this process may use
             start |= {"address": "local", "num_cpus": max(available_cores(), math.ceil(self.client_cpus))}
         resources: dict[str, Any] = {"num_cpus": self.client_cpus, "num_gpus": self.client_gpus}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             backend = RayBackend({"init_args": start, "client_resources": resources})
         except Exception as error:  # Ray raises many kinds
             raise RunError(f"engine.address={self.address}: Ray does not start ({_first_line(error)})") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack trace and aborts
         try:
             backend.build(lambda: client_app)
         except Exception as error:
@@ -83,36 +93,76 @@ class Ray:
 
 
 class _Grid(LocalGrid):
-    def __init__(self, backend: "RayBackend", num_clients: int) -> None:
+    def __init__(self, backend: Any, num_clients: int) -> None:
         super().__init__(num_clients)
-        self._backend = backend
+        import ray
+
+        self._app_fn, self._pool = backend.app_fn, backend.pool
+        self._busy: set[Any] = set()
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        ping = {actor.__ray_ready__.remote(): actor for actor in backend.pool.pool}
+        started, _ = ray.wait(list(ping), num_returns=len(ping), timeout=LONGEST_START_S)
+        for ready in started:
+            self._free.put(ping[ready])
+        self._alive = len(started)
+        if not started:
+            raise RunError(f"engine=ray: no client process started within {LONGEST_START_S:g} s; is this Ray busy?")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yields replies as they come; as many clients work at once as there are actors."""
-        pool = ThreadPoolExecutor(self._backend.num_workers)
+        import ray
+
+        pool = ThreadPoolExecutor(self._alive or 1)
         try:
             for done in as_completed([pool.submit(self._deliver, message) for message in messages]):
                 yield done.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            for actor in list(self._busy):  # only when the run is stopped; no thread may wait when Ray is shut down
+                ray.kill(actor)
+            pool.shutdown()
 
     def answer(self, message: Message, context: Context) -> tuple[Message, Context]:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
-        pool: Any = self._backend.pool
-        actor = pool.pool.pop()  # one is free: there are as many threads as actors
+        actor = self._free.get()
+        if actor is None:
+            self._free.put(None)
+            raise RuntimeError("no client process is left on this Ray")
+        self._busy.add(actor)
         try:
-            work = actor.run.remote(self._backend.app_fn, message, str(context.node_config["partition-id"]), context)
+            work = actor.run.remote(self._app_fn, message, str(context.node_config["partition-id"]), context)
             _, reply, changed = ray.get(work)
-            return reply, changed
         except RayTaskError as error:
+            self._free.put(actor)
             raise error.cause from None
-        except RayActorError:  # its process died; Flower's own pool would hand the next clients to the dead one
-            actor = pool.create_actor_fn()
+        except RayError:  # its process died; Flower's own pool would hand the next clients to the dead one
+            self._replace(actor)
             raise
         finally:
-            pool.pool.append(actor)
+            self._busy.discard(actor)
+        self._free.put(actor)
+        return reply, changed
+
+    def _replace(self, actor: Any) -> None:
+        """Starts another actor for a dead one, or goes on with one less where it finds no place."""
+        import ray
+        from ray.exceptions import RayError
+
+        ray.kill(actor)
+        new = self._pool.create_actor_fn()
+        self._busy.add(new)
+        try:
+            ray.get(new.__ray_ready__.remote(), timeout=LONGEST_START_S)
+            self._free.put(new)
+        except RayError:
+            ray.kill(new)
+            self._alive -= 1
+            if self._alive == 0:
+                self._free.put(None)
+        finally:
+            self._busy.discard(new)
 
 
 def _first_line(error: BaseException) -> str:
