@@ -9,7 +9,6 @@ round is timed from its first message to the end of its evaluation; the first on
 the time of the whole command only. Two rounds of one local epoch on real EuroSAT (EUROSAT_ZIP).
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -22,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from table import print_table, write_results
+from table import options_of, print_table, write_results
 
 from fl.console import say
 from fl.errors import ConfigError, RunError, one_line_errors
@@ -84,11 +83,7 @@ def one_pair(overrides: list[str], work: Path, images: Path) -> dict[str, dict[s
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each (1)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("overrides", nargs="*", help="of fl.train")
-    options = parser.parse_args()
+    options = options_of(str(__doc__), 1)
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         overrides = [*DEFAULTS, *options.overrides]
         config = composed(overrides)

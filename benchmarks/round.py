@@ -8,7 +8,6 @@ round is a run of fl.train with all its messages, checks, records, plots and che
 unless told otherwise.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from table import print_table, write_results
+from table import options_of, print_table, write_results
 
 from fl.errors import RunError, one_line_errors
 from fl.experiment import open_data, run, settings_from
@@ -125,11 +124,7 @@ def one_pair(overrides: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of each (3)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("overrides", nargs="*", help="of fl.train")
-    options = parser.parse_args()
+    options = options_of(str(__doc__), 3)
     with one_line_errors():
         pairs = [one_pair(options.overrides) for _ in range(options.repeats)]
         rows = []

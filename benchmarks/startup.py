@@ -6,15 +6,13 @@ Starts `python -m fl.train` in a new process and stops it at the first forward p
 start before the first measured one fills the cache. Real EuroSAT (EUROSAT_ZIP) unless told otherwise.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-from table import print_table, write_results
+from table import options_of, print_table, write_results
 
 from fl.errors import RunError, one_line_errors
 
@@ -52,11 +50,7 @@ def start(overrides: list[str]) -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="measured starts (5)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("overrides", nargs="*", help="of fl.train")
-    options = parser.parse_args()
+    options = options_of(str(__doc__), 5)
     with one_line_errors():
         start(options.overrides)
         seconds = [start(options.overrides) for _ in range(options.repeats)]

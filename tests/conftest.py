@@ -1,6 +1,7 @@
 """What tests share: a small synthetic run, the real images where they are given, and commands as subprocesses."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -123,6 +124,18 @@ def small_run(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    """A copy of the code in a folder whose name needs quoting."""
+    folder = tmp_path_factory.mktemp("copies") / "quantfl's 100%done copy"
+    folder.mkdir()
+    for name in ("fl", "conf"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("submit_job.sh", "compare_quantizations.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
 
 
 @pytest.fixture

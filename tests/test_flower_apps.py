@@ -1,7 +1,6 @@
 """`flwr run`: the apps that it starts train as `fl.train` does, to the same bytes."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, composed
+from conftest import SMALL, composed
 
 from fl.engine import InProcess
 from fl.errors import ConfigError, RunError
@@ -19,13 +18,8 @@ from fl.results import read_json
 
 
 @pytest.fixture
-def flwr_run(tmp_path):
+def flwr_run(checkout, tmp_path):
     """Runs `flwr run` on a copy of the code with a SuperLink of its own; returns what it printed."""
-    copy = tmp_path / "copy"
-    for name in ("fl", "conf"):
-        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, copy)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     flower = {
@@ -37,7 +31,7 @@ def flwr_run(tmp_path):
     }
 
     def run(num_supernodes, *overrides):
-        command = ["flwr", "run", copy, "--stream", "--federation-config", f"num-supernodes={num_supernodes}"]
+        command = ["flwr", "run", checkout, "--stream", "--federation-config", f"num-supernodes={num_supernodes}"]
         command += ["--run-config", f'overrides="{" ".join(overrides)}"']
         done = subprocess.run(
             command, env=os.environ | flower, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False

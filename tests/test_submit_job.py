@@ -21,18 +21,6 @@ from fl.results import read_json, sha256
 TINY = [*SMALL, "data.num_images=100", "num_clients=2"]
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    """A copy of the repository's code in a folder whose name needs quoting."""
-    folder = tmp_path_factory.mktemp("copies") / "quantfl's 100%done copy"
-    folder.mkdir()
-    for name in ("fl", "conf"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("submit_job.sh", "compare_quantizations.py"):
-        shutil.copy(REPOSITORY / name, folder)
-    return folder
-
-
 @pytest.fixture
 def submit(checkout, tmp_path):
     """Runs the copy's `submit_job.sh` from another folder; returns the finished process."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import SMALL
 
 from fl.results import read_json, read_jsonl, sha256
 
@@ -56,18 +56,6 @@ def ended(submitted):
     """Waits until both jobs have ended and returns their states."""
     until(lambda: not queued(*submitted.jobs), submitted)
     return [job(number)["JobState"] for number in submitted.jobs]
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    """A copy of the code in a folder whose name needs quoting."""
-    folder = tmp_path_factory.mktemp("copies") / "quantfl's 100%done copy"
-    folder.mkdir()
-    for name in ("fl", "conf"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("submit_job.sh", "compare_quantizations.py"):
-        shutil.copy(REPOSITORY / name, folder)
-    return folder
 
 
 @pytest.fixture
