@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("quantfl needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm,orbit]'
 	touch $@
 
 demo: $(STAMP) ## Train on built-in synthetic images, compare precisions: about two minutes
@@ -36,6 +36,9 @@ bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops 
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/round.py
 	@$(BIN)/python benchmarks/reference_flower_ray.py
+
+results: $(STAMP) ## Fill the grid of quantized communication on real EuroSAT (EUROSAT_ZIP; hours, can be stopped)
+	@$(BIN)/python benchmarks/codecs.py
 
 lint: $(STAMP) ## Style and types
 	$(BIN)/ruff check .

@@ -24,12 +24,14 @@ class Checkpoint:
         state: the global model.
         strategy: what the strategy remembers.
         clients: every client's `Context.state`, serialized, by node id.
+        link: what the server's end of the link remembers.
     """
 
     round: int
     state: dict[str, Tensor]
     strategy: dict[str, Any]
     clients: dict[int, bytes]
+    link: dict[str, Any]
 
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:

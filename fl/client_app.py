@@ -1,5 +1,6 @@
 """The Flower ClientApp: train the received model on this client's images, answer with the result."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +12,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from fl.codec import Codec, codec_mod
 from fl.data.images import ImageSet, load_images
 from fl.evaluation import evaluate
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, number
-from fl.model import Net, channels_last
+from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
+from fl.model import Net, channels_last, initial_model
 from fl.seeds import torch_generator
 from fl.training import TrainingSettings, train_locally
 
@@ -31,6 +33,8 @@ class ClientSettings:
         device: "cpu" or "cuda".
         threads: torch threads within a client; another number gives other last bits.
         training: see `TrainingSettings`.
+        broadcast: how the model arrives; None for plain arrays.
+        update: how the change is sent back; None for plain arrays.
     """
 
     images_folder: Path
@@ -40,6 +44,8 @@ class ClientSettings:
     device: str
     threads: int
     training: TrainingSettings
+    broadcast: Codec | None
+    update: Codec | None
 
 
 @lru_cache(maxsize=2)
@@ -54,7 +60,13 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         settings: see `ClientSettings`.
         mods: Flower mods around `train`, first one outermost.
     """
-    app = ClientApp()
+
+    def initial() -> dict[str, np.ndarray]:
+        state = initial_model(settings.num_classes, settings.seed).state_dict()
+        return {name: tensor.numpy() for name, tensor in state.items()}
+
+    codecs = codec_mod(broadcast=settings.broadcast, update=settings.update, initial=initial, seed=settings.seed)
+    app = ClientApp(mods=[codecs])
     device = torch.device(settings.device)
 
     def start(message: Message, context: Context) -> tuple[Net, int, np.ndarray, np.ndarray]:
@@ -75,6 +87,7 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
     def train(message: Message, context: Context) -> Message:
         model, partition_id, images, labels = start(message, context)
         config = config_of(message)
+        began = time.perf_counter()
         loss = train_locally(
             model,
             torch.from_numpy(images).to(device),
@@ -85,7 +98,9 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
             generator=torch_generator(settings.seed, "local", int(number(config, "server-round")), partition_id),
         )
         arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
-        return reply(message, MetricRecord({NUM_EXAMPLES: len(labels), "train-loss": loss}), **{ARRAYS: arrays})
+        train_s = time.perf_counter() - began
+        metrics = MetricRecord({NUM_EXAMPLES: len(labels), "train-loss": loss, TRAIN_S: train_s})
+        return reply(message, metrics, **{ARRAYS: arrays})
 
     @app.evaluate()
     def evaluate_locally(message: Message, context: Context) -> Message:

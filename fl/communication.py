@@ -1,85 +1,176 @@
-"""Bytes to money: what moving a model of a given size costs, by arithmetic that a calculator can follow."""
+"""`python -m fl.communication`: what traffic takes over satellite links, in money, time and energy, side by side.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+Takes finished runs (their measured bytes), or given sizes. Shows where smaller messages pay, and where passes and
+started minutes, not bytes, set the price. docs/measured-and-modelled.md has every formula.
+"""
 
-from fl.results import MIB
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fl.errors import ConfigError, one_line_errors
 
-@dataclass(frozen=True)
-class CostAssumptions:
-    """What a cost supposes.
+if TYPE_CHECKING:
+    from fl.link import Exchange, Link
 
-    Attributes:
-        num_clients: that download and upload the model in every round.
-        num_rounds: of federated learning.
-        num_satellites: that receive the final model once.
-        cost_per_mb_usd: price of 1024 ** 2 bytes, either way.
-        source: where the numbers of clients and rounds come from.
-    """
-
-    num_clients: int
-    num_rounds: int
-    num_satellites: int
-    cost_per_mb_usd: float
-    source: str
+LINKS = Path(__file__).resolve().parents[1] / "conf" / "link"
+ROUNDS, COMPARISON = "rounds.jsonl", "quantization_comparison.json"
 
 
-def communication_costs(
-    file_bytes: Mapping[str, int], assumptions: CostAssumptions, baseline: str = "fp32"
-) -> dict[str, dict[str, float]]:
-    """Returns for each precision what its traffic costs, if every message in every round had its file's size.
-
-    Args:
-        file_bytes: size of each precision's model file.
-        assumptions: see `CostAssumptions`.
-        baseline: the precision that savings are counted from.
-    """
-    totals = {}
-    for name, size in file_bytes.items():
-        size_mb = size / MIB
-        per_round_mb = size_mb * 2 * assumptions.num_clients
-        total_mb = per_round_mb * assumptions.num_rounds
-        totals[name] = {
-            "per_round_mb": per_round_mb,
-            "per_round_cost_usd": per_round_mb * assumptions.cost_per_mb_usd,
-            "total_mb": total_mb,
-            "total_cost_usd": total_mb * assumptions.cost_per_mb_usd,
-            "deploy_once_cost_usd": size_mb * assumptions.num_satellites * assumptions.cost_per_mb_usd,
-        }
-    reference = totals[baseline]["total_cost_usd"]
-    for costs in totals.values():
-        costs["savings_usd"] = reference - costs["total_cost_usd"]
-        costs["savings_percent"] = 100 * costs["savings_usd"] / reference if reference else 0.0
-    return totals
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fl.communication",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Examples:\n"
+        "  python -m fl.communication outputs/DATE/TIME --link cubesat_sband --json what_if.json\n"
+        "  python -m fl.communication --broadcast-bytes 440000 --update-bytes 440000 --fp32-bytes 1750000 "
+        "--train-s 1000",
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN_DIR", help="folders of runs, shown side by side")
+    add("--link", action="append", metavar="NAME|FILE", help="of conf/link/, or a YAML file; may be repeated (all)")
+    add("--precisions", action="store_true", help=f"also suppose the file sizes of each run's {COMPARISON}, both ways")
+    add(
+        "--train-s", type=float, metavar="S", help="seconds a client trains on board; as measured in a run, 0 for sizes"
+    )
+    add("--broadcast-bytes", type=int, metavar="N", help="instead of a run: payload to each client in each round")
+    add("--update-bytes", type=int, metavar="N", help="payload from each client in each round")
+    add("--fp32-bytes", type=int, metavar="N", help="what both would be as FP32, to compare with")
+    add("--clients", type=int, default=10, metavar="K", help="in each round, with --broadcast-bytes (10)")
+    add("--rounds", type=int, default=10, metavar="R", help="with --broadcast-bytes (10)")
+    add("--json", type=Path, metavar="FILE", help="also write all figures there")
+    return parser.parse_args(arguments)
 
 
-def communication_report(
-    file_bytes: Mapping[str, int], assumptions: CostAssumptions, scales: list[tuple[int, int]]
-) -> dict[str, Any]:
-    """Returns the `communication` part of `quantization_comparison.json`.
+def load_link(choice: str, train_s: float | None = None) -> "Link":
+    """Returns a link of `conf/link/` by its name, or of a YAML file by its path.
 
     Args:
-        file_bytes: size of each precision's model file.
-        assumptions: of the main figures.
-        scales: (rounds, clients) to compute beside them.
+        choice: name or path.
+        train_s: instead of the link's own, where given.
+
+    Raises:
+        ConfigError: there is none, or a value in it cannot be used.
     """
-    what_if = []
-    for num_rounds, num_clients in scales:
-        scaled = CostAssumptions(num_clients, num_rounds, num_clients, assumptions.cost_per_mb_usd, "options")
-        costs = communication_costs(file_bytes, scaled)
-        what_if.append({"num_rounds": num_rounds, "num_clients": num_clients, "precisions": costs})
-    return {
-        "assumptions": {
-            "num_clients": assumptions.num_clients,
-            "num_rounds": assumptions.num_rounds,
-            "num_satellites": assumptions.num_satellites,
-            "cost_per_mb_usd": assumptions.cost_per_mb_usd,
-            "clients_and_rounds_from": assumptions.source,
-            "each_client": "downloads and uploads the model once per round",
-            "supposes": "quantized traffic in every round, which quantizing a final model does not give by itself",
-        },
-        "precisions": communication_costs(file_bytes, assumptions),
-        "scales": what_if,
-    }
+    from omegaconf import OmegaConf
+
+    from fl.link import Link
+    from fl.targets import Target
+
+    path = Path(choice) if choice.endswith((".yaml", ".yml")) else LINKS / f"{choice}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in LINKS.glob("*.yaml")))
+        raise ConfigError(f"--link {choice}: there is no such link; valid choices: {known}, or the path of a YAML file")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # whatever the parser makes of it
+        raise ConfigError(f"--link {choice}: is no valid YAML ({str(error).splitlines()[0]})") from error
+    if isinstance(config, dict) and train_s is not None:
+        config["train_s"] = train_s
+    target = Target.from_config(f"--link {choice}", config)
+    if target.resolve(f"--link {choice}") is not Link:
+        raise ConfigError(f"--link {choice}: _target_={target.target}: must be fl.link.Link")
+    target.check(f"--link {choice}")
+    link: Link = target.build(f"--link {choice}")
+    return link
+
+
+def traffic_of_run(folder: Path, links: "Sequence[Link]", precisions: bool) -> dict[str, Any]:
+    """Returns the ledger of a run, and for each precision what its file would take instead, by label.
+
+    Raises:
+        ConfigError: there is no finished round, or what is asked for was not recorded.
+    """
+    from fl.ledger import communication, exchanges, fp32_exchanges, modelled
+    from fl.results import read_json, read_jsonl
+
+    if not (folder / ROUNDS).is_file():
+        raise ConfigError(f"{folder}: is no folder of a run, it has no {ROUNDS}")
+    records = read_jsonl(folder / ROUNDS)
+    try:
+        documents: dict[str, Any] = {str(folder): communication(records, links)}
+        rounds, as_fp32 = exchanges(records), fp32_exchanges(records)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/{error}") from error
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}/{ROUNDS}: is damaged ({error!r})") from error
+    if precisions:
+        if not (folder / COMPARISON).is_file():
+            raise ConfigError(f"--precisions: {folder} has no {COMPARISON}; run compare_quantizations.py first")
+        for name, entry in read_json(folder / COMPARISON)["precisions"].items():
+            size = entry["file_size_bytes"]
+            supposed = [[_sized(each, size, size) for each in exchanges_] for exchanges_ in rounds]
+            documents[f"{folder} if {name} files"] = {"modelled": modelled(links, supposed, as_fp32)}
+    return documents
+
+
+def _sized(exchange: "Exchange", broadcast_bytes: int, update_bytes: int) -> "Exchange":
+    """Returns the exchange with other payloads; who did not answer still does not."""
+    return exchange._replace(broadcast_bytes=broadcast_bytes, update_bytes=update_bytes if exchange.update_bytes else 0)
+
+
+def traffic_of_sizes(options: argparse.Namespace, links: "Sequence[Link]") -> dict[str, Any]:
+    """Returns what given sizes take over links, by label."""
+    from fl.ledger import modelled
+    from fl.link import Exchange
+
+    def rounds(broadcast_bytes: int, update_bytes: int) -> list[list[Exchange]]:
+        seconds = options.train_s or 0.0
+        clients = [Exchange(number, broadcast_bytes, update_bytes, seconds) for number in range(options.clients)]
+        return [clients] * options.rounds
+
+    fp32 = options.fp32_bytes and rounds(options.fp32_bytes, options.fp32_bytes)
+    given = rounds(options.broadcast_bytes, options.update_bytes)
+    return {"given sizes": {"modelled": modelled(links, given, fp32)}}
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses options that are out of range or do not go together.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if options.train_s is not None and not 0 <= options.train_s < float("inf"):
+        raise ConfigError(f"--train-s {options.train_s}: must be a number of seconds, at least 0")
+    sizes = [options.broadcast_bytes, options.update_bytes]
+    if options.runs and any(size is not None for size in (*sizes, options.fp32_bytes)):
+        raise ConfigError(f"{options.runs[0]}: give runs, or sizes with --broadcast-bytes and --update-bytes, not both")
+    if not options.runs and None in sizes:
+        raise ConfigError("RUN_DIR: give the folder of a run, or both --broadcast-bytes and --update-bytes")
+    if options.precisions and not options.runs:
+        raise ConfigError("--precisions: needs the folder of a run")
+
+
+def main() -> None:
+    """Prints the tables, and writes the JSON that was asked for."""
+    options = parse()
+    with one_line_errors():
+        check(options)
+        chosen = options.link or sorted(path.stem for path in LINKS.glob("*.yaml"))
+        links = [load_link(each, options.train_s) for each in chosen]
+
+        from fl.console import say
+        from fl.link_report import show_traffic
+        from fl.results import write_json
+
+        documents: dict[str, Any] = {}
+        for folder in options.runs:
+            documents |= traffic_of_run(folder, links, options.precisions)
+        if not options.runs:
+            documents |= traffic_of_sizes(options, links)
+        if options.json:
+            write_json(options.json, documents)
+        show_traffic(documents)
+        if options.json:
+            say(f"\nJSON: {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fl.communication import CostAssumptions
 from fl.comparison import (
     BASELINE,
     JSON_NAME,
@@ -20,11 +19,12 @@ from fl.comparison import (
 )
 from fl.comparison_inputs import Run, find_inputs, find_run, precisions
 from fl.console import say
+from fl.costs import CostAssumptions
 from fl.errors import ConfigError, VerificationError
 from fl.model import num_parameters
 from fl.model_file import load_fp32, read_file
 from fl.plots import plot_comparison
-from fl.report import costs, heading, opening, precision_section, summary
+from fl.report import costs, heading, opening, precision_section, summary, traffic
 from fl.results import read_json, write_json
 
 DEFAULT_CLIENTS = DEFAULT_ROUNDS = 10
@@ -106,6 +106,7 @@ def compare(
                 assumptions=_assumptions(run, clients, rounds, cost_per_mb),
                 scales=_scales(run, clients, rounds),
                 run=run.summary if run else None,
+                ledger=run.ledger if run else None,
                 calibrated_on=inputs.calibrated_on,
             )
             precision_section(report["precisions"][name])
@@ -115,6 +116,7 @@ def compare(
     plot_comparison(json_path.with_name(PLOT_NAME), report, titles)
     summary(report, titles)
     costs(report["communication"], titles)
+    traffic(report["communication"], titles)
     heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(PLOT_NAME)}")
     say("\nDone!")
     return json_path
@@ -183,12 +185,15 @@ def verify(place: Path, output: Path | None, data: str | None) -> None:
         recomputed = _recompute(stored, json_path.parent, source, data)
         kernels = {name: entry["kernels"] for name, entry in recomputed["precisions"].items()}
         other = [name for name, entry in stored["precisions"].items() if entry["kernels"] != kernels[name]]
+        if older := "measured" not in stored["communication"]:  # a report written before there was this part
+            del recomputed["communication"]["measured"]
         found = differences(_comparable(stored, other), _comparable(recomputed, other))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise VerificationError(f"{json_path}: is no whole report ({error!r})") from error
     for line in found:
         say(f"DIFFERS  {line}")
     not_compared = [*NOT_VERIFIED, *(f"loss and accuracy of {name}: other kernels here" for name in other)]
+    not_compared += ["communication.measured: not in this older report"] if older else []
     say(f"Not verified: {', '.join(not_compared)}")
     if found:
         raise VerificationError(f"{json_path}: {len(found)} of its values are not what the files beside it give")
@@ -227,6 +232,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         assumptions=assumptions,
         scales=[(scale["num_rounds"], scale["num_clients"]) for scale in stored["communication"]["scales"]],
         run=run.summary if run else None,
+        ledger=run.ledger if run else None,
         calibrated_on=inputs.calibrated_on,
     )
 

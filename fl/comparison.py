@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl.communication import CostAssumptions, communication_report
 from fl.console import progress
+from fl.costs import CostAssumptions, communication_report, measured_traffic
 from fl.environment import environment
 from fl.errors import ModelFileError
 from fl.evaluation import Evaluation, evaluate
@@ -129,6 +129,7 @@ def build_report(
     assumptions: CostAssumptions,
     scales: list[tuple[int, int]],
     run: Mapping[str, Any] | None,
+    ledger: Mapping[str, Any] | None,
     calibrated_on: str,
 ) -> dict[str, Any]:
     """Returns the content of `quantization_comparison.json`: everything derived from what was measured.
@@ -146,6 +147,7 @@ def build_report(
         assumptions: of the communication costs.
         scales: further (rounds, clients).
         run: the summary of the run that made the model, if known.
+        ledger: its `communication.json`, if there is one.
         calibrated_on: where calibration images come from.
     """
     baseline = measured[BASELINE]
@@ -166,7 +168,10 @@ def build_report(
         "skipped": dict(skipped),
         "calibrated_on": calibrated_on,
         "communication": communication_report(
-            {name: each.file_bytes for name, each in measured.items()}, assumptions, scales
+            {name: each.file_bytes for name, each in measured.items()},
+            assumptions,
+            scales,
+            measured_traffic(run, ledger, assumptions.cost_per_mb_usd),
         ),
         "run": {key: run[key] for key in ("state", "rounds_completed", "num_clients", "totals")} if run else None,
         "environment": environment(device.type, torch.get_num_threads()),

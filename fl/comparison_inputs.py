@@ -14,6 +14,7 @@ from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import ConfigError, DataError, QuantflError
 from fl.experiment import PARTITION, SETTINGS, DataSettings
+from fl.ledger import COMMUNICATION
 from fl.quantization import Precision
 from fl.results import read_json
 from fl.seeds import numpy_generator
@@ -45,9 +46,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Run:
-    """The run a model was made by: its summary and the data it was trained on."""
+    """The run a model was made by: its summary, its `communication.json` if any, and the data it was trained on."""
 
     summary: Mapping[str, Any]
+    ledger: Mapping[str, Any] | None
     data: Mapping[str, Any]
     seed: int
     images_sha256: str
@@ -90,7 +92,8 @@ def find_run(folder: Path, model_sha256: str) -> Run | None:
             data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
         data["cache_dir"] = _group("eurosat")["cache_dir"]  # of this machine
         hashes = partition["images_sha256"], partition["split_sha256"]
-        return Run(summary, data, settings["seed"], *hashes, tuple(partition["class_names"]))
+        ledger = read_json(folder / COMMUNICATION) if (folder / COMMUNICATION).is_file() else None
+        return Run(summary, ledger, data, settings["seed"], *hashes, tuple(partition["class_names"]))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
 

@@ -30,6 +30,12 @@ class RunError(QuantflError):
     exit_code = 1
 
 
+class PayloadError(QuantflError):
+    """Bytes that are no payload for this model, or tensors that a codec cannot hold."""
+
+    exit_code = 1
+
+
 class VerificationError(QuantflError):
     """Stored results that the files beside them do not reproduce."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fl.client_app import ClientSettings
+    from fl.codec import Codec
     from fl.data import ImageSet, Split
     from fl.rounds import RoundSettings
 
@@ -67,6 +68,7 @@ class Settings:
     strategy: Target
     optimizer: Target
     engine: Target
+    link: Target
     seed: Annotated[int, Field(ge=0, strict=True)]
     num_rounds: Count
     num_clients: Count
@@ -82,6 +84,9 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"]
     threads_per_client: Count
     time_limit_min: Positive | None
+    server_model: Literal["exact", "reference"]
+    broadcast: Target | None = None
+    update: Target | None = None
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -95,8 +100,12 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         ConfigError: names the argument, its value and what is wrong.
     """
     groups: dict[str, Any] = {}
-    for name in ("partition", "strategy", "optimizer", "engine"):
+    for name in ("partition", "strategy", "optimizer", "engine", "link"):
         groups[name] = Target.from_config(name, config.get(name), trusted)
+    for name in ("broadcast", "update"):
+        if isinstance(config.get(name), str):
+            raise ConfigError(f"{name}={config[name]}: a codec is chosen with codec@{name}={config[name]}")
+        groups[name] = Target.from_config(name, config[name], trusted) if config.get(name) else None
     if not isinstance(config.get("data"), Mapping):
         raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
     groups["data"] = DataSettings.from_config(config["data"], trusted)
@@ -124,12 +133,30 @@ def _check_across(settings: Settings) -> None:
     asked = sample_size(settings.fraction_train, settings.num_clients)
     if settings.min_completed is not None and settings.min_completed > asked:
         raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
+    for name in ("broadcast", "update"):
+        _codec(settings, name)
+    settings.link.check("link")
+    settings.link.build("link")
     settings.engine.check("engine")
     engine = settings.engine.build("engine")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto or device=cpu")
     if settings.device == "cuda" and not engine.reaches_gpu:
         raise ConfigError("device=cuda: clients see no GPU with engine.client_gpus=0; give each a share, as in 0.25")
+
+
+def _codec(settings: Settings, name: str) -> "Codec | None":
+    """Returns the codec of a direction."""
+    from fl.codec import Codec
+
+    target: Target | None = getattr(settings, name)
+    if target is None:
+        return None
+    target.check(name)
+    codec = target.build(name)
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"{name}._target_={target.target}: is no codec")
+    return codec
 
 
 def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
@@ -173,7 +200,7 @@ def run(
         QuantflError: settings, data or too many clients are at fault.
     """
     settings = settings_from(config, trusted)
-    run_dir, config = run_dir.absolute(), _with_absolute_path(config)
+    run_dir, config = run_dir.absolute(), _with_absolute_paths(config)
     if not resume and (run_dir / SETTINGS).exists():
         raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
 
@@ -214,6 +241,10 @@ def run(
         strategy=settings.strategy,
         device=device,
         threads=settings.threads_per_client,
+        broadcast=_codec(settings, "broadcast"),
+        update=_codec(settings, "update"),
+        server_model=settings.server_model,
+        link=settings.link.build("link"),
         time_limit_s=None if settings.time_limit_min is None else 60 * settings.time_limit_min,
         config=config,
     )
@@ -257,15 +288,19 @@ def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) 
         device=_device(settings),
         threads=settings.threads_per_client,
         training=training,
+        broadcast=_codec(settings, "broadcast"),
+        update=_codec(settings, "update"),
     )
 
 
-def _with_absolute_path(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration with `data.path` as a comparison started elsewhere will need it."""
-    data = dict(config["data"])
+def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration with paths as a comparison started elsewhere will need them."""
+    data, link = dict(config["data"]), dict(config["link"])
     if data.get("path"):
         data["path"] = str(Path(data["path"]).expanduser().absolute())
-    return {**config, "data": data}
+    if Path(str(link.get("windows"))).is_file():
+        link["windows"] = str(Path(link["windows"]).absolute())
+    return {**config, "data": data, "link": link}
 
 
 def _device(settings: Settings) -> str:

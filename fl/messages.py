@@ -1,28 +1,23 @@
 """What Flower messages hold in this project, and how long they are."""
 
-from collections.abc import Iterable
-
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
-
-from fl.results import Traffic
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
 """Flower's own key for the weight of a reply in the mean."""
+TRAIN_S = "train-s"
+"""Seconds that a client trained."""
 
 
-def traffic(contents: Iterable[RecordDict]) -> Traffic:
-    """Returns the bytes of messages with these contents.
+def payload_bytes(content: RecordDict) -> int:
+    """Returns the length of what the tensors of a message were serialized or coded to."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
-    The payload is what the tensors were serialized to; the message is the protobuf encoding of the whole content.
-    Both are lengths of bytes, and the same whatever engine carries them.
-    """
-    payload = message = 0
-    for content in contents:
-        payload += sum(len(array.data) for record in content.array_records.values() for array in record.values())
-        message += len(recorddict_to_proto(content).SerializeToString())
-    return Traffic(payload, message)
+
+def message_bytes(content: RecordDict) -> int:
+    """Returns the length of the protobuf encoding of a whole message's content, the same in every engine."""
+    return len(recorddict_to_proto(content).SerializeToString())
 
 
 def arrays_of(message: Message) -> ArrayRecord:

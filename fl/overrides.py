@@ -92,6 +92,8 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     key = str(getattr(cause, "full_key", "") or getattr(cause, "key", "") or "")
     valid = [str(name) for name in getattr(cause, "parent_node", None) or []]
     at_fault = next((a for a in arguments if key and a.lstrip("+~").partition("=")[0].partition("@")[0] == key), key)
+    if not valid and (way := key.partition(".")[0]) in ("broadcast", "update"):
+        return f"{at_fault}: no codec is chosen that has such a setting; choose one, as in codec@{way}=ecq"
     if not valid:
         return _flat(error)
     near = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)

@@ -76,3 +76,26 @@ def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
         for scale in communication["scales"]:
             figures = "".join(f"{scale['precisions'][name]['total_cost_usd']:>15,.2f}" for name in names)
             say(f"{scale['num_rounds']:>8}{scale['num_clients']:>9}{figures}")
+
+
+def traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """Prints what really travelled while the model was trained, beside the hypothetical costs."""
+    told = communication["measured"]
+    heading("MEASURED TRAFFIC OF THE RUN")
+    if "total_mb" not in told:
+        say(told["reason"])
+        return
+    broadcast, update = told["broadcast_payload_bytes"] / MIB, told["update_payload_bytes"] / MIB
+    total = f"{told['total_mb']:.2f} MB (broadcast {broadcast:.2f}, update {update:.2f})"
+    say(f"Sent in {told['num_rounds']} rounds: {total}")
+    if told["compression_ratio"]:
+        say(f"  {told['compression_ratio']:.2f}x fewer than FP32 arrays")
+    price = communication["assumptions"]["cost_per_mb_usd"]
+    say(f"  Cost at ${price:g}/MB: ${told['total_cost_usd']:.2f}")
+    supposed = (f"{titles[name]} ${cost['total_cost_usd']:.2f}" for name, cost in communication["precisions"].items())
+    say(f"  Hypothetical, each file in every round: {', '.join(supposed)}")
+    for name, link in told["links"].items():
+        fp32 = f" (as FP32 ${link['if_fp32']['cost_usd']:,.2f})" if link["if_fp32"] else ""
+        say(f"  Modelled over {name}: ${link['cost_usd']:,.2f}{fp32}, {link['total_s'] / 3600:.2f} h")
+    if "reason" in told:
+        say(f"  note: {told['reason']}")

@@ -22,12 +22,14 @@ class Traffic:
     """Bytes of one direction in one round, summed over clients.
 
     Attributes:
-        payload_bytes: length of the serialized tensors.
+        payload_bytes: length of the payloads, or of the serialized tensors where there is no codec.
         message_bytes: protobuf length of the messages' content.
+        fp32_payload_bytes: length of the same models as plain serialized tensors.
     """
 
     payload_bytes: int
     message_bytes: int
+    fp32_payload_bytes: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What is known of a round's model; `exact` and `reference` where the server's model and the clients' differ."""
+
+    test: Score
+    validation: Score | None = None
+    exact: Score | None = None
+    reference: Score | None = None
+
+
+@dataclass(frozen=True)
 class ClientFailure:
     """Why one client's answer was left out."""
 
@@ -47,13 +59,31 @@ class ClientFailure:
 
 
 @dataclass(frozen=True)
+class ClientRecord:
+    """One client's part of a round; `train_s` is its own clock's, 0 if its answer could not be used."""
+
+    partition_id: int
+    broadcast_payload_bytes: int
+    broadcast_message_bytes: int
+    update_payload_bytes: int
+    update_message_bytes: int
+    train_s: float
+
+
+@dataclass(frozen=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`. `federated` is the clients' own evaluation, where it was asked for."""
+    """One line of `rounds.jsonl`.
+
+    `federated` is the clients' own evaluation, where it was asked for. `exact` and `reference` are the test scores of
+    the server's model and of what clients hold of it, where they differ; `test` is the one that was chosen.
+    """
 
     round: int
     lr: float
     test: Score
     validation: Score | None
+    exact: Score | None
+    reference: Score | None
     federated: Score | None
     train_loss: float
     clients_asked: int
@@ -61,6 +91,8 @@ class RoundRecord:
     clients_failed: tuple[ClientFailure, ...]
     broadcast: Traffic
     update: Traffic
+    control_message_bytes: int
+    clients: tuple[ClientRecord, ...]
     evaluation_traffic: Traffic | None
     evaluation_failed: tuple[ClientFailure, ...]
     train_s: float
@@ -70,7 +102,7 @@ class RoundRecord:
     def to_json(self) -> dict[str, Any]:
         """Returns the record as written: scores flat (`test_loss`, `test_accuracy`, ...), absent ones left out."""
         record = asdict(self)
-        for name in ("test", "validation", "federated"):
+        for name in ("test", "validation", "exact", "reference", "federated"):
             score = record.pop(name)
             if score is not None:
                 record |= {f"{name}_loss": score["loss"], f"{name}_accuracy": score["accuracy"]}
@@ -85,7 +117,9 @@ def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for direction in ("broadcast", "update", "evaluation_traffic"):
         counts = [record[direction] for record in records if direction in record]
         if counts or direction != "evaluation_traffic":
-            sums[direction] = {key: sum(c[key] for c in counts) for key in ("payload_bytes", "message_bytes")}
+            keys = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
+            # A run without codecs, before there were any, has no FP32 counterpart: it is its own.
+            sums[direction] = {key: sum(c.get(key, c["payload_bytes"]) for c in counts) for key in keys}
     for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
         sums[key] = sum(record[key] for record in records)
     return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}

@@ -1,17 +1,30 @@
 """The round loop: sample, send, collect, aggregate, evaluate, record."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fl.errors import RunError
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, number, traffic
-from fl.results import ClientFailure, RoundRecord, Score, Traffic
+from fl.codec import ServerLink
+from fl.errors import PayloadError, RunError
+from fl.messages import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_S,
+    arrays_of,
+    config_of,
+    message_bytes,
+    metrics_of,
+    number,
+    payload_bytes,
+)
+from fl.results import ClientFailure, ClientRecord, RoundRecord, Score, Scores, Traffic
 from fl.seeds import numpy_generator
 from fl.strategy import Aggregator
 from fl.training import Schedule, learning_rate
@@ -53,7 +66,8 @@ def run_rounds(
     arrays: ArrayRecord,
     settings: RoundSettings,
     *,
-    evaluate: Callable[[ArrayRecord], tuple[Score, Score | None]],
+    link: ServerLink,
+    evaluate: Callable[[ArrayRecord], Scores],
     first_round: int = 1,
     on_reply: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[RoundRecord, ArrayRecord]]:
@@ -64,7 +78,8 @@ def run_rounds(
         aggregator: the strategy.
         arrays: the model before `first_round`.
         settings: see `RoundSettings`.
-        evaluate: returns the test and, where there are such images, the validation score of a model.
+        link: codes what is sent and decodes what arrives.
+        evaluate: returns the scores of a model.
         first_round: above 1 in a run that is resumed.
         on_reply: called after every client's reply.
 
@@ -72,49 +87,60 @@ def run_rounds(
         RunError: fewer than `settings.min_completed` valid replies in a round, or an aggregated model that is not
             finite.
     """
-    nodes = node_of_partition(grid, settings.num_clients)
+    nodes, control_bytes = node_of_partition(grid, settings.num_clients)
     for server_round in range(first_round, settings.num_rounds + 1):
         began = time.perf_counter()
         lr = learning_rate(settings.lr, settings.lr_schedule, server_round, settings.num_rounds)
         sampled = _sample(settings, settings.fraction_train, nodes, server_round, "sampling")
+        arrays = link.begin(arrays)
         messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
-        broadcast = traffic(message.content for message in messages)
+        messages = link.send(messages)
+        sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
         replies = _collect(grid, messages, on_reply)
-        valid, failures = _sort_out(replies, sampled, arrays)
+        arrived = {reply.metadata.src_node_id: _weigh(reply) for reply in replies if not reply.has_error()}
+        valid, failures = _sort_out(replies, sampled, arrays, link)
         if len(valid) < settings.min_completed:
             raise RunError(_too_few(server_round, valid, failures, settings))
         trained = time.perf_counter()
-        update = traffic(reply.content for reply in valid)
+        fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
+        clients = _client_records(sampled, sent, arrived, valid)
         arrays, metrics = aggregator.aggregate_train(server_round, arrays, valid)
         _refuse_broken(arrays, server_round)
         aggregated = time.perf_counter()
-        test, validation = evaluate(arrays)
+        scores = evaluate(arrays)
         federated, evaluation_traffic, evaluation_failed = _evaluate_on_clients(
-            grid, aggregator, arrays, settings, nodes, server_round
+            grid, aggregator, arrays, settings, nodes, server_round, link
         )
         record = RoundRecord(
             round=server_round,
             lr=lr,
-            test=test,
-            validation=validation,
+            test=scores.test,
+            validation=scores.validation,
+            exact=scores.exact,
+            reference=scores.reference,
             federated=federated,
             train_loss=number(metrics, "train-loss"),
             clients_asked=len(sampled),
             clients_completed=len(valid),
             clients_failed=tuple(failures),
-            broadcast=broadcast,
-            update=update,
+            broadcast=_total(sent.values(), fp32_bytes),
+            update=_total(arrived.values(), fp32_bytes),
+            control_message_bytes=control_bytes,
+            clients=clients,
             evaluation_traffic=evaluation_traffic,
             evaluation_failed=evaluation_failed,
             train_s=trained - began,
             evaluate_s=time.perf_counter() - aggregated,
             aggregate_s=aggregated - trained,
         )
+        control_bytes = 0
         yield record, arrays
 
 
-def node_of_partition(grid: Grid, num_clients: int) -> dict[int, int]:
+def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int]:
     """Asks every node for its partition id; node ids are random in most engines, partition ids are not.
+
+    Returns the node of each partition, and the bytes of the messages that it took.
 
     Nodes may still be connecting, and a process may die on the first message: who does not answer is asked again.
 
@@ -126,20 +152,46 @@ def node_of_partition(grid: Grid, num_clients: int) -> dict[int, int]:
         time.sleep(0.1)
         nodes = list(grid.get_node_ids())
     partition_of: dict[int, int] = {}
-    problem = ""
+    problem, control_bytes = "", 0
     for _ in range(ATTEMPTS):
         silent = [node for node in nodes if node not in partition_of]
         messages = [Message(RecordDict({CONFIG: ConfigRecord()}), node, MessageType.QUERY) for node in silent]
+        control_bytes += sum(message_bytes(message.content) for message in messages)
         for reply in grid.send_and_receive(messages) if messages else ():
             if reply.has_error():
                 problem = f"; {_raised(reply)}"
             else:
+                control_bytes += message_bytes(reply.content)
                 partition_of[reply.metadata.src_node_id] = int(number(config_of(reply), "partition-id"))
     found = sorted(partition_of.values())
     if found != list(range(num_clients)):
         told = f"{len(nodes)} nodes are connected, {len(found)} answered, with partitions {found}{problem}"
         raise RunError(f"num_clients={num_clients}: {told}")
-    return {partition: node for node, partition in partition_of.items()}
+    return {partition: node for node, partition in partition_of.items()}, control_bytes
+
+
+def _weigh(message: Message) -> tuple[int, int]:
+    """Returns payload and message bytes."""
+    return payload_bytes(message.content), message_bytes(message.content)
+
+
+def _total(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
+    each = list(weights)
+    payload, message = (sum(weight[part] for weight in each) for part in (0, 1))
+    return Traffic(payload, message, fp32_bytes * len(each))
+
+
+def _client_records(
+    sampled: Mapping[int, int],
+    sent: Mapping[int, tuple[int, int]],
+    arrived: Mapping[int, tuple[int, int]],
+    valid: Sequence[Message],
+) -> tuple[ClientRecord, ...]:
+    train_s = {reply.metadata.src_node_id: number(metrics_of(reply), TRAIN_S) for reply in valid}
+    return tuple(
+        ClientRecord(partition, *sent[node], *arrived.get(node, (0, 0)), train_s.get(node, 0.0))
+        for partition, node in sampled.items()
+    )
 
 
 def _sample(
@@ -160,25 +212,30 @@ def _collect(grid: Grid, messages: Sequence[Message], on_reply: Callable[[], obj
 
 
 def _sort_out(
-    replies: Sequence[Message], sampled: Mapping[int, int], arrays: ArrayRecord
+    replies: Sequence[Message], sampled: Mapping[int, int], arrays: ArrayRecord, link: ServerLink
 ) -> tuple[list[Message], list[ClientFailure]]:
-    """Returns valid replies and failures, both by partition id."""
+    """Returns valid replies, decoded, and failures, both by partition id."""
     reply_of = {reply.metadata.src_node_id: reply for reply in replies}
     expected = {name: array.numpy() for name, array in arrays.items()}
     valid, failures = [], []
     for partition, node in sampled.items():
-        problem = _problem(reply_of[node], expected) if node in reply_of else "no reply"
+        problem = _problem(reply_of[node], expected, link) if node in reply_of else "no reply"
         if problem is None:
+            link.accept(reply_of[node])
             valid.append(reply_of[node])
         else:
             failures.append(ClientFailure(partition, problem.splitlines()[0][:LONGEST_REASON]))
     return valid, failures
 
 
-def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
-    """Returns what is wrong with a training reply, None if it can be aggregated."""
+def _problem(reply: Message, expected: Mapping[str, np.ndarray], link: ServerLink) -> str | None:
+    """Decodes a training reply and returns what is wrong with it, None if it can be aggregated."""
     if reply.has_error():
         return _raised(reply)
+    try:
+        link.receive(reply)
+    except PayloadError as error:
+        return str(error)
     content = reply.content
     if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
         return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
@@ -194,7 +251,7 @@ def _problem(reply: Message, expected: Mapping[str, np.ndarray]) -> str | None:
             return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
         if not np.isfinite(new).all():
             return f"NaN or infinity in {name}"
-    return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss"})
+    return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss", TRAIN_S})
 
 
 def _metrics_problem(metrics: MetricRecord, expected: set[str]) -> str | None:
@@ -236,31 +293,37 @@ def _evaluate_on_clients(
     settings: RoundSettings,
     nodes: Mapping[int, int],
     server_round: int,
+    link: ServerLink,
 ) -> tuple[Score | None, Traffic | None, tuple[ClientFailure, ...]]:
     """Returns the weighted mean of clients' scores on their own training images, what asking cost, and who failed."""
     if settings.fraction_evaluate == 0:
         return None, None, ()
     sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
+    link.begin(arrays)
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
+    messages = link.send(messages)
     partition_of = {node: partition for partition, node in sampled.items()}
-    replies, failures = [], []
+    replies, failures, weights = [], [], [_weigh(message) for message in messages]
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: partition_of[reply.metadata.src_node_id]):
-        problem = _evaluation_problem(reply)
+        weights += [] if reply.has_error() else [_weigh(reply)]
+        problem = _evaluation_problem(reply, link)
         if problem is None:
             replies.append(reply)
         else:
             failures.append(ClientFailure(partition_of[reply.metadata.src_node_id], f"evaluation: {problem}"))
-    asked = traffic(message.content for message in messages)
-    answered = traffic(reply.content for reply in replies)
-    total = Traffic(asked.payload_bytes + answered.payload_bytes, asked.message_bytes + answered.message_bytes)
+    total = replace(_total(weights, 0), fp32_payload_bytes=len(messages) * payload_bytes(RecordDict({ARRAYS: arrays})))
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
     score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
     return score, total, tuple(failures)
 
 
-def _evaluation_problem(reply: Message) -> str | None:
+def _evaluation_problem(reply: Message, link: ServerLink) -> str | None:
     if reply.has_error():
         return _raised(reply)
+    try:
+        link.receive(reply)
+    except PayloadError as error:
+        return str(error)
     if set(reply.content) != {METRICS}:
         return f"wrong records: {sorted(reply.content)} instead of {METRICS}"
     return _metrics_problem(metrics_of(reply), {NUM_EXAMPLES, "loss", "accuracy"})

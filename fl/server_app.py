@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,22 +12,26 @@ from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fl.codec import Codec, ServerLink
 from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
 from fl.environment import environment
 from fl.errors import RunError
 from fl.evaluation import evaluate
+from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
+from fl.link import Link
+from fl.link_report import show_traffic
 from fl.messages import is_statistic
 from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
-from fl.results import MIB, RoundRecord, Score, plain, read_jsonl, totals, write_json, write_jsonl
+from fl.results import MIB, RoundRecord, Score, Scores, plain, read_jsonl, totals, write_json, write_jsonl
 from fl.rounds import RoundSettings, run_rounds
 from fl.strategy import Aggregator
 from fl.targets import Target
 
-MILESTONES_PERCENT = (70, 80, 85, 90)
+ServerModel = Literal["exact", "reference"]
 EVALUATION_BATCH_SIZE = 250
 MODEL, ROUNDS, EVENTS, SUMMARY, ROUNDS_PLOT = (
     "final_model.pt",
@@ -50,6 +54,10 @@ class ServerSettings:
         strategy: one of Flower's.
         device: "cpu" or "cuda".
         threads: torch threads while evaluating.
+        broadcast: codes what the server sends; None for plain arrays.
+        update: codes what clients answer; None for plain arrays.
+        server_model: which model is tested and saved.
+        link: what the run's traffic is priced over, beside the flat rate.
         time_limit_s: no round starts later than this after the first; None for no limit.
         config: the resolved configuration, for the summary.
     """
@@ -61,6 +69,10 @@ class ServerSettings:
     strategy: Target
     device: str
     threads: int
+    broadcast: Codec | None
+    update: Codec | None
+    server_model: ServerModel
+    link: Link
     time_limit_s: float | None
     config: Mapping[str, Any]
 
@@ -77,12 +89,14 @@ def make_server_app(settings: ServerSettings, *, resume: bool = False) -> Server
         torch.set_num_threads(settings.threads)
         images = load_images(settings.images_folder)
         aggregator = Aggregator(settings.strategy)
+        arrays = initial_arrays(len(images.class_names), settings.rounds.seed)
+        records: list[dict[str, Any]] = []
+        start = {name: array.numpy() for name, array in arrays.items()}
+        seed = settings.rounds.seed
+        link = ServerLink(settings.broadcast, settings.update, initial=lambda: start, seed=seed)
         if resume:
-            arrays, records = _restore(settings, grid, aggregator)
-        else:
-            arrays, records = initial_arrays(len(images.class_names), settings.rounds.seed), []
-        run = _Run(settings, images, records)
-        run.train(grid, aggregator, arrays)
+            arrays, records = _restore(settings, grid, aggregator, link)
+        _Run(settings, images, records, link).train(grid, aggregator, arrays)
 
     return app
 
@@ -92,9 +106,12 @@ def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
     return ArrayRecord(initial_model(num_classes, seed).state_dict())
 
 
-def _restore(settings: ServerSettings, grid: Grid, aggregator: Aggregator) -> tuple[ArrayRecord, list[dict[str, Any]]]:
+def _restore(
+    settings: ServerSettings, grid: Grid, aggregator: Aggregator, link: ServerLink
+) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     checkpoint = load_checkpoint(settings.run_dir)
     aggregator.load_state(checkpoint.strategy)
+    link.load_state(checkpoint.link)
     if isinstance(grid, LocalGrid):
         grid.load_state(checkpoint.clients)
     arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
@@ -104,8 +121,10 @@ def _restore(settings: ServerSettings, grid: Grid, aggregator: Aggregator) -> tu
 class _Run:
     """One run while it goes on: what is known so far, and writing it down."""
 
-    def __init__(self, settings: ServerSettings, images: ImageSet, records: list[dict[str, Any]]) -> None:
-        self.settings, self.images, self.records = settings, images, records
+    def __init__(
+        self, settings: ServerSettings, images: ImageSet, records: list[dict[str, Any]], link: ServerLink
+    ) -> None:
+        self.settings, self.images, self.records, self.link = settings, images, records, link
         self.began = time.time()
         events = settings.run_dir / EVENTS
         self.events: list[dict[str, Any]] = read_jsonl(events) if events.exists() else []
@@ -124,6 +143,7 @@ class _Run:
                 aggregator,
                 arrays,
                 rounds,
+                link=self.link,
                 evaluate=self._evaluate,
                 first_round=done + 1,
                 on_reply=lambda: advance(1),
@@ -141,18 +161,31 @@ class _Run:
         if stopped == "time_limit":
             limit = (self.settings.time_limit_s or 0) / 60
             say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
-        model_sha256 = save_state(self.settings.run_dir / MODEL, arrays.to_torch_state_dict())
+        final = self._reference(arrays) if self.settings.server_model == "reference" else arrays
+        model_sha256 = save_state(self.settings.run_dir / MODEL, final.to_torch_state_dict())
         self._event(stopped, round=len(self.records))
         self._write_summary(stopped, model_sha256=model_sha256)
+        ledger = communication(self.records, [self.settings.link])
+        write_json(self.settings.run_dir / COMMUNICATION, ledger)
+        if self.settings.broadcast or self.settings.update or self.settings.link.name != "flat_rate":
+            show_traffic({"this run": ledger})
 
-    def _evaluate(self, arrays: ArrayRecord) -> tuple[Score, Score | None]:
+    def _evaluate(self, arrays: ArrayRecord) -> Scores:
         torch.set_num_threads(self.settings.threads)
-        self.model.load_state_dict(arrays.to_torch_state_dict())
-        split = self.settings.split
-        validation = self._score(split.validation) if len(split.validation) else None
-        return self._score(split.test), validation
+        split, server_model = self.settings.split, self.settings.server_model
+        models = {"exact": arrays}
+        if self.settings.broadcast is not None and not self.settings.broadcast.exact:
+            models["reference"] = self._reference(arrays)
+        tested = {name: self._score(model, split.test) for name, model in models.items()}
+        chosen = server_model if server_model in models else "exact"
+        validation = self._score(models[chosen], split.validation) if len(split.validation) else None
+        return Scores(tested[chosen], validation, **(tested if len(tested) > 1 else {}))
 
-    def _score(self, positions: np.ndarray) -> Score:
+    def _reference(self, arrays: ArrayRecord) -> ArrayRecord:
+        return ArrayRecord({name: Array(array) for name, array in self.link.reference(arrays).items()})
+
+    def _score(self, model: ArrayRecord, positions: np.ndarray) -> Score:
+        self.model.load_state_dict(model.to_torch_state_dict())
         images, labels = self.images.images[positions], self.images.labels[positions]
         return evaluate(self.model, images, labels, batch_size=EVALUATION_BATCH_SIZE, device=self.device).score
 
@@ -164,7 +197,9 @@ class _Run:
         write_jsonl(self.settings.run_dir / ROUNDS, self.records)
         clients = grid.state() if isinstance(grid, LocalGrid) else {}
         state = dict(arrays.to_torch_state_dict())
-        save_checkpoint(self.settings.run_dir, Checkpoint(record.round, state, aggregator.state(), clients))
+        save_checkpoint(
+            self.settings.run_dir, Checkpoint(record.round, state, aggregator.state(), clients, self.link.state())
+        )
         plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)
         say(round_line(record, self.settings.rounds.num_rounds))
         for failure in record.clients_failed:
@@ -191,6 +226,7 @@ class _Run:
             "reached": reached(records),
             "num_parameters": num_parameters(self.model),
             "num_statistics": sum(tensor.numel() for tensor in statistics.values()),
+            "server_model": settings.server_model,
             "seed": settings.rounds.seed,
             "data": data_description(self.images, settings.split),
             "config": settings.config,
@@ -219,7 +255,8 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     """Returns what is printed after a round."""
     parts = [f"round {record.round:>{len(str(num_rounds))}}/{num_rounds}"]
     parts += [f"test {100 * record.test.accuracy:.2f}% loss {record.test.loss:.4f}"]
-    for name, score in (("validation", record.validation), ("clients", record.federated)):
+    also = {"validation": record.validation, "exact": record.exact, "reference": record.reference}
+    for name, score in (also | {"clients": record.federated}).items():
         parts += [f"{name} {100 * score.accuracy:.2f}%"] if score else []
     parts += [f"train loss {record.train_loss:.4f}", f"clients {record.clients_completed}/{record.clients_asked}"]
     for name, sent in (("broadcast", record.broadcast), ("update", record.update)):

@@ -10,10 +10,10 @@ import pytest
 from conftest import REPOSITORY
 
 LAYERS = [
-    {"train", "flower_apps", "overrides", "resume", "sweep", "compare", "compare_quantizations"},
+    {"train", "flower_apps", "overrides", "resume", "sweep", "compare", "communication", "compare_quantizations"},
     {"experiment", "comparison_inputs"},
     {"engine", "server_app", "client_app", "comparison"},
-    {"rounds", "strategy", "messages"},
+    {"rounds", "strategy", "messages", "codec"},
     {
         "training",
         "optimizers",
@@ -24,9 +24,23 @@ LAYERS = [
         "plots",
         "sweep_plots",
         "report",
+        "link_report",
         "console",
     },
-    {"quantization", "partition", "model", "communication", "results", "seeds", "errors", "targets", "environment"},
+    {
+        "quantization",
+        "partition",
+        "model",
+        "costs",
+        "contacts",
+        "link",
+        "ledger",
+        "results",
+        "seeds",
+        "errors",
+        "targets",
+        "environment",
+    },
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = [*sorted((REPOSITORY / "fl").rglob("*.py")), REPOSITORY / "compare_quantizations.py"]
@@ -74,6 +88,7 @@ def test_frameworks_stay_where_they_belong(path):
             "rounds",
             "strategy",
             "messages",
+            "codec",
         }
 
 
@@ -88,7 +103,14 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "fl.train"], ["compare_quantizations.py"], ["-m", "fl.resume"], ["-m", "fl.sweep"]]
+    "command",
+    [
+        ["-m", "fl.train"],
+        ["compare_quantizations.py"],
+        ["-m", "fl.resume"],
+        ["-m", "fl.sweep"],
+        ["-m", "fl.communication"],
+    ],
 )
 def test_help_loads_no_torch(command):
     script = (

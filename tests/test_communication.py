@@ -1,31 +1,146 @@
-"""Costs are those of the users' guide, to the cent."""
+"""`python -m fl.communication` on real files: runs, precisions and sizes over links, side by side."""
+
+import json
 
 import pytest
+from conftest import REPOSITORY
+from test_ledger import RUN
 
-from fl.communication import CostAssumptions, communication_costs, communication_report
-from fl.results import MIB
+from fl.results import MIB, read_json, read_jsonl, write_json, write_jsonl
 
-GUIDE = {"fp32": int(1.66 * MIB), "fp16": int(0.83 * MIB), "int8": int(0.52 * MIB)}
-
-
-def test_the_guides_figures():
-    """1.66, 0.83 and 0.52 MB, 10 clients, 10 rounds, $5/MB: $1660, $830 and $520, savings 50.0% and 68.7%."""
-    costs = communication_costs(GUIDE, CostAssumptions(10, 10, 10, 5.0, "default"))
-    assert [round(costs[name]["per_round_mb"], 2) for name in GUIDE] == [33.20, 16.60, 10.40]
-    assert [round(costs[name]["total_cost_usd"]) for name in GUIDE] == [1660, 830, 520]
-    assert [round(costs[name]["savings_usd"]) for name in GUIDE] == [0, 830, 1140]
-    assert [round(costs[name]["savings_percent"], 1) for name in GUIDE] == [0.0, 50.0, 68.7]
-    assert costs["fp32"]["deploy_once_cost_usd"] == pytest.approx(83.0, abs=1e-4)
+SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
 
 
-def test_every_satellite_gets_the_model_once_even_if_few_train_in_a_round():
-    costs = communication_costs({"fp32": MIB}, CostAssumptions(2, 3, 10, 5.0, "run"))["fp32"]
-    assert costs["per_round_mb"] == 4
-    assert costs["total_cost_usd"] == 60
-    assert costs["deploy_once_cost_usd"] == 50
+@pytest.fixture
+def run_folder(tmp_path):
+    def make(name="run", records=RUN):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "rounds.jsonl", records)
+        return tmp_path / name
+
+    return make
 
 
-def test_scales_and_a_price_of_zero():
-    report = communication_report({"fp32": MIB}, CostAssumptions(1, 1, 1, 0.0, "default"), [(20, 100)])
-    assert report["scales"][0]["precisions"]["fp32"]["total_mb"] == 4000
-    assert report["precisions"]["fp32"]["savings_percent"] == 0.0
+def test_a_run_is_shown_over_every_shipped_link(command, run_folder):
+    folder = run_folder()
+    said = command("fl.communication", folder, "--json", "out.json", check=0).stdout
+    for words in (
+        "Measured: payload bytes that travelled",
+        "3.00x fewer",
+        "lower bound",
+        "bytes set the price",
+        "Price of cubesat_sband: AWS Ground Station",
+        "To reach a test accuracy",
+    ):
+        assert words in said
+    [document] = read_json(folder.parent / "out.json").values()
+    assert document["measured"]["total"]["payload_bytes"] == 12 * MIB
+    shipped = {path.stem for path in (REPOSITORY / "conf" / "link").glob("*.yaml")}
+    assert set(document["modelled"]["links"]) == shipped == {"flat_rate", "cubesat_sband", "ttc_uhf"}
+
+
+def test_runs_stand_side_by_side(command, run_folder):
+    small, large = run_folder("small"), run_folder("large", RUN * 2)
+    said = command("fl.communication", small, large, "--link", "flat_rate", "--json", "out.json", check=0).stdout
+    assert "$60.00" in said
+    assert "$120.00" in said
+    assert set(read_json(small.parent / "out.json")) == {str(small), str(large)}
+
+
+def test_a_link_of_ones_own_and_seconds_on_board(command, run_folder, tmp_path):
+    text = (REPOSITORY / "conf" / "link" / "flat_rate.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace("flat_rate", "own").replace("usd_per_mb: 5.0", "usd_per_mb: 2.0"))
+    options = ["--link", "own.yaml", "--train-s", "1000", "--json", "out.json"]
+    command("fl.communication", run_folder(), *options, check=0)
+    [document] = read_json(tmp_path / "out.json").values()
+    assert document["modelled"]["links"]["own"]["cost_usd"]["total"] == 24.0
+    assert document["modelled"]["links"]["own"]["round_s"]["total"] == 3000.0
+
+
+def test_file_sizes_of_precisions_stand_beside_the_run(command, run_folder, tmp_path):
+    """Nine messages of 2 MiB at $5/MB."""
+    folder = run_folder()
+    write_json(folder / "quantization_comparison.json", {"precisions": {"fp16": {"file_size_bytes": 2 * MIB}}})
+    command("fl.communication", folder, "--precisions", "--link", "flat_rate", "--json", "out.json", check=0)
+    documents = read_json(tmp_path / "out.json")
+    assert list(documents) == [str(folder), f"{folder} if fp16 files"]
+    assert documents[f"{folder} if fp16 files"]["modelled"]["links"]["flat_rate"]["cost_usd"]["total"] == 90.0
+    assert "measured" not in documents[f"{folder} if fp16 files"]
+
+
+def test_the_documents_worked_example(command, tmp_path):
+    """docs/measured-and-modelled.md: FP32 against INT8 files, ten clients, ten rounds, 1,000 s on board."""
+    options = ["--fp32-bytes", "1750000", "--train-s", "1000", "--json", "out.json"]
+    said = command("fl.communication", *SIZES, *options, check=0).stdout
+    links = read_json(tmp_path / "out.json")["given sizes"]["modelled"]["links"]
+    assert links["cubesat_sband"]["if_fp32"]["cost_usd"] == 3010.0
+    assert links["cubesat_sband"]["cost_usd"]["total"] == 2010.0
+    assert links["cubesat_sband"]["if_one_byte"]["cost_usd"] == 2000.0
+    assert links["cubesat_sband"]["saved_percent"]["total_s"] < 0.01
+    assert "over cubesat_sband: passes set the price, 99.5 % of it is minimum contact minutes" in said
+    assert "over ttc_uhf: bytes set the price" in said
+    assert links["ttc_uhf"]["saved_percent"]["cost_usd"] > 70
+    assert links["ttc_uhf"]["saved_percent"]["total_s"] > 50
+    assert links["flat_rate"]["cost_usd"]["total"] == pytest.approx(200 * 440_000 / MIB * 5)
+    text = (REPOSITORY / "docs" / "measured-and-modelled.md").read_text()
+    rows = [line for line in said.splitlines() if line.startswith("│ given sizes")]
+    for row in rows[3:]:
+        cells = [cell.strip() for cell in row.strip("│").split("│")][1:]
+        assert "| " + " | ".join(cells) + " |" in text, "the document's table is not what the command prints"
+
+
+def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
+    command("fl.communication", small_run, "--link", "flat_rate", "--json", tmp_path / "out.json", check=0)
+    [document] = read_json(tmp_path / "out.json").values()
+    records = read_jsonl(small_run / "rounds.jsonl")
+    sent = sum(record[name]["payload_bytes"] for record in records for name in ("broadcast", "update"))
+    assert document["measured"]["total"]["payload_bytes"] == sent
+    clients = document["measured"]["clients"]
+    assert sum(c["broadcast_payload_bytes"] + c["update_payload_bytes"] for c in clients) == sent
+    assert document["modelled"]["links"]["flat_rate"]["cost_usd"]["total"] == pytest.approx(sent / MIB * 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["RUN_DIR", "--broadcast-bytes"]),
+        (["nowhere"], ["nowhere", "no folder of a run"]),
+        (["nowhere", *SIZES], ["not both"]),
+        (["--broadcast-bytes", "5"], ["--update-bytes"]),
+        ([*SIZES, "--clients", "0"], ["--clients 0", "at least 1"]),
+        ([*SIZES, "--train-s", "-1"], ["--train-s -1"]),
+        ([*SIZES, "--train-s", "nan"], ["--train-s nan"]),
+        ([*SIZES, "--precisions"], ["--precisions", "folder of a run"]),
+        ([*SIZES, "--link", "laser"], ["--link laser", "cubesat_sband, flat_rate, ttc_uhf"]),
+        ([*SIZES, "--link", "none.yaml"], ["none.yaml"]),
+        ([*SIZES, "--link", "flat_rate", "--link", "flat_rate"], ["two links of one name"]),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(arguments, words, refused):
+    refused("fl.communication", *arguments, words=words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", ["no valid YAML"]),
+        ("name: x", ["_target_"]),
+        ("_target_: os.system", ["os.system"]),
+        ("_target_: fl.errors.ConfigError", ["must be fl.link.Link"]),
+        ("_target_: fl.link.Link\nspeed: 5", ["speed", "no such setting"]),
+        ("_target_: fl.link.Link\nname: x", ["missing"]),
+    ],
+)
+def test_a_bad_link_file_is_refused_in_one_line(text, words, refused, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    refused("fl.communication", *SIZES, "--link", "own.yaml", words=["--link own.yaml", *words])
+
+
+def test_bad_runs_are_refused_in_one_line(refused, run_folder):
+    old = [{key: value for key, value in each.items() if key != "clients"} for each in RUN]
+    refused("fl.communication", run_folder("old", old), words=["old/rounds.jsonl", "before bytes were recorded"])
+    refused("fl.communication", run_folder("empty", []), words=["empty/rounds.jsonl", "no finished round"])
+    damaged = json.loads(json.dumps(RUN))
+    del damaged[0]["clients"][0]["train_s"]
+    refused("fl.communication", run_folder("odd", damaged), words=["odd/rounds.jsonl", "damaged", "train_s"])
+    refused("fl.communication", run_folder(), "--precisions", words=["compare_quantizations.py first"])

@@ -19,7 +19,7 @@ from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import VerificationError
 from fl.model import Net, initial_model
 from fl.model_file import save_state
-from fl.results import MIB, read_json, sha256
+from fl.results import MIB, read_json, read_jsonl, sha256
 
 NAMES = ["fp32", "fp16", "int8", "int8_static"]
 SCHEMA = json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text())
@@ -85,6 +85,32 @@ def test_every_cost_follows_by_calculator(compared):
         (rounds, clients) for rounds in (10, 20, 50) for clients in (10, 100)
     ]
     assert report["scales"][1]["precisions"]["int8"]["total_mb"] == pytest.approx(sizes["int8"] * 2 * 100 * 10)
+
+
+def test_the_runs_real_traffic_stands_beside_the_hypothetical_one(compared):
+    folder, said = compared
+    communication = read_json(folder / "quantization_comparison.json")["communication"]
+    records = read_jsonl(folder / "rounds.jsonl")
+    sent = sum(record[name]["payload_bytes"] for record in records for name in ("broadcast", "update"))
+    assert communication["measured"]["total_mb"] == sent / MIB
+    assert communication["measured"]["total_cost_usd"] == sent / MIB * 5
+    assert communication["measured"]["num_rounds"] == 2
+    assert "MEASURED TRAFFIC OF THE RUN" in said
+    assert f"Sent in 2 rounds: {sent / MIB:.2f} MB" in said
+    assert (
+        f"Hypothetical, each file in every round: FP32 ${communication['precisions']['fp32']['total_cost_usd']:.2f}"
+        in said
+    )
+
+
+def test_an_older_report_without_measured_traffic_is_still_verified(compared, tmp_path, capsys):
+    shutil.copytree(compared[0], tmp_path / "run")
+    report = read_json(tmp_path / "run" / "quantization_comparison.json")
+    del report["communication"]["measured"]
+    jsonschema.validate(report, SCHEMA)
+    (tmp_path / "run" / "quantization_comparison.json").write_text(json.dumps(report))
+    verify(tmp_path / "run" / "final_model.pt", None, None)
+    assert "communication.measured: not in this older report" in capsys.readouterr().out
 
 
 def test_the_console_keeps_the_form_users_know(compared):
@@ -159,6 +185,7 @@ def test_verify_accepts_its_own_report_and_refuses_any_change(compared, command,
     changed("communication", "precisions", "fp16", "total_cost_usd", value=1.0)
     changed("precisions", "fp32", "file_size_bytes", value=original["precisions"]["fp32"]["file_size_bytes"] + 1)
     changed("communication", "assumptions", "num_rounds", value=5)
+    changed("communication", "measured", "total_mb", value=1.0)
     changed("skipped", value={"int8_static": "no reason"})
     report = json.loads(json.dumps(original))
     del report["precisions"]["fp32"]["loss"]
@@ -188,6 +215,8 @@ def test_a_model_from_elsewhere_gets_default_clients_and_rounds(small_run, comma
     assert report["communication"]["assumptions"]["num_rounds"] == 10
     assert report["communication"]["assumptions"]["clients_and_rounds_from"] == "default"
     assert report["run"] is None
+    assert "no run lies beside this model" in report["communication"]["measured"]["reason"]
+    jsonschema.validate(report, SCHEMA)
     assert report["evaluation"]["batch_size"] == 100
     assert report["communication"]["precisions"]["fp32"]["per_round_mb"] == pytest.approx(
         20 * report["precisions"]["fp32"]["file_size_mb"]

@@ -13,9 +13,10 @@ from fl.targets import Target
 
 GROUPS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
-    for group in ("data", "partition", "strategy", "optimizer", "experiment")
+    for group in ("data", "partition", "strategy", "optimizer", "codec", "link", "experiment")
 }
-CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+PLACES = {"codec": ("codec@broadcast", "codec@update")}
+CHOICES = [(place, c) for group, choices in GROUPS.items() for place in PLACES.get(group, (group,)) for c in choices]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -76,6 +77,11 @@ REFUSED = {
     "strategy._target_=flwr.serverapp.strategy.Nothing": ["strategy._target_", "cannot be imported"],
     "strategy._target_=os.system": ["os.system"],
     "data=folder": ["data.path=None", "string"],
+    "codec@update=gzip": ["codec=gzip", "ecq, eden, fp16, int4, int8, none, raw, stc"],
+    "update=ecq": ["update=ecq", "codec@update=ecq"],
+    "update.bits=3": ["update.bits=3", "codec@update=ecq"],
+    "server_model=both": ["server_model=both", "'exact' or 'reference'"],
+    "link=mars": ["link=mars", "cubesat_sband, flat_rate, ttc_uhf"],
 }
 
 
@@ -111,6 +117,28 @@ def test_impossible_strategies_are_refused(strategy, override):
     arguments = [f"strategy={strategy}", f"strategy.{override}"]
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         settings_from(composed(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("codec", "setting"),
+    [
+        ("ecq", "bits=0"),
+        ("ecq", "bits=33"),
+        ("ecq", "offset=0.6"),
+        ("ecq", "decay=2"),
+        ("ecq", "entropy=gzip"),
+        ("int8", "bits=9"),
+        ("int8", "rounding=up"),
+        ("int8", "scales=row"),
+        ("eden", "bits=1.5"),
+        ("eden", "error_feedback=maybe"),
+        ("stc", "fraction=0"),
+    ],
+)
+def test_impossible_settings_of_a_codec_are_refused(codec, setting):
+    with pytest.raises(ConfigError, match=re.escape(f"update.{setting.partition('=')[0]}")) as caught:
+        settings_from(composed(f"codec@update={codec}", f"update.{setting}"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_refused_run_leaves_no_folder(refused, tmp_path):

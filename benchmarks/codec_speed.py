@@ -1,0 +1,133 @@
+"""How fast codecs encode and decode: this network's model and one of 25 million parameters, on one core.
+
+    python benchmarks/codec_speed.py [--repeats 5] [--json FILE]
+
+Megabytes of FP32 per second (10^6 bytes), the best of the repeats: whole payloads, checks and checksum included. Beside
+them, on the same elements in the same run: a copy in memory, and torch's own per-channel quantization and its inverse,
+which pack and check nothing. Targets: int8 without entropy coding at least 1,000 MB/s each way; encoding and decoding
+of the network at most 5 % of a client's round.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from table import options_of, print_table, write_results
+
+from fl.codec import Codec
+from fl.codec.payload import Tensors, specs_of
+from fl.console import say
+from fl.errors import one_line_errors
+from fl.model import initial_model
+from fl.overrides import composed
+
+TARGET_MB_PER_S = 1000
+PRESETS = Path(__file__).resolve().parents[1] / "conf" / "codec"
+
+
+def codecs() -> dict[str, Codec]:
+    """Returns every preset, and those with entropy coding without it as well."""
+    found: dict[str, Codec] = {}
+    for path in sorted(PRESETS.glob("*.yaml")):
+        codec = instantiate(composed([f"codec@update={path.stem}"])["update"])
+        if isinstance(codec, Codec):
+            found[path.stem] = codec
+            if getattr(codec, "entropy", "none") != "none":
+                found[f"{path.stem} entropy=none"] = replace(codec, entropy="none")  # type: ignore[type-var]
+    return found
+
+
+def models() -> dict[str, dict[str, np.ndarray]]:
+    """Returns changes of a model: Laplace distributed weights in the shapes of the network, and of 20 large layers."""
+    rng = np.random.default_rng(0)
+    network = {name: tensor.numpy() for name, tensor in initial_model(10, 0).state_dict().items()}
+    changed = {n: _laplace(rng, a.shape) if n.endswith("weight") else a for n, a in network.items()}
+    return {"network": changed, "25 million": {f"layer{n}.weight": _laplace(rng, (1000, 1250)) for n in range(20)}}
+
+
+def _laplace(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.laplace(scale=0.01, size=shape).astype(np.float32)
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Returns the shortest time that `work` took."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def measured(codec: Codec, model: Tensors, repeats: int) -> dict[str, float]:
+    """Returns seconds each way, and bits for each element of the model."""
+    specs = specs_of(model)
+    payload = codec.encode(model, np.random.default_rng(0))
+    return {
+        "encode_s": seconds(lambda: codec.encode(model, np.random.default_rng(0)), repeats),
+        "decode_s": seconds(lambda: codec.decode(payload, specs), repeats),
+        "bits": 8 * len(payload) / sum(array.size for array in model.values()),
+    }
+
+
+def references(model: Tensors, repeats: int) -> dict[str, dict[str, float]]:
+    """Returns the same for a copy, and for torch's quantization of all tensors with two axes or more."""
+    tensors = [torch.from_numpy(array) for array in model.values() if array.ndim > 1]
+    scales = [tensor.flatten(1).abs().amax(1).double() / 127 for tensor in tensors]
+
+    def quantized() -> list[torch.Tensor]:
+        zeros = [torch.zeros(len(scale), dtype=torch.int64) for scale in scales]
+        several = zip(tensors, scales, zeros, strict=True)
+        return [torch.quantize_per_channel(each, scale, zero, 0, torch.qint8) for each, scale, zero in several]
+
+    integers = quantized()
+    copy_s = seconds(lambda: [array.copy() for array in model.values()], repeats)
+    torch_s = seconds(quantized, repeats), seconds(lambda: [each.dequantize() for each in integers], repeats)
+    return {
+        "(copy in memory)": {"encode_s": copy_s, "decode_s": copy_s, "bits": 32},
+        "(torch, per channel)": {"encode_s": torch_s[0], "decode_s": torch_s[1], "bits": 8},
+    }
+
+
+def main() -> None:
+    """Prints a table for each model."""
+    options = options_of(str(__doc__), 5)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # deprecated; here to compare with
+    with one_line_errors():
+        result: dict[str, Any] = {}
+        for size, model in models().items():
+            figures = references(model, options.repeats)
+            figures |= {name: measured(codec, model, options.repeats) for name, codec in codecs().items()}
+            fp32_bytes, rows = sum(array.nbytes for array in model.values()), []
+            for name, each in figures.items():
+                each["encode_mb_per_s"], each["decode_mb_per_s"] = (
+                    fp32_bytes / each[f"{way}_s"] / 1e6 for way in ("encode", "decode")
+                )
+                both_ms = 1e3 * (each["encode_s"] + each["decode_s"])
+                speeds = [f"{each[f'{way}_mb_per_s']:,.0f}" for way in ("encode", "decode")]
+                rows.append([name, *speeds, f"{both_ms:,.1f}", f"{each['bits']:.2f}"])
+            columns = ["codec", "encode, MB/s", "decode, MB/s", "both, ms", "bits per element"]
+            print_table(f"{size}: {fp32_bytes / 1e6:.1f} MB of FP32, best of {options.repeats}", columns, rows)
+            result[size] = figures
+        plain = result["25 million"]["int8 entropy=none"]
+        speeds = [plain["encode_mb_per_s"], plain["decode_mb_per_s"]]
+        met = "met" if min(speeds) >= TARGET_MB_PER_S else "missed"
+        say(
+            f"int8 entropy=none: {speeds[0]:,.0f} and {speeds[1]:,.0f} MB/s; target {TARGET_MB_PER_S:,} each way: {met}"
+        )
+        write_results(options.json, {"models": result})
+
+
+if __name__ == "__main__":
+    main()

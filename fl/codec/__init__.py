@@ -1,0 +1,23 @@
+"""What crosses the link: codecs, the payload format, and the mod and strategy that apply them to any Flower app."""
+
+from fl.codec.base import Codec, fingerprint
+from fl.codec.codecs import Fp16, Raw, Stc, Uniform
+from fl.codec.ecq import Ecq
+from fl.codec.eden import Eden
+from fl.codec.flower import CodecStrategy, ServerLink, codec_mod
+from fl.errors import PayloadError
+
+__all__ = [
+    "Codec",
+    "CodecStrategy",
+    "Ecq",
+    "Eden",
+    "Fp16",
+    "PayloadError",
+    "Raw",
+    "ServerLink",
+    "Stc",
+    "Uniform",
+    "codec_mod",
+    "fingerprint",
+]

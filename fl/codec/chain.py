@@ -1,0 +1,127 @@
+"""The broadcast: one chain of frames for all clients, which leads everyone to the same reference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.codec.base import Codec, fingerprint
+from fl.codec.codecs import Raw
+from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
+from fl.seeds import numpy_generator
+
+NOTHING = b""
+"""The fingerprint of who holds no model."""
+
+
+class BroadcastChain:
+    """The server's side: it holds the exact model and the reference that all clients hold.
+
+    A frame codes the exact model minus the reference; both sides add the decoded difference to the reference. What a
+    frame loses is in the next difference, so nothing has to be remembered beside the reference (EF21-P, arXiv
+    2209.15218).
+
+    Args:
+        codec: of the frames.
+        start: the reference before the first frame, known to all clients; None when the first model is sent whole.
+        seed: of random rounding and rotation.
+    """
+
+    def __init__(self, codec: Codec, start: Tensors | None, seed: int) -> None:
+        self._codec, self._seed = codec, seed
+        self._reference = dict(start) if start is not None else {}
+        self._frames: list[bytes] = []
+        self._ids = [fingerprint(start) if start is not None else NOTHING]  # before each frame, and after the last
+        self._coded = self._ids[0]  # fingerprint of the exact model that the last frame was made from
+        self._snapshot: bytes | None = None
+        self._count = 0
+
+    def advance(self, exact: Tensors) -> dict[str, np.ndarray]:
+        """Returns the new reference, after adding a frame if `exact` is a new model."""
+        if not self._reference:
+            self._reference = {name: array.copy() for name, array in exact.items()}
+            self._ids = [fingerprint(self._reference)]
+            self._coded = self._ids[0]
+            return self._reference
+        if (new := fingerprint(exact)) != self._coded:
+            rng = numpy_generator(self._seed, "broadcast", self._count)
+            change = self._codec.differences(exact, self._reference)
+            frame = self._codec.encode(change, rng, base=self._ids[-1])
+            self._reference = self._codec.applied(self._reference, self._codec.decode(frame, specs_of(self._reference)))
+            self._frames.append(frame)
+            self._ids.append(fingerprint(self._reference))
+            self._coded, self._snapshot, self._count = new, None, self._count + 1
+            self._forget()
+        return self._reference
+
+    def _forget(self) -> None:
+        """Drops frames so old that whoever misses them is better off with the whole model."""
+        size = sum(array.nbytes for array in self._reference.values())
+        while sum(map(len, self._frames)) > size and len(self._frames) > 1:
+            del self._frames[0], self._ids[0]
+
+    def payloads_for(self, held: bytes) -> list[bytes] | None:
+        """Returns what leads a client to the reference: the frames it missed, or the whole model when that is shorter.
+
+        Args:
+            held: fingerprint of what the client holds; None is returned for `NOTHING`, for who knows no tensors
+                cannot decode any.
+        """
+        if held == NOTHING:
+            return None
+        missed = self._frames[self._ids.index(held) :] if held in self._ids else None
+        if missed is not None and len(missed) < 2:
+            return missed
+        if self._snapshot is None:
+            self._snapshot = Raw().encode(self._reference, np.random.default_rng(0))
+        if missed is not None and sum(map(len, missed)) < len(self._snapshot):
+            return missed
+        return [self._snapshot]
+
+    def state(self) -> dict[str, Any]:
+        """Returns all of it as what torch saves and loads with `weights_only=True`."""
+        return {
+            "reference": {name: torch.from_numpy(array) for name, array in self._reference.items()},
+            "frames": [torch.frombuffer(bytearray(frame), dtype=torch.uint8) for frame in self._frames],
+            "ids": [each.hex() for each in self._ids],
+            "coded": self._coded.hex(),
+            "count": self._count,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        self._reference = {name: tensor.numpy() for name, tensor in state["reference"].items()}
+        self._frames = [tensor.numpy().tobytes() for tensor in state["frames"]]
+        self._ids = [bytes.fromhex(each) for each in state["ids"]]
+        self._coded, self._count, self._snapshot = bytes.fromhex(state["coded"]), state["count"], None
+
+
+def follow(codec: Codec, held: Tensors | None, payloads: Sequence[bytes]) -> dict[str, np.ndarray] | None:
+    """Returns the reference as a client that holds `held` comes to it, None if it lacks what the payloads start from.
+
+    Raises:
+        PayloadError: a payload is damaged, or of another codec.
+    """
+    if held is None:
+        return None
+    reference, specs = dict(held), specs_of(held)
+    current = fingerprint(reference)
+    bases = [base_of(payload) for payload in payloads]
+    if current in bases:  # a client whose last answer was lost has some of the frames already
+        payloads = payloads[bases.index(current) :]
+    for payload in payloads:
+        base = base_of(payload)
+        if base == NO_STATE:
+            reference = Raw().decode(payload, specs)
+        elif base == current:
+            reference = codec.applied(reference, codec.decode(payload, specs))
+        else:
+            return None
+        current = fingerprint(reference)
+    return reference
+
+
+def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns the array in a type; Flower's mean makes float64 of integers."""
+    return np.asarray(np.rint(array) if np.issubdtype(dtype, np.integer) else array, dtype=dtype)

@@ -1,0 +1,179 @@
+"""Codecs that work on one element after another: raw, FP16, integers with scales, sparse ternary."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fl.codec.base import Codec, Decay
+from fl.codec.entropy import Entropy, pack, unpack
+from fl.errors import PayloadError
+
+LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+BLOCK = 1 << 16
+"""Elements quantized at a time: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Raw(Codec):
+    """Exact: every tensor of any dtype, compressed where that is shorter."""
+
+    exact = True
+
+    @property
+    def description(self) -> str:
+        return "raw"
+
+    def encode_large(
+        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
+    ) -> list[bytes]:
+        raise AssertionError("no tensor is the codec's own where all are exact")
+
+    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
+        raise AssertionError("no tensor is the codec's own where all are exact")
+
+
+@dataclass(frozen=True)
+class Fp16(Codec):
+    """IEEE half precision, 11 significant bits; values beyond 65,504 are refused."""
+
+    error_feedback: bool = False
+    decay: Decay = 1.0
+    tiny = 0
+
+    @property
+    def description(self) -> str:
+        return "fp16"
+
+    def encode_large(
+        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
+    ) -> list[bytes]:
+        bodies = []
+        for array in arrays:
+            if (largest := max(array.max(), -array.min())) >= 65520:  # what is nearer to the next power than to 65,504
+                raise PayloadError(f"payload: {largest:g} exceeds FP16, whose largest is 65504")
+            bodies.append(array.astype("<f2").tobytes())
+        return bodies
+
+    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
+        if len(body) != 2 * shape[0] * shape[1]:
+            raise PayloadError(f"payload: {len(body)} bytes are no FP16 tensor of {shape[0] * shape[1]} elements")
+        return np.frombuffer(body, "<f2").astype(np.float32).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Uniform(Codec):
+    """Symmetric integers with one FP32 scale per channel (the first axis), which its largest magnitude decides.
+
+    An element is off by half a step at most, or, rounded stochastically, by less than a step and right on average.
+
+    Args:
+        bits: of an integer, 2 to 8; int8 holds -127 to 127.
+        rounding: "nearest", or "stochastic": up with the probability of the fraction.
+        scales: "channel", or "tensor": one for all channels, which entropy coding turns into fewer bytes.
+        entropy: how the integers are packed.
+        error_feedback: see `Codec`.
+        decay: see `Codec`.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8, strict=True)] = 8
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    scales: Literal["channel", "tensor"] = "channel"
+    entropy: Entropy = "ans"
+    error_feedback: bool = False
+    decay: Decay = 1.0
+
+    @property
+    def description(self) -> str:
+        return f"int{self.bits} per {self.scales}"
+
+    def encode_large(
+        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
+    ) -> list[bytes]:
+        return [self._encode(array, rng) for array in arrays]
+
+    def _encode(self, array: np.ndarray, rng: np.random.Generator) -> bytes:
+        levels = 2 ** (self.bits - 1) - 1
+        array = array if self.scales == "channel" else array.reshape(1, -1)
+        symbols, scales = np.empty(array.shape, np.int8), np.empty(len(array), np.float32)
+        coarsest = LARGEST / np.float32(levels) * np.float32(1 - 1e-7)  # the product does not overflow
+        for part in _blocks(array.shape):
+            rows, columns = part
+            if columns.start == 0:
+                largest = np.maximum(array[rows].max(axis=1), -array[rows].min(axis=1)).astype(np.float64)
+                scales[rows] = np.clip((largest / levels).astype(np.float32), SMALLEST, coarsest)
+            scaled = array[part] / scales[rows, None]
+            if self.rounding == "stochastic":
+                scaled += rng.random(scaled.shape, dtype=np.float32)
+                np.floor(scaled, out=scaled)
+                np.clip(scaled, -levels, levels, out=scaled)
+            else:
+                np.rint(scaled, out=scaled)
+            symbols[part] = scaled
+        return scales.astype("<f4").tobytes() + pack(symbols, self.entropy)
+
+    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
+        rows, columns = shape if self.scales == "channel" else (1, shape[0] * shape[1])
+        if len(body) < 4 * rows:
+            raise PayloadError(f"payload: ends within {rows} scales")
+        scales = np.frombuffer(body[: 4 * rows], "<f4").astype(np.float32)
+        symbols = unpack(body[4 * rows :], rows * columns).reshape(rows, columns)
+        array = np.empty((rows, columns), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in _blocks(array.shape):
+                np.multiply(symbols[part], scales[part[0], None], out=array[part], casting="unsafe")
+        return array.reshape(shape)
+
+
+def _blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Yields pieces of a matrix of about `BLOCK` elements."""
+    rows, columns = max(1, BLOCK // shape[1]), min(BLOCK, shape[1])
+    for row in range(0, shape[0], rows):
+        for column in range(0, shape[1], columns):
+            yield slice(row, row + rows), slice(column, column + columns)
+
+
+@dataclass(frozen=True)
+class Stc(Codec):
+    """Sparse ternary compression (arXiv 1903.02891): the largest elements, each as plus or minus their mean.
+
+    Args:
+        fraction: of the elements of all tensors that are sent.
+        entropy: how the signs and gaps are packed.
+        error_feedback: see `Codec`; the published baseline needs it.
+        decay: see `Codec`.
+    """
+
+    fraction: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.01
+    entropy: Entropy = "ans"
+    error_feedback: bool = True
+    decay: Decay = 1.0
+
+    @property
+    def description(self) -> str:
+        return "stc"
+
+    def encode_large(
+        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
+    ) -> list[bytes]:
+        vector = np.concatenate([array.reshape(-1) for array in arrays])
+        magnitudes = np.abs(vector)
+        kept = max(1, round(self.fraction * len(vector)))
+        threshold = np.partition(magnitudes, len(vector) - kept)[len(vector) - kept]
+        chosen = magnitudes > threshold
+        if threshold:  # of equal ones, the first
+            chosen[np.flatnonzero(magnitudes == threshold)[: kept - np.count_nonzero(chosen)]] = True
+        mean = magnitudes[chosen].mean(dtype=np.float64) if chosen.any() else 0
+        head = np.array([mean], "<f4").tobytes()
+        symbols = np.where(chosen, np.sign(vector), 0).astype(np.int8)
+        ends = np.cumsum([array.size for array in arrays])
+        return [head + pack(each, self.entropy) for each in np.split(symbols, ends[:-1])]
+
+    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
+        if len(body) < 4:
+            raise PayloadError("payload: ends within the mean magnitude")
+        symbols = unpack(body[4:], shape[0] * shape[1]).reshape(shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return symbols.astype(np.float32) * np.frombuffer(body[:4], "<f4")[0]

@@ -1,0 +1,235 @@
+"""Integers to bytes and back: plain bit packing, zstandard, or asymmetric numeral systems (constriction)."""
+
+import struct
+from typing import Literal
+
+import constriction
+import numpy as np
+import zstandard
+
+from fl.errors import PayloadError
+
+Entropy = Literal["none", "zstd", "ans"]
+PLAIN, ZSTD, ANS = range(3)
+MODEL_BITS = 9
+"""Fewer than 2 ** 9 different symbols have a histogram; of more, the high bits are coded and the rest is packed."""
+ZSTD_LEVEL = 9
+CHUNK = 1 << 16
+"""Symbols packed at a time: they stay in the processor's cache, and fill whole bytes."""
+_HEAD = struct.Struct("<BBiI")  # mode, bits packed plainly beneath the coded ones, lowest symbol, span
+
+
+def pack(symbols: np.ndarray, entropy: Entropy) -> bytes:
+    """Returns the symbols as bytes; `ans` and `zstd` fall back to plain packing where that is shorter.
+
+    Args:
+        symbols: integers from 1 - 2 ** 31 to 2 ** 31 - 1, any shape; all equal ones take no bytes but the head's.
+        entropy: how.
+    """
+    if not symbols.size:
+        return b""
+    low, high = int(symbols.min()), int(symbols.max())
+    span = high - low
+    unsigned = np.ascontiguousarray(symbols).reshape(-1).view(f"u{symbols.itemsize}")
+    offsets = (unsigned - unsigned.dtype.type(low % 2 ** (8 * symbols.itemsize))).astype(_unsigned(span), copy=False)
+    mode, shift, body = PLAIN, 0, None
+    if span and entropy == "zstd":
+        mode, body = ZSTD, compress(offsets, ZSTD_LEVEL)
+    elif span and entropy == "ans":
+        shift = _best_split(offsets, span)
+        mode, body = ANS, _ans(offsets >> shift, span >> shift) + _plain(offsets & ((1 << shift) - 1), shift)
+    if body is None or len(body) >= (symbols.size * span.bit_length() + 7) // 8:
+        mode, shift, body = PLAIN, 0, _plain(offsets, span.bit_length())
+    return _HEAD.pack(mode, shift, low, span) + body
+
+
+def unpack(content: memoryview, size: int) -> np.ndarray:
+    """Returns `size` symbols, as int8 where that is how they come cheapest, else as int32.
+
+    Raises:
+        PayloadError: not what `pack` makes of so many symbols.
+    """
+    if not size:
+        _require(not len(content), "symbols for an empty tensor")
+        return np.zeros(0, np.int32)
+    _require(len(content) >= _HEAD.size, "symbols end within their head")
+    mode, shift, low, span = _HEAD.unpack_from(content)
+    body = content[_HEAD.size :]
+    _require(low > -(2**31) and low + span < 2**31, "symbols exceed 32 bits")
+    _require(shift == 0 or (mode == ANS and shift < span.bit_length()), "wrong split of symbols")
+    if mode == PLAIN:
+        offsets = _read_plain(body, size, span.bit_length())
+    elif mode == ZSTD:
+        offsets = decompress(body, size, np.dtype(_unsigned(span)))
+    elif mode == ANS:
+        low_bytes = (size * shift + 7) // 8
+        _require(span > 0 and len(body) >= low_bytes, "symbols end early")
+        offsets = _read_ans(body[: len(body) - low_bytes], size, span >> shift)
+        if shift:
+            offsets <<= np.uint32(shift)
+            offsets |= _read_plain(body[len(body) - low_bytes :], size, shift)
+    else:
+        raise PayloadError(f"payload: unknown packing {mode}")
+    _require(int(offsets.max()) <= span, "a symbol is outside of its range")
+    kind = np.uint8 if offsets.itemsize == 1 and low >= -128 and low + span < 128 else np.uint32
+    offsets = offsets.astype(kind, copy=False)
+    offsets += kind(low % (np.iinfo(kind).max + 1))  # around the end of the type, which is how signed ones add
+    return offsets.view(np.int8 if kind is np.uint8 else np.int32)
+
+
+def compress(array: np.ndarray, level: int) -> bytes:
+    """Returns zstandard's coding of the elements, first bytes first, second bytes next, and so on."""
+    planes = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, array.itemsize).T
+    return zstandard.ZstdCompressor(level=level, write_checksum=False).compress(np.ascontiguousarray(planes).data)
+
+
+def decompress(content: memoryview, size: int, dtype: np.dtype) -> np.ndarray:
+    """Returns what `compress` was given; allocates for `size` elements, whatever the content claims.
+
+    Raises:
+        PayloadError: the content is something else.
+    """
+    try:
+        claimed = zstandard.get_frame_parameters(content[:18]).content_size
+        _require(claimed == size * dtype.itemsize, "compressed data is of another length")
+        planes = zstandard.ZstdDecompressor().decompress(content, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PayloadError(f"payload: compressed data is damaged ({error})") from error
+    _require(len(planes) == size * dtype.itemsize, "compressed data is of another length")
+    return np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, size).T.copy().view(dtype).reshape(size)
+
+
+def _unsigned(span: int) -> type[np.unsignedinteger]:
+    return np.uint8 if span < 2**8 else np.uint16 if span < 2**16 else np.uint32
+
+
+def _plain(offsets: np.ndarray, width: int) -> bytes:
+    """Packs unsigned integers, `width` bits each, least significant bit first."""
+    if width in (0, 8, 16, 32):
+        return offsets.astype(f"<u{width // 8}", copy=False).tobytes() if width else b""
+    parts = []
+    for start in range(0, len(offsets), CHUNK):
+        part = offsets[start : start + CHUNK]
+        if width > 8:
+            bits = np.unpackbits(part.astype("<u4")[:, None].view(np.uint8), axis=1, bitorder="little")
+            parts.append(np.packbits(bits[:, :width], bitorder="little").tobytes())
+            continue
+        eights = np.zeros(-(-len(part) // 8) * 8, np.uint8)
+        eights[: len(part)] = part
+        words = np.zeros(len(eights) // 8, "<u8")
+        for place in range(8):  # eight symbols of `width` bits are `width` bytes
+            words |= eights[place::8].astype(np.uint64) << np.uint64(place * width)
+        packed = words.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+        parts.append(packed[: (len(part) * width + 7) // 8])
+    return b"".join(parts)
+
+
+def _read_plain(content: memoryview, size: int, width: int) -> np.ndarray:
+    """Returns new unsigned integers of the smallest type that holds `width` bits."""
+    _require(len(content) == (size * width + 7) // 8, "packed symbols are of another length")
+    kind, packed = _unsigned(2**width - 1), np.frombuffer(content, np.uint8)
+    if width == 0:
+        return np.zeros(size, kind)
+    if width in (8, 16, 32):
+        return packed.view(f"<u{width // 8}").astype(kind)
+    symbols = np.empty(size, kind)
+    for start in range(0, size, CHUNK):
+        count = min(CHUNK, size - start)
+        part = packed[start * width // 8 : (start * width + count * width + 7) // 8]
+        if width > 8:
+            whole = np.zeros((count, 8 * kind(0).itemsize), np.uint8)
+            whole[:, :width] = np.unpackbits(part, count=count * width, bitorder="little").reshape(count, width)
+            symbols[start : start + count] = np.packbits(whole, axis=1, bitorder="little").view(
+                f"<u{kind(0).itemsize}"
+            )[:, 0]
+            continue
+        eights = np.zeros((-(-count // 8), 8), np.uint8)
+        padded = np.zeros(len(eights) * width, np.uint8)
+        padded[: len(part)] = part
+        eights[:, :width] = padded.reshape(-1, width)
+        words, unpacked = eights.view("<u8")[:, 0], np.empty((len(eights), 8), np.uint8)
+        for place in range(8):
+            unpacked[:, place] = (words >> np.uint64(place * width)) & np.uint64(2**width - 1)
+        symbols[start : start + count] = unpacked.reshape(-1)[:count]
+    return symbols
+
+
+def _best_split(offsets: np.ndarray, span: int) -> int:
+    """Returns how many low bits are packed plainly at the least expected cost; none where a histogram holds all."""
+    most = max(0, span.bit_length() - MODEL_BITS)
+    if not most:
+        return 0
+    values, counts = np.unique(offsets, return_counts=True)
+    costs = []
+    for shift in range(most + 1):
+        _, first = np.unique(values >> shift, return_index=True)
+        merged = np.add.reduceat(counts, first)
+        model_bits = 64 * len(merged) if shift < most else 16 * (span >> shift)
+        costs.append(model_bits + shift * len(offsets) - float((merged * np.log2(merged / len(offsets))).sum()))
+    return int(np.argmin(costs))
+
+
+def _ans(symbols: np.ndarray, highest: int) -> bytes:
+    """Histogram as variable-length counts, or a list of symbols and counts, then the coded words."""
+    if highest < 2**MODEL_BITS:
+        counts = np.bincount(symbols, minlength=highest + 1)
+        model = _varints(counts)
+    else:
+        listed, symbols, counts = np.unique(symbols, return_inverse=True, return_counts=True)
+        model = np.concatenate([[len(listed)], listed, counts]).astype("<u4").tobytes()
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(symbols.astype(np.int32), _model(counts))
+    return model + coder.get_compressed().astype("<u4").tobytes()
+
+
+def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
+    """Returns new symbols, uint32."""
+    listed = None
+    if highest < 2**MODEL_BITS:
+        counts, at = _read_varints(content, highest + 1)
+    else:
+        _require(len(content) >= 4, "the list of symbols is incomplete")
+        number, at = int.from_bytes(content[:4], "little"), 4
+        _require(2 <= number <= min(size // 2, (len(content) - at) // 8), "the list of symbols is damaged")
+        listed, counts = np.frombuffer(content[at : at + 8 * number], "<u4").astype(np.uint32).reshape(2, number)
+        _require(bool((listed[1:] > listed[:-1]).all()), "the list of symbols is out of order")
+        at += 8 * number
+    _require(int(counts.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
+    words = content[at:]
+    _require(len(words) % 4 == 0, "coded words are incomplete")
+    try:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        symbols = np.asarray(coder.decode(_model(counts), size), dtype=np.int32)
+    except Exception as error:  # whatever the library makes of bytes it did not write
+        raise PayloadError(f"payload: coded symbols are damaged ({error})") from error
+    _require(coder.is_empty(), "coded symbols do not end where they should")
+    return symbols.view(np.uint32) if listed is None else listed[symbols]
+
+
+def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
+    return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
+
+
+def _varints(values: np.ndarray) -> bytes:
+    """Seven bits a byte, least significant first, the highest bit says that more follow."""
+    parts = values[:, None] >> np.arange(0, 35, 7)
+    used = parts > 0
+    more = np.pad(used[:, 1:], ((0, 0), (0, 1)))
+    used[:, 0] = True
+    return ((parts & 127) | (more << 7))[used].astype(np.uint8).tobytes()
+
+
+def _read_varints(content: memoryview, count: int) -> tuple[np.ndarray, int]:
+    """Returns `count` integers and where they end."""
+    window = np.frombuffer(content[: 5 * count], np.uint8)
+    ends = np.flatnonzero(window < 128)[:count] + 1
+    _require(len(ends) == count, "the histogram is incomplete")
+    starts = np.concatenate([[0], ends[:-1]])
+    _require(int((ends - starts).max()) <= 5, "the histogram is damaged")
+    places = np.arange(ends[-1]) - np.repeat(starts, ends - starts)
+    return np.add.reduceat((window[: ends[-1]].astype(np.int64) & 127) << 7 * places, starts), int(ends[-1])
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise PayloadError(f"payload: {otherwise}")

@@ -1,0 +1,165 @@
+"""The payload format (docs/payload.md): magic, version, codec, base, tensor table, bodies, length, checksum."""
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl.errors import PayloadError
+
+MAGIC, VERSION = b"QFPL", 1
+NO_STATE = bytes(8)
+"""As base: the payload says nothing of what its differences are added to, or holds values."""
+_HEADER = struct.Struct("<4sBIB")  # magic, version, length of the whole payload, length of the codec's description
+_MODEL = struct.Struct("<8sIH")  # base, signature of the model, number of tensors
+_ROW = struct.Struct("<BI")  # kind, length of the body
+_CHECKSUM = struct.Struct("<I")
+LONGEST, MOST_TENSORS = 2**32 - 1, 2**16 - 1
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a tensor before anything arrives."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the elements in memory."""
+        return self.size * self.dtype.itemsize
+
+
+def specs_of(tensors: Tensors) -> dict[str, Spec]:
+    """Returns names, shapes and dtypes, in order.
+
+    Raises:
+        PayloadError: a tensor of Python objects.
+    """
+    for name, array in tensors.items():
+        if array.dtype.hasobject:
+            raise PayloadError(f"payload: {name} holds Python objects")
+    return {name: Spec(array.shape, array.dtype) for name, array in tensors.items()}
+
+
+def signature(specs: Mapping[str, Spec]) -> int:
+    """Returns the CRC-32 of `name:dtype:[d0,d1];` for each tensor in order, dtypes as NumPy writes them (`<f4`)."""
+    types = {name: spec.dtype.newbyteorder("<").str for name, spec in specs.items()}
+    text = "".join(f"{name}:{types[name]}:[{','.join(map(str, spec.shape))}];" for name, spec in specs.items())
+    return zlib.crc32(text.encode())
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the bodies.
+
+    Attributes:
+        codec: description of the codec, with all that a decoder must know of its settings.
+        base: fingerprint of the tensors that the payload's differences are added to.
+    """
+
+    codec: str
+    base: bytes = NO_STATE
+
+
+def assemble(header: Header, specs: Mapping[str, Spec], bodies: Sequence[tuple[int, bytes]]) -> bytes:
+    """Returns the payload.
+
+    Args:
+        header: see `Header`.
+        specs: of the tensors, in order.
+        bodies: kind and content for each.
+    """
+    codec = header.codec.encode("ascii")
+    table = b"".join(_ROW.pack(kind, len(body)) for kind, body in bodies)
+    length = (
+        _HEADER.size + len(codec) + _MODEL.size + len(table) + sum(len(body) for _, body in bodies) + _CHECKSUM.size
+    )
+    if length > LONGEST or len(specs) > MOST_TENSORS:
+        raise PayloadError(f"payload: {length} bytes, {len(specs)} tensors; {LONGEST} and {MOST_TENSORS} fit into one")
+    model = _MODEL.pack(header.base, signature(specs), len(specs))
+    parts = [_HEADER.pack(MAGIC, VERSION, length, len(codec)), codec, model, table, *(body for _, body in bodies)]
+    return seal(*parts)
+
+
+def seal(*parts: bytes) -> bytes:
+    """Returns the parts, one after another, and the checksum of all of them."""
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join([*parts, _CHECKSUM.pack(checksum)])
+
+
+def dissect(payload: bytes, specs: Mapping[str, Spec]) -> tuple[Header, list[tuple[int, memoryview]]]:
+    """Returns the header, and kind and body of each tensor; copies nothing.
+
+    Raises:
+        PayloadError: not a whole payload for this model.
+    """
+    header, at = _read_header(payload)
+    view = memoryview(payload)
+    try:
+        base, received, count = _MODEL.unpack_from(payload, at)
+    except struct.error as error:
+        raise PayloadError("payload: ends within its header") from error
+    if received != signature(specs) or count != len(specs):
+        raise PayloadError(f"payload: is for another model ({count} tensors, signature {received:08x})")
+    at += _MODEL.size
+    body_at, bodies = at + count * _ROW.size, []
+    for number in range(count):
+        try:
+            kind, length = _ROW.unpack_from(payload, at + number * _ROW.size)
+        except struct.error as error:
+            raise PayloadError("payload: ends within its tensor table") from error
+        bodies.append((kind, view[body_at : body_at + length]))
+        body_at += length
+    if body_at != len(payload) - _CHECKSUM.size:
+        raise PayloadError("payload: the tensor table does not add up to its length")
+    return Header(header, base), bodies
+
+
+def _read_header(payload: bytes) -> tuple[str, int]:
+    """Returns the codec's description and where it ends, after checking length and checksum."""
+    if len(payload) < _HEADER.size + _CHECKSUM.size:
+        raise PayloadError(f"payload: is {len(payload)} bytes, too short for one")
+    magic, version, length, described = _HEADER.unpack_from(payload)
+    if magic != MAGIC or version != VERSION:
+        raise PayloadError(f"payload: begins with {magic!r} version {version}, not {MAGIC!r} version {VERSION}")
+    if length != len(payload):
+        raise PayloadError(f"payload: says it is {length} bytes, but is {len(payload)}")
+    (checksum,) = _CHECKSUM.unpack_from(payload, len(payload) - _CHECKSUM.size)
+    if checksum != zlib.crc32(memoryview(payload)[: -_CHECKSUM.size]):
+        raise PayloadError("payload: its checksum is wrong")
+    end = _HEADER.size + described
+    try:
+        return payload[_HEADER.size : end].decode("ascii"), end
+    except UnicodeDecodeError as error:
+        raise PayloadError("payload: the codec's description is not ASCII") from error
+
+
+def checksum_of(payload: bytes) -> int:
+    """Returns the checksum at a payload's end (the CRC-32 of a payload with its own CRC-32 is the same for all)."""
+    return int.from_bytes(payload[-_CHECKSUM.size :], "little")
+
+
+def base_of(payload: bytes) -> bytes:
+    """Returns the fingerprint of what a payload's differences are added to.
+
+    Raises:
+        PayloadError: not a whole payload.
+    """
+    _, at = _read_header(payload)
+    try:
+        base: bytes = _MODEL.unpack_from(payload, at)[0]
+    except struct.error as error:
+        raise PayloadError("payload: ends within its header") from error
+    return base

@@ -1,0 +1,325 @@
+"""The payload format: what docs/payload.md says, and that nothing but PayloadError comes of damaged or forged ones."""
+
+import bisect
+import math
+import random
+import re
+import struct
+import tracemalloc
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zstandard
+from conftest import REPOSITORY, composed
+from hydra.utils import instantiate
+
+from fl.codec import Codec, PayloadError, Uniform
+from fl.codec.base import CODED, PLANES
+from fl.codec.payload import assemble, base_of, dissect, seal, specs_of
+from fl.model import initial_model
+
+FILES = sorted((REPOSITORY / "conf" / "codec").glob("*.yaml"))
+PRESETS = {path.stem: instantiate(composed(f"codec@update={path.stem}")["update"]) for path in FILES}
+PRESETS = {name: codec for name, codec in PRESETS.items() if isinstance(codec, Codec)}
+CODECS = PRESETS | {
+    f"{name}-{entropy}": replace(PRESETS[name], entropy=entropy)
+    for name in ("int8", "ecq", "eden", "stc")
+    for entropy in ("none", "zstd", "ans")
+    if entropy != PRESETS[name].entropy
+}
+MUTANTS = 20_000
+CONSTANT_BYTES = 2**18
+"""What decoding may take beside four times the model: Python's objects, tables of histograms, a group of blocks."""
+
+
+def small_model():
+    """Tensors of every way to travel; two are the codec's own."""
+    rng = np.random.default_rng(3)
+    return {
+        "conv.weight": rng.laplace(size=(8, 16, 3, 3)).astype(np.float32),
+        "fc.weight": rng.normal(size=(4, 300)).astype(np.float32) * 1e-3,
+        "fc.bias": rng.normal(size=40).astype(np.float32),
+        "bn.running_mean": rng.normal(size=20).astype(np.float32),
+        "bn.running_var": rng.lognormal(0, 10, size=20).astype(np.float32),
+        "bn.num_batches_tracked": np.array(77),
+        "steps": np.arange(100),
+        "mask": rng.random(11) < 0.5,
+        "nothing": np.zeros((0, 3), np.float32),
+    }
+
+
+# Damaged and forged payloads
+
+NUMBERS = [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 31, 32, 33, 127, 128, 255, 256, 511, 512, 2**15, 2**16 - 1, 2**31 - 1, 2**31]
+NUMBERS += [2**32 - 1, 2**32 - 2**10, 0x7F800000, 0x7FC00000, 0xFF7FFFFF]  # infinity, NaN, the lowest float32
+HUGE_FRAMES = [
+    zstandard.ZstdCompressor().compress(bytes(2**20)),
+    bytes.fromhex("28b52ffde0") + struct.pack("<Q", 2**33) + bytes(8),  # says it is 8 GiB
+    bytes.fromhex("28b52ffd0070") + bytes(8),  # says its window is 16 MiB, and nothing of its length
+    bytes.fromhex("502a4d18") + struct.pack("<I", 2**31) + bytes(8),  # a frame to skip
+]
+
+
+def changed(content: bytes, rng: random.Random) -> bytes:
+    """Returns bytes with one change, more often near the beginning, where the tables are."""
+    way, length = rng.randrange(10), len(content)
+    at = rng.randrange(min(length, rng.choice([12, 40, 600, length])) or 1) if length else 0
+    if way < 3:
+        flipped = bytearray(content or b"\0")
+        flipped[at] ^= 1 << rng.randrange(8)
+        return bytes(flipped)
+    if way < 5:
+        number = rng.choice(NUMBERS) if way == 3 else rng.getrandbits(32)
+        width = rng.choice([1, 2, 4])
+        return content[:at] + number.to_bytes(4, "little")[:width] + content[at + width :]
+    if way == 5:
+        return content[: rng.randrange(length + 1)]
+    if way == 6:
+        return content + rng.randbytes(rng.choice([1, 2, 4, 8, 300]))
+    if way == 7:
+        end = rng.randrange(at, min(length, at + 64) + 1)
+        return content[:at] + content[end:]
+    if way == 8:
+        return content[:at] + rng.randbytes(rng.choice([1, 4, 16])) + content[at:]
+    return content[:at] + rng.choice([b"\0", b"\xff", b"\x7f", b"\x80"]) * rng.choice([1, 4, 600]) + content[at + 4 :]
+
+
+def mutant(payload: bytes, parts: tuple[bytes, list[tuple[int, bytes]]], rng: random.Random) -> bytes:
+    """Returns a damaged payload; half of them are sealed again, with the right length."""
+    if rng.random() < 0.4:
+        content = changed(payload[:-4], rng)
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            content = changed(content, rng)
+    else:  # a table that adds up, over bodies that are not what they should be
+        head, rows = parts[0], list(parts[1])
+        for _ in range(rng.choice([1, 1, 2])):
+            one, other = rng.randrange(len(rows)), rng.randrange(len(rows))
+            kind, body = rows[one]
+            way = rng.randrange(8)
+            if way == 0:
+                rows[one], rows[other] = rows[other], rows[one]
+            elif way == 1:
+                rows[one] = rng.choice([0, 1, 2, 3, 4, 255]), body
+            elif way == 2:
+                rows[one] = rng.choice(
+                    [(PLANES, frame) for frame in HUGE_FRAMES] + [(kind, body[:10] + HUGE_FRAMES[0])]
+                )
+            else:
+                rows[one] = kind, changed(body, rng)
+        table = b"".join(struct.pack("<BI", kind, len(body)) for kind, body in rows)
+        content = head + table + b"".join(body for _, body in rows)
+    if rng.random() < 0.5:
+        return content[: len(payload) + rng.choice([-4, 0])] + payload[-4:]
+    return seal(content[:5] + struct.pack("<I", len(content) + 4) + content[9:])
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_of_any_mutant_comes_a_payload_error_or_a_sound_model(name):
+    codec, model, rng = CODECS[name], small_model(), random.Random(name)
+    specs, model_bytes = specs_of(model), sum(array.nbytes for array in model.values())
+    payload = codec.encode(model, np.random.default_rng(0))
+    _, bodies = dissect(payload, specs)
+    parts = payload[: 24 + payload[9]], [(kind, bytes(body)) for kind, body in bodies]
+    decoded = refused = 0
+    for number in range(MUTANTS):
+        forged = mutant(payload, parts, rng)
+        measured = number % 16 == 0  # measuring takes longer than decoding
+        if measured:
+            tracemalloc.start()
+        try:
+            tensors = codec.decode(forged, specs)
+        except PayloadError:
+            refused += 1
+        except BaseException as error:  # a panic of the Rust library is no Exception
+            raise AssertionError(f"mutant {number} of {name}: {error!r}") from error
+        else:
+            decoded += 1
+            assert specs_of(tensors) == specs
+            assert codec.exact or all(np.isfinite(array).all() for array in tensors.values())  # raw keeps NaN
+        finally:
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak_bytes <= 4 * model_bytes + CONSTANT_BYTES, f"mutant {number} of {name}"
+    assert decoded > MUTANTS / 50, "the mutants are too wild: nearly none gets to the bodies"
+    assert refused > MUTANTS / 2
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The state dict of our network, as an update looks."""
+    rng = np.random.default_rng(0)
+    state = {name: tensor.numpy() for name, tensor in initial_model(10, 0).state_dict().items()}
+    return {n: rng.laplace(size=a.shape).astype(np.float32) if n.endswith("weight") else a for n, a in state.items()}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_decoding_takes_memory_in_proportion_to_the_model_whatever_a_header_claims(name, network):
+    codec, specs = CODECS[name], specs_of(network)
+    payload = codec.encode(network, np.random.default_rng(0))
+    header, bodies = dissect(payload, specs)
+    largest = max(range(len(bodies)), key=lambda number: len(bodies[number][1]))
+    forgeries = [payload]
+    for kind, body in [(PLANES, frame) for frame in HUGE_FRAMES] + [
+        (CODED, bytes(bodies[largest][1][:at]) + b"\xff\xff\xff\x7f" * 4 + bytes(bodies[largest][1][at + 16 :]))
+        for at in (0, 4, 5, 6, 10, 200, 512, 1030)
+    ]:
+        rows = [(each, bytes(content)) for each, content in bodies]
+        rows[largest] = kind, body
+        forgeries.append(assemble(header, specs, rows))
+    for at in range(len(codec.description) + 24):  # each length and count of the header, and the checksum right
+        forgeries.append(seal(payload[:at] + b"\xff\xff\xff\xff" + payload[at + 4 : -4]))
+    for forged in forgeries:
+        tracemalloc.start()
+        try:
+            codec.decode(forged, specs)
+        except PayloadError:
+            assert forged is not payload
+        finally:
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak_bytes <= 4 * sum(array.nbytes for array in network.values()) + CONSTANT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda payload: b"", "too short"),
+        (lambda payload: payload[:-1], "says it is"),
+        (lambda payload: payload + b"\0", "says it is"),
+        (lambda payload: b"PK" + payload[2:], "begins with"),
+        (lambda payload: payload[:4] + b"\2" + payload[5:], "version 2"),
+        (lambda payload: payload[:-1] + bytes([payload[-1] ^ 1]), "checksum"),
+        (lambda payload: seal(payload[:10] + b"\xff" + payload[11:-4]), "not ASCII"),
+        (lambda payload: seal(payload[:10] + b"X" + payload[11:-4]), "was coded by"),
+        (lambda payload: seal(payload[:9] + b"\xff" + payload[10:-4]), "another model|ends within|ASCII"),
+        (lambda payload: seal(payload[:44] + b"\1" + payload[45:-4]), "add up"),
+    ],
+)
+def test_a_refusal_says_the_reason(damage, reason):
+    codec = Uniform(8)
+    payload = codec.encode(small_model(), np.random.default_rng(0))
+    with pytest.raises(PayloadError, match=reason):
+        codec.decode(damage(payload), specs_of(small_model()))
+
+
+def test_another_model_is_refused():
+    codec, model = Uniform(8), small_model()
+    payload = codec.encode(model, np.random.default_rng(0), base=b"12345678")
+    assert base_of(payload) == b"12345678"
+    for other in (
+        {name: array for name, array in model.items() if name != "mask"},
+        dict(reversed(model.items())),
+        model | {"mask": model["mask"].astype(np.int8)},
+        model | {"fc.weight": model["fc.weight"].T},
+    ):
+        with pytest.raises(PayloadError, match="another model"):
+            codec.decode(payload, specs_of(other))
+
+
+# The document
+
+
+def sections(language):
+    """Returns the code blocks of docs/payload.md in a language."""
+    text = (REPOSITORY / "docs" / "payload.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_document_shows_the_bytes_that_its_command_prints(capsys):
+    exec(sections("python")[0], {})
+    printed = capsys.readouterr().out.split()
+    shown = [byte for line in sections("text")[-1].splitlines() for byte in line.split("  ")[0].split()]
+    assert shown == printed
+    payload = bytes.fromhex("".join(shown))
+    decoded = decoded_by_the_document(payload, {"w": ((2, 512), "<f4"), "b": ((3,), "<f4"), "n": ((), "<i8")})
+    assert decoded == {"w": [127 / 256] * 512 + [127 / 64] * 512, "b": [0.5, -1.0, 0.0], "n": [7]}
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [Uniform(b, scales=s, entropy=e) for b in (8, 4, 3) for s in ("channel", "tensor") for e in ("none", "ans")],
+    ids=str,
+)
+def test_the_document_is_enough_to_write_a_decoder(codec):
+    model = {name: array for name, array in small_model().items() if name != "steps"}  # which zstandard shortens
+    payload = codec.encode(model, np.random.default_rng(0))
+    decoded = decoded_by_the_document(payload, {n: (a.shape, a.dtype.str) for n, a in model.items()})
+    for name, array in codec.decode(payload, specs_of(model)).items():
+        assert array.reshape(-1).tolist() == decoded[name]
+
+
+def decoded_by_the_document(payload, model):
+    """A decoder of integers and small tensors with nothing but the standard library, written after docs/payload.md.
+
+    Args:
+        payload: bytes.
+        model: shape and type of each tensor, by name.
+    """
+    magic, version, length, described = struct.unpack_from("<4sBIB", payload)
+    assert (magic, version, length) == (b"QFPL", 1, len(payload))
+    assert struct.unpack("<I", payload[-4:])[0] == zlib.crc32(payload[:-4])
+    bits, scales = re.fullmatch(r"int(\d) per (channel|tensor)", payload[10 : 10 + described].decode("ascii")).groups()
+    at = 10 + described
+    _, signature, count = struct.unpack_from("<8sIH", payload, at)
+    text = "".join(f"{name}:{dtype}:[{','.join(map(str, shape))}];" for name, (shape, dtype) in model.items())
+    assert (signature, count) == (zlib.crc32(text.encode()), len(model))
+    table, at, decoded = at + 14, at + 14 + 5 * count, {}
+    for number, (name, (shape, dtype)) in enumerate(model.items()):
+        kind, size_bytes = struct.unpack_from("<BI", payload, table + 5 * number)
+        body, size = payload[at : at + size_bytes], math.prod(shape)
+        at += size_bytes
+        if kind == 0:
+            decoded[name] = list(struct.unpack(f"<{size}{ {'<f4': 'f', '<i8': 'q', '|b1': '?'}[dtype] }", body))
+        elif kind == 2:
+            exponent, *halves = struct.unpack(f"<h{size}e", body)
+            decoded[name] = [as_float32(math.ldexp(half, exponent)) for half in halves]
+        else:
+            assert kind == 3
+            rows = shape[0] if scales == "channel" and len(shape) > 1 else 1
+            steps = struct.unpack(f"<{rows}f", body[: 4 * rows])
+            symbols = unpacked(body[4 * rows :], size)
+            assert max(map(abs, symbols)) < 2 ** (int(bits) - 1)
+            decoded[name] = [as_float32(each * steps[n * rows // size]) for n, each in enumerate(symbols)]
+    assert at == len(payload) - 4
+    return decoded
+
+
+def as_float32(value):
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def unpacked(content, size):
+    """Returns symbols that are packed plainly or by ANS with a histogram."""
+    mode, shift, low, span = struct.unpack_from("<BBiI", content)
+    assert shift == 0
+    body = content[10:]
+    if mode == 0:
+        width, bits = span.bit_length(), int.from_bytes(body, "little")
+        assert len(body) == (size * width + 7) // 8
+        return [low + (bits >> n * width & (1 << width) - 1) for n in range(size)]
+    assert mode == 2
+    counts, at = [], 0
+    for _ in range(span + 1):
+        value = place = 0
+        while body[at] >= 128:
+            value, place, at = value | (body[at] & 127) << place, place + 7, at + 1
+        counts.append(value | body[at] << place)
+        at += 1
+    scale, before, lefts = (2**24 - len(counts)) / size, 0, []
+    for index, one in enumerate(counts):
+        lefts.append(int(before * scale) + index)
+        before += one
+    lefts.append(2**24)
+    words = list(struct.unpack(f"<{(len(body) - at) // 4}I", body[at:]))
+    state, symbols = 0, []
+    for _ in range(size):
+        while state < 2**32 and words:
+            state = state << 32 | words.pop()
+        place = state % 2**24
+        index = bisect.bisect_right(lefts, place) - 1
+        state = (state >> 24) * (lefts[index + 1] - lefts[index]) + place - lefts[index]
+        symbols.append(low + index)
+    assert (state, words) == (0, [])
+    return symbols
