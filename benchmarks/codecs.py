@@ -27,6 +27,7 @@ from fl.results import read_json, read_jsonl, write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- codecs: made by benchmarks/codecs.py -->", "<!-- codecs: end -->"
+MODEL = "final_model.pt"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
 SEEDS = (42, 43, 44)
 
@@ -63,7 +64,14 @@ def both(codec: str, **settings: object) -> tuple[str, ...]:
 ROWS = (
     Row("fp32", "FP32", seeds=SEEDS),
     Row("ecq-1", "ecq, 1 bit both ways", both("ecq"), SEEDS, fewer=(30, "total"), points=1.0),
-    Row("ecq-0.5", "ecq, 0.5 bit both ways", both("ecq", bits=0.5), SEEDS, fewer=(60, "total"), points=2.0),
+    Row(
+        "ecq-half",
+        "ecq, 0.6 bit broadcast, 0.51 bit update",
+        (*both("ecq"), "broadcast.bits=0.6", "update.bits=0.51"),
+        SEEDS,
+        fewer=(60, "total"),
+        points=2.0,
+    ),
     Row("int8", "int8 both ways", both("int8", scales="tensor"), SEEDS, fewer=(5, "each"), points=0.25),
     Row(
         "int4",
@@ -95,7 +103,7 @@ def run(row: Row, seed: int, folder: Path, extra: Sequence[str]) -> dict[str, An
         RunError: it failed.
     """
     run_dir = folder / f"{row.name}-{seed}"
-    if not (run_dir / "final_model.pt").exists():
+    if not (run_dir / MODEL).exists():
         command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, f"hydra.run.dir={run_dir}"]
         if (run_dir / "checkpoint.pt").exists():
             command = [sys.executable, "-m", "fl.resume", str(run_dir)]
@@ -227,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[row.name for row in ROWS], help="these rows (all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the report")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the report of what is finished")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="of codecs.json and the report (docs)")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "codecs", help="of the runs (outputs/codecs)")
     parser.add_argument("overrides", nargs="*", help="of fl.train, for every run")
@@ -236,8 +244,10 @@ def main() -> None:
     with one_line_errors():
         runs = {(each["row"], each["seed"]): each for each in (read_json(kept) if kept.exists() else [])}
         runs = {key: each for key, each in runs.items() if each["overrides"] == expected(key[0], options.overrides)}
-        missing = [(row, seed) for row in ROWS if row.name in (options.only or [row.name]) for seed in row.seeds]
-        missing = [] if options.report else [(row, seed) for row, seed in missing if (row.name, seed) not in runs]
+        rows = [row for row in ROWS if row.name in (options.only or [row.name])]
+        missing = [(row, seed) for seed in SEEDS for row in rows if seed in row.seeds and (row.name, seed) not in runs]
+        if options.report:
+            missing = [(row, seed) for row, seed in missing if (options.runs / f"{row.name}-{seed}" / MODEL).exists()]
         options.runs.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(options.jobs) as pool:
             for done in pool.map(lambda pair: run(*pair, options.runs, options.overrides), missing):

@@ -87,7 +87,8 @@ def run_rounds(
         RunError: fewer than `settings.min_completed` valid replies in a round, or an aggregated model that is not
             finite.
     """
-    nodes, control_bytes = node_of_partition(grid, settings.num_clients)
+    nodes, asked_bytes = node_of_partition(grid, settings.num_clients)
+    control_bytes = asked_bytes if first_round == 1 else 0  # a resumed run has the records of one that was not killed
     for server_round in range(first_round, settings.num_rounds + 1):
         began = time.perf_counter()
         lr = learning_rate(settings.lr, settings.lr_schedule, server_round, settings.num_rounds)
