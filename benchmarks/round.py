@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from table import options_of, print_table, write_results
 
+from fl.environment import compute_with
 from fl.errors import RunError, one_line_errors
 from fl.experiment import open_data, run, settings_from
 from fl.model import channels_last, initial_model, to_input
@@ -38,7 +39,7 @@ class Bare:
 
     def __init__(self, overrides: list[str]) -> None:
         self.settings = settings_from(composed(overrides))
-        torch.set_num_threads(self.settings.threads_per_client)
+        compute_with(self.settings.threads_per_client)
         self.images, self.split = open_data(self.settings.data, self.settings.seed)
         seed, cache = derive(self.settings.seed, "partition"), self.settings.data.cache_dir.expanduser() / "shares"
         sharing = self.settings.partition, self.images.labels, self.split.train, self.settings.num_clients, seed

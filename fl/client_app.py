@@ -14,6 +14,7 @@ from flwr.clientapp.typing import Mod
 
 from fl.codec import Codec, codec_mod
 from fl.data.images import ImageSet, load_images
+from fl.environment import compute_with
 from fl.evaluation import evaluate
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
 from fl.model import Net, channels_last, initial_model
@@ -71,7 +72,7 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
 
     def start(message: Message, context: Context) -> tuple[Net, int, np.ndarray, np.ndarray]:
         """Returns the received model and this client's partition id, images and labels."""
-        torch.set_num_threads(settings.threads)
+        compute_with(settings.threads)
         partition_id = int(context.node_config["partition-id"])
         share = np.load(settings.shares_file, allow_pickle=False)[str(partition_id)]
         source = _open_once(settings.images_folder)

@@ -1,5 +1,6 @@
 """What a run was made with: versions and hardware, as recorded beside every result."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -8,6 +9,8 @@ from typing import Any
 
 import fl
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3)."""
 PACKAGES = ("torch", "flwr", "flwr-datasets", "hydra-core", "numpy", "pillow")
 
 
@@ -31,6 +34,21 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
+
+
+def compute_with(threads: int) -> None:
+    """Sets how many threads torch computes with, and makes glibc keep freed memory for the next batch.
+
+    Otherwise every batch's activations go back to the system and are mapped and zeroed again page by page, which
+    docs/performance.md has the cost of.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_cores() -> int:

@@ -16,7 +16,7 @@ from fl.codec import Codec, ServerLink
 from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
-from fl.environment import environment
+from fl.environment import compute_with, environment
 from fl.errors import RunError
 from fl.evaluation import evaluate
 from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
@@ -86,7 +86,7 @@ def make_server_app(settings: ServerSettings, *, resume: bool = False) -> Server
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        torch.set_num_threads(settings.threads)
+        compute_with(settings.threads)
         images = load_images(settings.images_folder)
         aggregator = Aggregator(settings.strategy)
         arrays = initial_arrays(len(images.class_names), settings.rounds.seed)
@@ -171,7 +171,7 @@ class _Run:
             show_traffic({"this run": ledger})
 
     def _evaluate(self, arrays: ArrayRecord) -> Scores:
-        torch.set_num_threads(self.settings.threads)
+        compute_with(self.settings.threads)
         split, server_model = self.settings.split, self.settings.server_model
         models = {"exact": arrays}
         if self.settings.broadcast is not None and not self.settings.broadcast.exact:

@@ -23,6 +23,11 @@ SMALL = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the longest tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("eurosat") is None)
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")

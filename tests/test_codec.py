@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Uniform
 from fl.codec.base import encode_exact
 from fl.codec.entropy import pack, unpack
-from fl.codec.payload import Header, assemble, specs_of
+from fl.codec.payload import Header, assemble, dissect, specs_of
 from fl.model import initial_model
 
 CODECS = {
@@ -347,16 +347,23 @@ def test_ecq_hits_its_rate_and_its_error_falls_with_it(values, entropy):
 @pytest.mark.parametrize("bits", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("values", [gaussian, laplacian, trained])
 def test_ecq_keeps_the_length_without_feedback_and_has_the_smaller_error_with_it(values, bits):
-    state = {name: array for name, array in network(values).items() if array.size >= 1024}
-    encoded = np.concatenate([array.reshape(-1) for array in state.values()]).astype(np.float64)
-    errors = []
-    for feedback in (False, True):
-        _, tensors = through(Ecq(bits, error_feedback=feedback), state)
-        decoded = np.concatenate([array.reshape(-1) for array in tensors.values()])
-        errors.append(np.square(decoded - encoded).sum())
-        along = (decoded * encoded).sum() / np.square(encoded).sum()
-        assert along == pytest.approx(1, abs=1e-5) if not feedback else along < 1 + 1e-3
-    assert errors[1] <= errors[0]
+    state = {name: array.astype(np.float64) for name, array in network(values).items() if array.size >= 1024}
+    plain, feedback = (through(Ecq(bits, error_feedback=each), state)[1] for each in (False, True))
+    for name, array in state.items():
+        energy = np.square(array).sum()
+        along, short = ((decoded[name] * array).sum() / energy for decoded in (plain, feedback))
+        assert short < 1 + 1e-3
+        assert along == pytest.approx(min(1, 10 * short), abs=1e-3)  # raised no further than tenfold
+        assert np.square(feedback[name] - array).sum() <= 1.05 * np.square(plain[name] - array).sum()
+
+
+def test_ecq_gives_small_tensors_finer_steps():
+    state = {f"{side}.weight": gaussian((side, side), np.random.default_rng(side)).astype("f4") for side in (64, 256)}
+    for power, ratio in ((0.0, 1.0), (0.25, 2.0), (0.5, 4.0)):
+        codec = Ecq(2.0, size_power=power, error_feedback=True)
+        _, bodies = dissect(codec.encode(state, np.random.default_rng(0)), specs_of(state))
+        small, big = (float(np.frombuffer(body[:4], "<f4")[0]) for _, body in bodies)
+        assert big / small == pytest.approx(ratio, rel=1e-6)
 
 
 def test_ecq_without_entropy_coding_stays_below_its_rate():

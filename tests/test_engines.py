@@ -51,7 +51,7 @@ RANDOM_CODECS = ["codec@broadcast=int8", "broadcast.rounding=stochastic", "codec
 def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path, codecs):
     hashes = []
     for engine in ("in_process", "ray"):
-        overrides = [*SMALL, "num_rounds=3", "fraction_train=0.5", f"engine={engine}", *codecs]
+        overrides = [*SMALL, "num_rounds=3", "data.num_images=200", "fraction_train=0.5", f"engine={engine}", *codecs]
         arguments = [sys.executable, "-c", WITH_A_FAILURE, tmp_path / engine, *overrides]
         tests = {"PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(arguments, env=os.environ | tests, capture_output=True, text=True, check=False)

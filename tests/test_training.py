@@ -127,7 +127,7 @@ STRATEGIES = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
-    overrides = ["num_rounds=3", "data.num_images=1000", "local_epochs=2", f"strategy={strategy}"]
+    overrides = ["num_rounds=3", "data.num_images=600", "local_epochs=2", f"strategy={strategy}"]
     model = run_small(tmp_path / "run", *overrides, *STRATEGIES[strategy])
     records = read_jsonl(tmp_path / "run" / "rounds.jsonl")
     state = torch.load(model, weights_only=True)
@@ -138,7 +138,7 @@ def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
             assert (tensor > 0).all(), name
         if name.endswith("num_batches_tracked"):
             assert tensor.dtype == torch.int64
-            assert tensor == 3 * 2 * 13  # rounds, epochs, batches of 16 in 200 images
+            assert tensor == 3 * 2 * 8  # rounds, epochs, batches of 16 in 120 images
 
 
 def test_strategies_differ_where_they_should(tmp_path, small_run):
@@ -311,7 +311,7 @@ def test_a_time_limit_ends_after_the_round_in_progress(command, tmp_path):
 FEEDBACK = "codec@broadcast=ecq codec@update=int4 update.rounding=stochastic update.error_feedback=true"
 
 
-@pytest.mark.parametrize("kind", ["strategy=fedadam", "strategy=fedavgm", "strategy=nesterov", FEEDBACK])
+@pytest.mark.parametrize("kind", ["strategy=fedadam", "strategy=fedavgm", f"strategy=nesterov {FEEDBACK}"])
 def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path):
     overrides = [*SMALL, "num_rounds=4", "data.num_images=200", *kind.split()]
     whole = run_small(tmp_path / "whole", *overrides[len(SMALL) :])
@@ -467,7 +467,7 @@ def test_training_runs_on_cuda(tmp_path):
 
 @pytest.mark.eurosat
 def test_two_rounds_on_the_real_images_learn(command, tmp_path, eurosat_zip):
-    overrides = ["num_rounds=2", "num_clients=5", "fraction_train=0.4", "local_epochs=1", "threads_per_client=1"]
+    overrides = ["num_rounds=2", "fraction_train=0.2", "local_epochs=1", "threads_per_client=1"]
     folder = train(command, *overrides, cwd=tmp_path)
     first, second = read_jsonl(folder / "rounds.jsonl")
     assert second["test_accuracy"] > max(0.4, first["test_accuracy"])

@@ -14,6 +14,8 @@ from fl.errors import PayloadError
 LARGEST = np.finfo(np.float32).max
 MOST_BINS = 15
 """Bins whose mean is stored; a value beyond decodes to the middle of its bin."""
+MOST_GAIN = 10.0
+"""Levels are raised no further: a tensor of which next to nothing is sent would become a few spikes."""
 STEPS = 24
 TOLERANCE = 0.005
 
@@ -23,17 +25,22 @@ class Ecq(Codec):
     """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element of the model.
 
     A magnitude falls into bin `floor(x / step + offset)`, bin 0 is the dead zone, and each bin decodes to its mean. One
-    step serves all tensors, which is the allocation of bits with the smallest squared error (Gersho and Gray 1992,
-    section 8.3), and bisection finds the step at which the whole payload, tables and small tensors
-    included, has `bits` for each element of the model. Less is used where nothing is left to say.
+    global step serves all tensors, and bisection finds the one at which the whole payload, tables and small tensors
+    included, has `bits` for each element of the model; less is used where nothing is left to say.
+
+    A tensor's own step is the global one times a power of its size. Power 0 gives the smallest squared error (Gersho
+    and Gray 1992, section 8.3), but an error in a small tensor harms the model more: `benchmarks/sensitivity.py`
+    measures about the same harm for the same error per *tensor*. Around a bit, where the error of an unbiased tensor
+    falls as one over its bits, that asks for bits as one over the square root of the size: about power 1/4.
 
     Bin means make the error smallest, but shrink what is sent: at 1 bit by a third. That is right with error feedback,
-    which sends the rest later. Without it all levels are raised by one factor, so that what is decoded has the length
-    of what was encoded along its direction, as EDEN does (arXiv 2108.08842, section 4).
+    which sends the rest later. Without it the levels of each tensor are raised by one factor, so that what is decoded
+    has the length of what was encoded along its direction, as EDEN does (arXiv 2108.08842, section 4).
 
     Args:
         bits: per element of the model, above 0: 1 means a 32nd of FP32.
         offset: 0.5 rounds to the nearest; less widens the dead zone.
+        size_power: of a tensor's size in its step; 0 gives all tensors the same step.
         entropy: how bins are packed; "none" has whole bits for each, so the payload may be well below the rate.
         error_feedback: see `Codec`.
         decay: see `Codec`.
@@ -41,6 +48,7 @@ class Ecq(Codec):
 
     bits: Annotated[float, Field(gt=0, le=32)] = 1.0
     offset: Annotated[float, Field(ge=0, le=0.5)] = 0.4
+    size_power: Annotated[float, Field(ge=0, le=1)] = 0.25
     entropy: Entropy = "ans"
     error_feedback: bool = False
     decay: Decay = 1.0
@@ -53,15 +61,22 @@ class Ecq(Codec):
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:
         wanted = self.bits * total / 8 - other_bytes
-        largest = max(float(np.abs(array).max()) for array in arrays)
+        biggest = max(array.size for array in arrays)
+        finer = [(array.size / biggest) ** self.size_power for array in arrays]
+        largest = max(float(np.abs(array).max()) / f for array, f in zip(arrays, finer, strict=True))
+
+        def coded(exponent: float) -> list[bytes]:
+            steps = [np.float32(min(2.0**exponent * f, float(LARGEST))) for f in finer]
+            return [self._encode(array, step) for array, step in zip(arrays, steps, strict=True)]
+
         # A step of twice the largest magnitude empties every bin, one of a 2 ** 24th makes bins of 24 bits.
         exponent = np.log2(largest) if largest else 0.0
         fine = max(exponent - 24, -126.0)
-        coarse = max(fine, min(exponent + 1.1, 127.9))
-        best = [self._encode(array, np.float32(2.0**coarse)) for array in arrays]
+        coarse = max(fine, exponent + 1.1)
+        best = coded(coarse)
         for _ in range(STEPS if largest else 0):
             middle = (coarse + fine) / 2
-            bodies = [self._encode(array, np.float32(2.0**middle)) for array in arrays]
+            bodies = coded(middle)
             size = sum(map(len, bodies))
             if size > wanted:
                 fine = middle
@@ -69,17 +84,17 @@ class Ecq(Codec):
             best, coarse = bodies, middle
             if size >= (1 - TOLERANCE) * wanted:
                 break
-        return best if self.error_feedback else _unbiased(best, self._gain(arrays, best))
+        return best if self.error_feedback else [self._unbiased(*each) for each in zip(arrays, best, strict=True)]
 
-    def _gain(self, arrays: Sequence[np.ndarray], bodies: Sequence[bytes]) -> float:
-        """Returns by how much decoded arrays fall short of the encoded ones, along these."""
-        energy = product = 0.0
-        for array, body in zip(arrays, bodies, strict=True):
-            decoded = self.decode_large(memoryview(body), array.shape)
-            # No dot product of a library: its order, and with it the bits, depends on the number of threads.
-            energy += float(np.multiply(array, array, dtype=np.float64).sum())
-            product += float(np.multiply(array, decoded, dtype=np.float64).sum())
-        return energy / product if product else 1.0
+    def _unbiased(self, array: np.ndarray, body: bytes) -> bytes:
+        """Returns the body with a step by which the decoded array is as long as the encoded one, along this."""
+        decoded = self.decode_large(memoryview(body), (array.shape[0], array.shape[1]))
+        # No dot product of a library: its order, and with it the bits, depends on the number of threads.
+        energy = float(np.multiply(array, array, dtype=np.float64).sum())
+        product = float(np.multiply(array, decoded, dtype=np.float64).sum())
+        gain = min(energy / product, MOST_GAIN) if product else 1.0
+        step = min(float(np.frombuffer(body[:4], "<f4")[0]) * gain, float(LARGEST))
+        return np.array([step], "<f4").tobytes() + body[4:]
 
     def _encode(self, array: np.ndarray, step: np.float32) -> bytes:
         scaled = array.reshape(-1).astype(np.float64)
@@ -113,9 +128,3 @@ class Ecq(Codec):
                 values = (np.abs(bins) + np.float32(0.5 - self.offset)) * step
                 array[beyond] = np.clip(np.copysign(values, bins), -LARGEST, LARGEST)
         return array.reshape(shape)
-
-
-def _unbiased(bodies: Sequence[bytes], gain: float) -> list[bytes]:
-    """Returns the bodies with every level multiplied by `gain`."""
-    steps = [min(float(np.frombuffer(body[:4], "<f4")[0]) * gain, float(LARGEST)) for body in bodies]
-    return [np.array([step], "<f4").tobytes() + body[4:] for step, body in zip(steps, bodies, strict=True)]
