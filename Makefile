@@ -36,6 +36,7 @@ bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops 
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/round.py
 	@$(BIN)/python benchmarks/reference_flower_ray.py
+	@$(BIN)/python benchmarks/codec_speed.py
 
 results: $(STAMP) ## Fill the grid of quantized communication on real EuroSAT (EUROSAT_ZIP; hours, can be stopped)
 	@$(BIN)/python benchmarks/codecs.py
@@ -49,4 +50,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-cluster bench lint clean
+.PHONY: help install demo eurosat test test-cluster bench results lint clean

@@ -22,12 +22,13 @@ from typing import Any
 
 from fl.console import say
 from fl.errors import RunError, one_line_errors
+from fl.overrides import composed
 from fl.plots import plot_traffic
 from fl.results import read_json, read_jsonl, write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- codecs: made by benchmarks/codecs.py -->", "<!-- codecs: end -->"
-MODEL = "final_model.pt"
+MODEL, SETTINGS = "final_model.pt", "settings.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
 SEEDS = (42, 43, 44)
 
@@ -72,7 +73,14 @@ ROWS = (
         fewer=(60, "total"),
         points=2.0,
     ),
-    Row("int8", "int8 both ways", both("int8", scales="tensor"), SEEDS, fewer=(5, "each"), points=0.25),
+    Row(
+        "int8",
+        "int8 both ways, one scale per tensor",
+        both("int8", scales="tensor"),
+        SEEDS,
+        fewer=(5, "each"),
+        points=0.25,
+    ),
     Row(
         "int4",
         "int4 update, int8 broadcast",
@@ -100,9 +108,14 @@ def run(row: Row, seed: int, folder: Path, extra: Sequence[str]) -> dict[str, An
     """Trains, or continues or only reads a run that is there, and returns its figures.
 
     Raises:
-        RunError: it failed.
+        RunError: it failed, or the folder holds a run with other settings.
     """
     run_dir = folder / f"{row.name}-{seed}"
+    if (run_dir / SETTINGS).exists():
+        wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra]))
+        if (found := without_places(read_json(run_dir / SETTINGS))) != wanted:
+            other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
+            raise RunError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
     if not (run_dir / MODEL).exists():
         command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, f"hydra.run.dir={run_dir}"]
         if (run_dir / "checkpoint.pt").exists():
@@ -116,6 +129,12 @@ def run(row: Row, seed: int, folder: Path, extra: Sequence[str]) -> dict[str, An
         if done.returncode:
             raise RunError(f"{row.name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
     return figures(run_dir) | {"row": row.name, "seed": seed, "overrides": [*row.overrides, *extra]}
+
+
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration without the places of files, which differ between machines."""
+    data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir")}
+    return {**config, "data": data, "link": {**config["link"], "windows": None}}
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
@@ -240,8 +259,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "codecs", help="of the runs (outputs/codecs)")
     parser.add_argument("overrides", nargs="*", help="of fl.train, for every run")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: must be at least 1")
     kept = options.folder / "codecs.json"
     with one_line_errors():
+        options.folder.mkdir(parents=True, exist_ok=True)
         runs = {(each["row"], each["seed"]): each for each in (read_json(kept) if kept.exists() else [])}
         runs = {key: each for key, each in runs.items() if each["overrides"] == expected(key[0], options.overrides)}
         rows = [row for row in ROWS if row.name in (options.only or [row.name])]

@@ -39,8 +39,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--broadcast-bytes", type=int, metavar="N", help="instead of a run: payload to each client in each round")
     add("--update-bytes", type=int, metavar="N", help="payload from each client in each round")
     add("--fp32-bytes", type=int, metavar="N", help="what both would be as FP32, to compare with")
-    add("--clients", type=int, default=10, metavar="K", help="in each round, with --broadcast-bytes (10)")
-    add("--rounds", type=int, default=10, metavar="R", help="with --broadcast-bytes (10)")
+    add("--clients", type=int, metavar="K", help="in each round, with --broadcast-bytes (10)")
+    add("--rounds", type=int, metavar="R", help="with --broadcast-bytes (10)")
     add("--json", type=Path, metavar="FILE", help="also write all figures there")
     return parser.parse_args(arguments)
 
@@ -95,13 +95,16 @@ def traffic_of_run(folder: Path, links: "Sequence[Link]", precisions: bool) -> d
         rounds, as_fp32 = exchanges(records), fp32_exchanges(records)
     except ConfigError as error:
         raise ConfigError(f"{folder}/{error}") from error
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}/{ROUNDS}: is damaged ({error!r})") from error
     if precisions:
         if not (folder / COMPARISON).is_file():
             raise ConfigError(f"--precisions: {folder} has no {COMPARISON}; run compare_quantizations.py first")
-        for name, entry in read_json(folder / COMPARISON)["precisions"].items():
-            size = entry["file_size_bytes"]
+        try:
+            sizes = {n: int(e["file_size_bytes"]) for n, e in read_json(folder / COMPARISON)["precisions"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"--precisions: {folder / COMPARISON} is damaged ({error!r})") from error
+        for name, size in sizes.items():
             supposed = [[_sized(each, size, size) for each in exchanges_] for exchanges_ in rounds]
             documents[f"{folder} if {name} files"] = {"modelled": modelled(links, supposed, as_fp32)}
     return documents
@@ -119,8 +122,8 @@ def traffic_of_sizes(options: argparse.Namespace, links: "Sequence[Link]") -> di
 
     def rounds(broadcast_bytes: int, update_bytes: int) -> list[list[Exchange]]:
         seconds = options.train_s or 0.0
-        clients = [Exchange(number, broadcast_bytes, update_bytes, seconds) for number in range(options.clients)]
-        return [clients] * options.rounds
+        clients = [Exchange(number, broadcast_bytes, update_bytes, seconds) for number in range(options.clients or 10)]
+        return [clients] * (options.rounds or 10)
 
     fp32 = options.fp32_bytes and rounds(options.fp32_bytes, options.fp32_bytes)
     given = rounds(options.broadcast_bytes, options.update_bytes)
@@ -140,8 +143,11 @@ def check(options: argparse.Namespace) -> None:
     if options.train_s is not None and not 0 <= options.train_s < float("inf"):
         raise ConfigError(f"--train-s {options.train_s}: must be a number of seconds, at least 0")
     sizes = [options.broadcast_bytes, options.update_bytes]
-    if options.runs and any(size is not None for size in (*sizes, options.fp32_bytes)):
-        raise ConfigError(f"{options.runs[0]}: give runs, or sizes with --broadcast-bytes and --update-bytes, not both")
+    if options.runs and any(each is not None for each in (*sizes, options.fp32_bytes, options.clients, options.rounds)):
+        raise ConfigError(
+            f"{options.runs[0]}: a run has its own sizes, clients and rounds; give runs, or --broadcast-bytes and "
+            "--update-bytes with --fp32-bytes, --clients and --rounds, not both"
+        )
     if not options.runs and None in sizes:
         raise ConfigError("RUN_DIR: give the folder of a run, or both --broadcast-bytes and --update-bytes")
     if options.precisions and not options.runs:

@@ -22,6 +22,7 @@ from fl.results import MIB, sha256
 
 JSON_NAME, PLOT_NAME = "quantization_comparison.json", "quantization_comparison.png"
 BASELINE = "fp32"
+RUN_KEYS = ("state", "rounds_completed", "num_clients", "totals", "server_model", "final")
 LOSS_TOLERANCE = 1e-5
 """Relative: float sums may round differently on another number of cores; everything else must be equal."""
 
@@ -173,7 +174,7 @@ def build_report(
             scales,
             measured_traffic(run, ledger, assumptions.cost_per_mb_usd),
         ),
-        "run": {key: run[key] for key in ("state", "rounds_completed", "num_clients", "totals")} if run else None,
+        "run": {key: run.get(key) for key in RUN_KEYS} if run else None,
         "environment": environment(device.type, torch.get_num_threads()),
     }
 

@@ -156,6 +156,8 @@ def _codec(settings: Settings, name: str) -> "Codec | None":
     codec = target.build(name)
     if not isinstance(codec, Codec):
         raise ConfigError(f"{name}._target_={target.target}: is no codec")
+    if codec.decay != 1 and not codec.error_feedback:
+        raise ConfigError(f"{name}.decay={codec.decay:g}: does nothing without {name}.error_feedback=true")
     return codec
 
 

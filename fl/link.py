@@ -185,7 +185,7 @@ class Link:
 class Exchange(NamedTuple):
     """What one client received and sent in one round: payload bytes, and the seconds it trained in between.
 
-    `update_bytes` is 0 for a client that gave no valid answer; the round does not wait for it.
+    `update_bytes` is 0 for a client from which nothing arrived; the round does not wait for it.
     """
 
     partition_id: int

@@ -37,7 +37,12 @@ def precision_section(entry: Mapping[str, Any]) -> None:
 def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Prints the COMPARISON SUMMARY table."""
     heading("COMPARISON SUMMARY")
-    say(f"Test set: {report['test_set']['title']}, {report['test_set']['num_images']:,} images\n")
+    say(f"Test set: {report['test_set']['title']}, {report['test_set']['num_images']:,} images")
+    final = (report["run"] or {}).get("final") or {}
+    if "reference_accuracy" in final:
+        exact, reference = (f"{100 * final[f'{name}_accuracy']:.2f}%" for name in ("exact", "reference"))
+        say(f"Model: the {report['run']['server_model']} one (server's exact {exact}, clients' reference {reference})")
+    say()
     columns = f"{'Precision':<13}{'Accuracy':<12}{'Drop':<11}{'Size (MB)':<12}{'Compression':<14}{'ms/image':<10}"
     say(columns.rstrip() + "\n" + "-" * len(RULE))
     for name, entry in report["precisions"].items():

@@ -1,5 +1,6 @@
 """Records that are written and read: JSON and JSONL that appear whole."""
 
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +31,11 @@ class Traffic:
     payload_bytes: int
     message_bytes: int
     fp32_payload_bytes: int
+
+    @property
+    def compression_ratio(self) -> float | None:
+        """FP32 payload bytes / payload bytes, None where nothing had to travel."""
+        return self.fp32_payload_bytes / self.payload_bytes if self.payload_bytes else None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ class RoundRecord:
             score = record.pop(name)
             if score is not None:
                 record |= {f"{name}_loss": score["loss"], f"{name}_accuracy": score["accuracy"]}
+        for name, traffic in (("broadcast", self.broadcast), ("update", self.update)):
+            record[name]["compression_ratio"] = traffic.compression_ratio
         if record["evaluation_traffic"] is None:
             del record["evaluation_traffic"], record["evaluation_failed"]
         return record
@@ -140,6 +148,8 @@ def plain(value: Any) -> Any:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

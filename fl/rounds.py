@@ -125,7 +125,7 @@ def run_rounds(
             clients_completed=len(valid),
             clients_failed=tuple(failures),
             broadcast=_total(sent.values(), fp32_bytes),
-            update=_total(arrived.values(), fp32_bytes),
+            update=_total((weight for weight in arrived.values() if weight[0]), fp32_bytes),
             control_message_bytes=control_bytes,
             clients=clients,
             evaluation_traffic=evaluation_traffic,

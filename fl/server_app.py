@@ -17,7 +17,7 @@ from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
 from fl.environment import compute_with, environment
-from fl.errors import RunError
+from fl.errors import QuantflError
 from fl.evaluation import evaluate
 from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
 from fl.link import Link
@@ -57,7 +57,7 @@ class ServerSettings:
         broadcast: codes what the server sends; None for plain arrays.
         update: codes what clients answer; None for plain arrays.
         server_model: which model is tested and saved.
-        link: what the run's traffic is priced over, beside the flat rate.
+        link: what the run's traffic is priced over.
         time_limit_s: no round starts later than this after the first; None for no limit.
         config: the resolved configuration, for the summary.
     """
@@ -154,7 +154,7 @@ class _Run:
                     if time.time() >= deadline and record.round < rounds.num_rounds:
                         stopped = "time_limit"
                         break
-            except RunError as error:
+            except QuantflError as error:
                 self._event("failed", reason=str(error))
                 self._write_summary("failed", error=str(error))
                 raise

@@ -14,6 +14,7 @@ from fl.codec import CodecStrategy, Ecq, Eden, Fp16, PayloadError, Raw, ServerLi
 from fl.codec.flower import LINK, REFERENCE, RESIDUAL
 from fl.codec.payload import specs_of
 from fl.engine.in_process import InProcess
+from fl.errors import QuantflError
 from fl.experiment import run
 from fl.results import read_json, read_jsonl
 
@@ -320,6 +321,9 @@ def test_a_run_says_what_both_models_reach_and_keeps_the_one_that_was_chosen(tmp
     assert line["test_accuracy"] == line[f"{server_model}_accuracy"]
     assert line["exact_loss"] != line["reference_loss"]
     assert summary["server_model"] == server_model
+    for name in ("broadcast", "update"):
+        traffic = line[name]
+        assert traffic["compression_ratio"] == traffic["fp32_payload_bytes"] / traffic["payload_bytes"]
     assert line["broadcast"]["fp32_payload_bytes"] / line["broadcast"]["payload_bytes"] > 90
     assert line["update"]["fp32_payload_bytes"] / line["update"]["payload_bytes"] > 4
     for direction in ("broadcast", "update"):
@@ -327,8 +331,57 @@ def test_a_run_says_what_both_models_reach_and_keeps_the_one_that_was_chosen(tmp
             assert line[direction][kind] == sum(client[f"{direction}_{kind}"] for client in line["clients"])
 
 
+def test_only_answers_with_a_payload_count_as_updates(tmp_path, monkeypatch):
+    from fl.engine import in_process
+
+    carry = in_process._Grid.answer
+
+    def forgetting(self, message, context):
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            context.state = RecordDict()
+        return carry(self, message, context)
+
+    monkeypatch.setattr(in_process._Grid, "answer", forgetting)
+    run(composed(*SMALL, "data.num_images=100", "num_rounds=3", "codec@broadcast=int8", "codec@update=int8"), tmp_path)
+    _, second, third = read_jsonl(tmp_path / "rounds.jsonl")
+    assert "lacked the reference" in third["clients_failed"][0]["reason"]
+    assert third["update"]["fp32_payload_bytes"] == 3 * second["update"]["fp32_payload_bytes"] // 4
+    told = read_json(tmp_path / "communication.json")["measured"]
+    assert sum(client["fp32_payload_bytes"] for client in told["clients"]) == told["total"]["fp32_payload_bytes"]
+
+
+def test_a_codec_that_refuses_the_servers_model_is_a_failed_run(tmp_path):
+    settings = ["codec@broadcast=fp16", "data.num_images=100", "optimizer=sgd", "lr=1000000.0"]
+    with pytest.raises(QuantflError):
+        run(composed(*SMALL, *settings), tmp_path)
+    assert read_json(tmp_path / "summary.json")["state"] == "failed"
+    assert read_jsonl(tmp_path / "events.jsonl")[-1]["event"] == "failed"
+
+
+def test_names_in_another_order_are_put_in_order_and_other_names_refused():
+    app = ClientApp(mods=[codec_mod(update=Uniform(8))])
+
+    @app.train()
+    def train(message, context):
+        backwards = dict(reversed(message.content["arrays"].items()))
+        return Message(RecordDict({"arrays": ArrayRecord(backwards)}), reply_to=message)
+
+    link = ServerLink(Uniform(8), Uniform(8), initial=start)
+    with InProcess().open(app, 1) as grid:
+        ((_, _, _, exact),) = rounds(ServerLink(None, Uniform(8)), grid, [[0]])
+    assert {name: array.tolist() for name, array in exact.items()} == {n: a.tolist() for n, a in start().items()}
+    with pytest.raises(PayloadError, match="other names"):
+        link.begin(record({"w": np.zeros(3, np.float32)}))
+
+
 def test_evaluation_on_clients_uses_the_same_chain(tmp_path):
-    overrides = ["codec@broadcast=int4", "codec@update=int4", "fraction_train=0.5", "fraction_evaluate=1.0"]
+    overrides = [
+        "codec@broadcast=int4",
+        "codec@update=int4",
+        "fraction_train=0.5",
+        "fraction_evaluate=1.0",
+        "data.num_images=100",
+    ]
     run(composed(*SMALL, *overrides, "num_rounds=3"), tmp_path)
     lines = read_jsonl(tmp_path / "rounds.jsonl")
     assert not any(line["clients_failed"] or line["evaluation_failed"] for line in lines)

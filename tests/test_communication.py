@@ -106,6 +106,8 @@ def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
         ([], ["RUN_DIR", "--broadcast-bytes"]),
         (["nowhere"], ["nowhere", "no folder of a run"]),
         (["nowhere", *SIZES], ["not both"]),
+        (["nowhere", "--rounds", "3"], ["nowhere", "its own", "not both"]),
+        ([*SIZES, "--json", "."], [".", "is a folder"]),
         (["--broadcast-bytes", "5"], ["--update-bytes"]),
         ([*SIZES, "--clients", "0"], ["--clients 0", "at least 1"]),
         ([*SIZES, "--train-s", "-1"], ["--train-s -1"]),
@@ -143,4 +145,8 @@ def test_bad_runs_are_refused_in_one_line(refused, run_folder):
     damaged = json.loads(json.dumps(RUN))
     del damaged[0]["clients"][0]["train_s"]
     refused("fl.communication", run_folder("odd", damaged), words=["odd/rounds.jsonl", "damaged", "train_s"])
+    refused("fl.communication", run_folder("list", [[]]), words=["list/rounds.jsonl", "damaged"])
     refused("fl.communication", run_folder(), "--precisions", words=["compare_quantizations.py first"])
+    compared = run_folder("compared")
+    (compared / "quantization_comparison.json").write_text("{}")
+    refused("fl.communication", compared, "--precisions", words=["quantization_comparison.json is damaged"])

@@ -24,7 +24,7 @@ FILES = sorted((REPOSITORY / "conf" / "codec").glob("*.yaml"))
 PRESETS = {path.stem: instantiate(composed(f"codec@update={path.stem}")["update"]) for path in FILES}
 PRESETS = {name: codec for name, codec in PRESETS.items() if isinstance(codec, Codec)}
 CODECS = PRESETS | {
-    f"{name}-{entropy}": replace(PRESETS[name], entropy=entropy)
+    f"{name}-{entropy}": replace(PRESETS[name], entropy=entropy, **({"bits": 3} if name == "ecq" else {}))
     for name in ("int8", "ecq", "eden", "stc")
     for entropy in ("none", "zstd", "ans")
     if entropy != PRESETS[name].entropy

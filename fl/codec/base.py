@@ -180,7 +180,8 @@ def _within(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.itemsize < array.itemsize:
         largest = np.finfo(dtype).max
         array = np.clip(array, -largest, largest)
-    return np.asarray(array).astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # NaN, which is refused later
+        return np.asarray(array).astype(dtype, copy=False)
 
 
 def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from fl.codec.base import Codec, fingerprint
 from fl.codec.codecs import Raw
 from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
+from fl.errors import PayloadError
 from fl.seeds import numpy_generator
 
 NOTHING = b""
@@ -18,9 +19,9 @@ NOTHING = b""
 class BroadcastChain:
     """The server's side: it holds the exact model and the reference that all clients hold.
 
-    A frame codes the exact model minus the reference; both sides add the decoded difference to the reference. What a
-    frame loses is in the next difference, so nothing has to be remembered beside the reference (EF21-P, arXiv
-    2209.15218).
+    A frame codes the exact model minus the reference; both sides add the decoded difference to the reference. Nothing
+    has to be remembered beside the reference: if the exact model moves on from where it was, what a frame lost is in
+    the next difference (EF21-P, arXiv 2209.15218), and if it moves on from the reference, it is given up.
 
     Args:
         codec: of the frames.
@@ -44,6 +45,8 @@ class BroadcastChain:
             self._ids = [fingerprint(self._reference)]
             self._coded = self._ids[0]
             return self._reference
+        if specs_of(exact) != specs_of(self._reference):
+            raise PayloadError("the model has other names, shapes or types than the one clients were to begin with")
         if (new := fingerprint(exact)) != self._coded:
             rng = numpy_generator(self._seed, "broadcast", self._count)
             change = self._codec.differences(exact, self._reference)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from fl.codec.base import Codec, Decay
@@ -14,9 +14,9 @@ from fl.errors import PayloadError
 LARGEST = np.finfo(np.float32).max
 MOST_BINS = 15
 """Bins whose mean is stored; a value beyond decodes to the middle of its bin."""
-MOST_GAIN = 10.0
-"""Levels are raised no further: a tensor of which next to nothing is sent would become a few spikes."""
-STEPS = 24
+MOST_GAIN = 2.0
+"""Levels are raised no further: beyond that the error would be larger than if nothing were sent."""
+STEPS = 30
 TOLERANCE = 0.005
 
 
@@ -35,23 +35,38 @@ class Ecq(Codec):
 
     Bin means make the error smallest, but shrink what is sent: at 1 bit by a third. That is right with error feedback,
     which sends the rest later. Without it the levels of each tensor are raised by one factor, so that what is decoded
-    has the length of what was encoded along its direction, as EDEN does (arXiv 2108.08842, section 4).
+    has the length of what was encoded along its direction, as EDEN does (arXiv 2108.08842, section 4); at very low
+    rates no more than twofold, where the error of the unbiased tensor would exceed that of sending nothing.
 
     Args:
-        bits: per element of the model, above 0: 1 means a 32nd of FP32.
+        bits: per element of the model, above 0: 1 means a 32nd of FP32. Tables and small tensors alone may take more.
         offset: 0.5 rounds to the nearest; less widens the dead zone.
         size_power: of a tensor's size in its step; 0 gives all tensors the same step.
-        entropy: how bins are packed; "none" has whole bits for each, so the payload may be well below the rate.
+        entropy: how bins are packed; "none" takes whole bits for each, 2 at least, and may stay well below the rate.
         error_feedback: see `Codec`.
         decay: see `Codec`.
     """
 
-    bits: Annotated[float, Field(gt=0, le=32)] = 1.0
+    bits: Annotated[float, Field(gt=0, le=32, allow_inf_nan=False)] = 1.0
     offset: Annotated[float, Field(ge=0, le=0.5)] = 0.4
     size_power: Annotated[float, Field(ge=0, le=1)] = 0.25
     entropy: Entropy = "ans"
     error_feedback: bool = False
     decay: Decay = 1.0
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _no_boolean(cls, bits: object) -> object:
+        if isinstance(bits, bool):
+            raise ValueError("must be a number")
+        return bits
+
+    @field_validator("entropy")
+    @classmethod
+    def _plain_packing_fits(cls, entropy: Entropy, info: ValidationInfo) -> Entropy:
+        if entropy == "none" and (bits := info.data.get("bits", 2)) < 2:
+            raise ValueError(f"plain packing takes 2 bits at least, bits={bits:g} is less; choose ans or zstd")
+        return entropy
 
     @property
     def description(self) -> str:
@@ -69,9 +84,9 @@ class Ecq(Codec):
             steps = [np.float32(min(2.0**exponent * f, float(LARGEST))) for f in finer]
             return [self._encode(array, step) for array, step in zip(arrays, steps, strict=True)]
 
-        # A step of twice the largest magnitude empties every bin, one of a 2 ** 24th makes bins of 24 bits.
+        # A step of twice the largest magnitude empties every bin, one of a 2 ** 30th makes bins of 30 bits.
         exponent = np.log2(largest) if largest else 0.0
-        fine = max(exponent - 24, -126.0)
+        fine = max(exponent - 30, -126.0)
         coarse = max(fine, exponent + 1.1)
         best = coded(coarse)
         for _ in range(STEPS if largest else 0):

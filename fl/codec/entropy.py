@@ -162,11 +162,17 @@ def _best_split(offsets: np.ndarray, span: int) -> int:
     values, counts = np.unique(offsets, return_counts=True)
     costs = []
     for shift in range(most + 1):
-        _, first = np.unique(values >> shift, return_index=True)
+        high, first = np.unique(values >> shift, return_index=True)
         merged = np.add.reduceat(counts, first)
-        model_bits = 64 * len(merged) if shift < most else 16 * (span >> shift)
+        model_bits = 8 * len(_listed(high, merged)) if shift < most else 16 * (span >> shift)
         costs.append(model_bits + shift * len(offsets) - float((merged * np.log2(merged / len(offsets))).sum()))
     return int(np.argmin(costs))
+
+
+def _listed(symbols: np.ndarray, counts: np.ndarray) -> bytes:
+    """How many symbols, each one's distance to the one before, and their counts."""
+    distances = np.diff(symbols.astype(np.int64), prepend=0)
+    return _varints(np.concatenate([[len(symbols)], distances, counts]))
 
 
 def _ans(symbols: np.ndarray, highest: int) -> bytes:
@@ -176,7 +182,7 @@ def _ans(symbols: np.ndarray, highest: int) -> bytes:
         model = _varints(counts)
     else:
         listed, symbols, counts = np.unique(symbols, return_inverse=True, return_counts=True)
-        model = np.concatenate([[len(listed)], listed, counts]).astype("<u4").tobytes()
+        model = _listed(listed, counts)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols.astype(np.int32), _model(counts))
     return model + coder.get_compressed().astype("<u4").tobytes()
@@ -188,12 +194,14 @@ def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
     if highest < 2**MODEL_BITS:
         counts, at = _read_varints(content, highest + 1)
     else:
-        _require(len(content) >= 4, "the list of symbols is incomplete")
-        number, at = int.from_bytes(content[:4], "little"), 4
-        _require(2 <= number <= min(size // 2, (len(content) - at) // 8), "the list of symbols is damaged")
-        listed, counts = np.frombuffer(content[at : at + 8 * number], "<u4").astype(np.uint32).reshape(2, number)
-        _require(bool((listed[1:] > listed[:-1]).all()), "the list of symbols is out of order")
-        at += 8 * number
+        (number,), at = _read_varints(content, 1)
+        _require(2 <= number <= min(size // 2, (len(content) - at) // 2), "the list of symbols is damaged")
+        distances, more = _read_varints(content[at:], int(number))
+        counts, last = _read_varints(content[at + more :], int(number))
+        at += more + last
+        listed = np.cumsum(distances)
+        _require(bool((distances[1:] > 0).all()) and listed[-1] <= highest, "the list of symbols is damaged")
+        listed = listed.astype(np.uint32)
     _require(int(counts.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
     words = content[at:]
     _require(len(words) % 4 == 0, "coded words are incomplete")

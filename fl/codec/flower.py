@@ -95,6 +95,8 @@ def _code_reply(
     (key,) = reply.content.array_records
     trained = {name: array.numpy() for name, array in reply.content.array_records[key].items()}
     specs = specs_of(received)
+    if set(trained) == set(specs):
+        trained = {name: trained[name] for name in specs}
     if specs_of(trained) != specs:
         raise PayloadError("the client's answer has other names, shapes or types than the model it received")
     change = update.differences(trained, received)
