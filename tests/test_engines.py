@@ -69,7 +69,7 @@ def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path, codecs
 @pytest.mark.parametrize("min_completed", [1, 4])
 def test_a_killed_actor_is_a_failed_client(tmp_path, min_completed):
     folder = tmp_path / "run"
-    settings = ["num_rounds=3", "data.num_images=1200", "local_epochs=2", f"min_completed={min_completed}"]
+    settings = ["num_rounds=3", "data.num_images=800", f"min_completed={min_completed}"]
     command = [sys.executable, "-m", "fl.train", *RAY, *settings, f"hydra.run.dir={folder}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         killed, started = None, {}

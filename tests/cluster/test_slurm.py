@@ -19,6 +19,8 @@ if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True, t
 
 OVERRIDES = [each for each in SMALL if not each.startswith("num_rounds")]
 TINY = [*OVERRIDES, "data.num_images=100", "num_clients=2"]
+NUM_ROUNDS = 12
+"""Of trainings that are stopped: long enough for a signal to arrive in the middle."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 PATIENCE_S = 240
 
@@ -79,6 +81,15 @@ def submit(checkout, tmp_path):
         slurm("scancel", "--quiet", number, check=False)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The model of a training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    arguments = [*OVERRIDES, f"num_rounds={NUM_ROUNDS}", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "fl.train", *arguments], cwd=folder.parent, check=True, capture_output=True)
+    return (folder / "final_model.pt").read_bytes()
+
+
 def test_two_at_once_each_end_in_their_comparison(submit, tmp_path):
     cache = tmp_path / """it's "100%" $HOME `pwd`"""
     quoted = "data.cache_dir='{}'".format(str(cache).replace("'", "\\'"))
@@ -118,8 +129,8 @@ def test_after_a_failing_training_there_is_no_comparison(submit, tmp_path):
     assert not slurm("squeue", "--noheader", "--jobs", ",".join(submitted.jobs), check=False).strip()
 
 
-def test_a_cancelled_training_leaves_nothing_running_and_continues(submit, small_run, tmp_path):
-    submitted = submit("fp32", 2, "--run-dir", tmp_path / "run", *OVERRIDES)
+def test_a_cancelled_training_leaves_nothing_running_and_continues(submit, whole, tmp_path):
+    submitted = submit("fp32", NUM_ROUNDS, "--run-dir", tmp_path / "run", *OVERRIDES)
     until((submitted.folder / "checkpoint.pt").exists, submitted)
     slurm("scancel", *submitted.jobs)
     assert ended(submitted) == ["CANCELLED", "CANCELLED"]
@@ -128,23 +139,23 @@ def test_a_cancelled_training_leaves_nothing_running_and_continues(submit, small
     submitted.jobs = [slurm("sbatch", "--parsable", submitted.folder / "train.sbatch").strip()]
     assert ended(submitted) == ["COMPLETED"]
     log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()  # where sbatch alone finds it
-    assert "round 1/2" not in log
-    assert "round 2/2" in log
-    assert (submitted.folder / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
+    assert f"round  1/{NUM_ROUNDS}" not in log
+    assert f"round {NUM_ROUNDS}/{NUM_ROUNDS}" in log
+    assert (submitted.folder / "final_model.pt").read_bytes() == whole
 
 
-def test_a_requeued_training_continues_to_the_same_bytes(submit, small_run, tmp_path):
-    submitted = submit("fp32", 2, "--run-dir", tmp_path / "run", *OVERRIDES)
+def test_a_requeued_training_continues_to_the_same_bytes(submit, whole, tmp_path):
+    submitted = submit("fp32", NUM_ROUNDS, "--run-dir", tmp_path / "run", *OVERRIDES)
     until((submitted.folder / "checkpoint.pt").exists, submitted)
     slurm("scontrol", "requeue", submitted.jobs[0])
     assert ended(submitted) == ["COMPLETED", "COMPLETED"]
     assert job(submitted.jobs[0])["Restarts"] == "1"
     log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()
     assert log.count(" job ") == 2, log  # once for each start
-    assert log.count("round 2/2") == 1, log
+    assert log.count(f"round {NUM_ROUNDS}/{NUM_ROUNDS}") == 1, log
     events = [line["event"] for line in read_jsonl(submitted.folder / "events.jsonl")]
     assert events == ["started", "resumed", "completed"]
-    assert (submitted.folder / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
+    assert (submitted.folder / "final_model.pt").read_bytes() == whole
     assert (submitted.folder / "quantization_comparison.json").exists()
 
 
