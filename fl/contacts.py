@@ -143,18 +143,5 @@ def transfer(
     return tuple(uses)
 
 
-def finish(
-    start_s: float,
-    wire_bytes: float,
-    rate_bps: float | None,
-    contacts: Contacts | None = None,
-    satellite: int = 0,
-    acquisition_s: float = 0.0,
-) -> float:
-    """Returns the second at which the last bit has arrived; see `transfer`."""
-    uses = transfer(start_s, wire_bytes, rate_bps, contacts, satellite, acquisition_s)
-    return uses[-1].end_s if uses else start_s
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -213,7 +213,7 @@ class Trip(NamedTuple):
 
 
 def send(link: Link, exchange: Exchange, start_s: float) -> Trip:
-    """Returns a client's round: `t1 = finish(start, up)`, `t2 = finish(t1 + train_s, down)`.
+    """Returns a client's round: it receives, trains for `train_s`, and sends back.
 
     Args:
         link: the way.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fl.contacts import Contacts, finish, transfer
+from fl.contacts import Contacts, transfer
 from fl.costs import CostAssumptions, communication_costs
 from fl.errors import ConfigError
 from fl.link import WINDOWS, Both, Exchange, Framing, Link, billed_minutes, send, simulate
@@ -21,6 +21,12 @@ PRESETS = ["cubesat_sband", "flat_rate", "ttc_uhf"]
 FP32_FILE, INT8_FILE = 1_750_000, 440_000
 TRAIN_S = 1000.0  # longer than a pass: broadcast and update take different ones
 TWO_PASSES = Contacts(1000.0, (((100.0, 200.0), (500.0, 560.0)),))
+
+
+def finish(start_s, *arguments, **settings):
+    """Returns the second at which the last bit of a transfer has arrived."""
+    uses = transfer(start_s, *arguments, **settings)
+    return uses[-1].end_s if uses else start_s
 
 
 def preset(name, **changes):
