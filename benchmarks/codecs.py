@@ -194,7 +194,7 @@ def summarize(row: Row, runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> di
         "total_mb": statistics.mean(each["broadcast_payload_bytes"] + each["update_payload_bytes"] for each in own)
         / 2**20,
         "target": None if row.fewer is None else f">= {row.fewer[0]:g}x {row.fewer[1]}, within {row.points:g}",
-        "verdict": verdict(row, fewer(own), mean, error),
+        "verdict": verdict(row, fewer(own), mean, error) if len(own) == len(row.seeds) else None,
     }
 
 
