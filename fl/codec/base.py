@@ -16,7 +16,7 @@ PLAIN, PLANES, SCALED_HALF, CODED = range(4)
 """How a tensor's body is laid out: bytes as they are; compressed; FP16 times a power of two; the codec's own."""
 Decay = Annotated[float, Field(ge=0, le=1, strict=True)]
 TINY = 1024
-"""Smaller tensors cost little and would lose much: they travel as FP16 times a power of two."""
+"""Smaller tensors, and vectors (`is_vector`), cost little and would lose much: FP16 times a power of two."""
 
 
 def is_statistic(name: str) -> bool:
@@ -33,6 +33,11 @@ def is_value(name: str, dtype: np.dtype) -> bool:
     return is_statistic(name) or not np.issubdtype(dtype, np.floating) or dtype.itemsize > 8
 
 
+def is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    """Tells biases and the weights of normalizations, of any size: few of all elements, each of which moves many."""
+    return len(shape) < 2 and name.endswith(("bias", ".weight"))
+
+
 def fingerprint(tensors: Tensors) -> bytes:
     """Returns 8 bytes of the SHA-256 of all names and elements, in order."""
     digest = hashlib.sha256()
@@ -46,15 +51,15 @@ class Codec(ABC):
     """Tensors to one payload and back: names, shapes and dtypes survive, values lose what the codec gives up.
 
     A codec is a class with three members: `description`, `encode_large` and `decode_large`. Which tensors reach them is
-    decided here, once for all codecs: integers and booleans are exact; BatchNorm's statistics and tensors of fewer
-    than `TINY` elements are FP16 times a power of two, or exact where that would turn a value into zero; the rest is
-    the codec's.
+    decided here, once for all codecs: integers and booleans are exact; BatchNorm's statistics, biases and weights of
+    normalizations, and tensors of fewer than `TINY` elements are FP16 times a power of two, or exact where that would
+    turn a value into zero; the rest is the codec's.
 
     Attributes:
         error_feedback: whether a sender adds what was lost to what it sends next (arXiv 1901.09847).
         decay: what is kept of the loss until then, from 0 to 1.
         exact: whether every tensor travels as it is, and no difference is taken.
-        tiny: tensors with fewer elements are never the codec's.
+        tiny: tensors with fewer elements are never the codec's, nor, unless it is 0, is any `is_vector`.
     """
 
     error_feedback: bool = False
@@ -117,7 +122,7 @@ class Codec(ABC):
             base: fingerprint of what these are differences to.
 
         Raises:
-            PayloadError: NaN, infinity or a negative variance, unless `exact`; or what the codec cannot hold.
+            PayloadError: NaN, infinity or a negative variance; or what the codec cannot hold.
         """
         self._check(tensors)
         large = {name: _as_matrix(name, array) for name, array in tensors.items() if self._is_large(name, array)}
@@ -134,7 +139,7 @@ class Codec(ABC):
         return assemble(Header(self.description, base), specs, [bodies[name] for name in tensors])
 
     def decode(self, payload: bytes, specs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
-        """Returns the tensors, new arrays, all finite and variances not negative, unless `exact`.
+        """Returns the tensors, new arrays, all finite and variances not negative.
 
         Args:
             payload: what `encode` returned, here or on another machine.
@@ -161,14 +166,15 @@ class Codec(ABC):
         return tensors
 
     def _check(self, tensors: Tensors) -> None:
-        for name, array in () if self.exact else tensors.items():
+        for name, array in tensors.items():
             if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
                 raise PayloadError(f"payload: {name} holds NaN or infinity")
             if name.endswith(".running_var") and (array < 0).any():
                 raise PayloadError(f"payload: {name} holds a negative variance")
 
     def _is_large(self, name: str, array: np.ndarray | Spec) -> bool:
-        return array.size >= max(1, self.tiny) and not self.travels_as_value(name, array.dtype)
+        small = array.size < max(1, self.tiny) or (self.tiny > 0 and is_vector(name, array.shape))
+        return not small and not self.travels_as_value(name, array.dtype)
 
 
 def _little(array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Raw(Codec):
-    """Exact: every tensor of any dtype, compressed where that is shorter."""
+    """Exact: every tensor of any dtype, compressed where that is shorter; NaN is refused as everywhere."""
 
     exact = True
 

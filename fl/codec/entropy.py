@@ -16,6 +16,8 @@ MODEL_BITS = 9
 ZSTD_LEVEL = 9
 CHUNK = 1 << 16
 """Symbols packed at a time: they stay in the processor's cache, and fill whole bytes."""
+WIDE_CHUNK = 1 << 12
+"""The same where each symbol takes many bytes in between."""
 _HEAD = struct.Struct("<BBiI")  # mode, bits packed plainly beneath the coded ones, lowest symbol, span
 
 
@@ -132,9 +134,9 @@ def _read_plain(content: memoryview, size: int, width: int) -> np.ndarray:
         return np.zeros(size, kind)
     if width in (8, 16, 32):
         return packed.view(f"<u{width // 8}").astype(kind)
-    symbols = np.empty(size, kind)
-    for start in range(0, size, CHUNK):
-        count = min(CHUNK, size - start)
+    symbols, chunk = np.empty(size, kind), CHUNK if width <= 8 else WIDE_CHUNK
+    for start in range(0, size, chunk):
+        count = min(chunk, size - start)
         part = packed[start * width // 8 : (start * width + count * width + 7) // 8]
         if width > 8:
             whole = np.zeros((count, 8 * kind(0).itemsize), np.uint8)
@@ -163,6 +165,9 @@ def _best_split(offsets: np.ndarray, span: int) -> int:
     costs = []
     for shift in range(most + 1):
         high, first = np.unique(values >> shift, return_index=True)
+        if shift < most and not 2 <= len(high) <= _longest_list(len(offsets)):  # it would be refused
+            costs.append(np.inf)
+            continue
         merged = np.add.reduceat(counts, first)
         model_bits = 8 * len(_listed(high, merged)) if shift < most else 16 * (span >> shift)
         costs.append(model_bits + shift * len(offsets) - float((merged * np.log2(merged / len(offsets))).sum()))
@@ -195,13 +200,14 @@ def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
         counts, at = _read_varints(content, highest + 1)
     else:
         (number,), at = _read_varints(content, 1)
-        _require(2 <= number <= min(size // 2, (len(content) - at) // 2), "the list of symbols is damaged")
-        distances, more = _read_varints(content[at:], int(number))
+        most = min(_longest_list(size), (len(content) - at) // 2)
+        _require(2 <= number <= most, "the list of symbols is damaged")
+        listed, more = _read_varints(content[at:], int(number))
         counts, last = _read_varints(content[at + more :], int(number))
         at += more + last
-        listed = np.cumsum(distances)
-        _require(bool((distances[1:] > 0).all()) and listed[-1] <= highest, "the list of symbols is damaged")
-        listed = listed.astype(np.uint32)
+        rising = bool((listed[1:] > 0).all()) and int(listed.sum(dtype=np.uint64)) <= highest
+        _require(rising, "the list of symbols is damaged")
+        np.cumsum(listed, out=listed)
     _require(int(counts.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
     words = content[at:]
     _require(len(words) % 4 == 0, "coded words are incomplete")
@@ -211,7 +217,16 @@ def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
     except Exception as error:  # whatever the library makes of bytes it did not write
         raise PayloadError(f"payload: coded symbols are damaged ({error})") from error
     _require(coder.is_empty(), "coded symbols do not end where they should")
-    return symbols.view(np.uint32) if listed is None else listed[symbols]
+    if listed is not None:
+        for start in range(0, size, WIDE_CHUNK):
+            part = symbols[start : start + WIDE_CHUNK]
+            part[:] = listed[part].view(np.int32)
+    return symbols.view(np.uint32)
+
+
+def _longest_list(size: int) -> int:
+    """Returns how many different symbols of `size` a decoder has room for."""
+    return size * 3 // 4
 
 
 def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
@@ -228,14 +243,21 @@ def _varints(values: np.ndarray) -> bytes:
 
 
 def _read_varints(content: memoryview, count: int) -> tuple[np.ndarray, int]:
-    """Returns `count` integers and where they end."""
-    window = np.frombuffer(content[: 5 * count], np.uint8)
-    ends = np.flatnonzero(window < 128)[:count] + 1
-    _require(len(ends) == count, "the histogram is incomplete")
-    starts = np.concatenate([[0], ends[:-1]])
-    _require(int((ends - starts).max()) <= 5, "the histogram is damaged")
-    places = np.arange(ends[-1]) - np.repeat(starts, ends - starts)
-    return np.add.reduceat((window[: ends[-1]].astype(np.int64) & 127) << 7 * places, starts), int(ends[-1])
+    """Returns `count` integers, uint32, and where they end."""
+    values, at = np.empty(count, np.uint32), 0
+    for start in range(0, count, WIDE_CHUNK):
+        part = values[start : start + WIDE_CHUNK]
+        window = np.frombuffer(content[at : at + 5 * len(part)], np.uint8)
+        ends = np.flatnonzero(window < 128)[: len(part)] + 1
+        _require(len(ends) == len(part), "the histogram is incomplete")
+        starts = np.concatenate([[0], ends[:-1]])
+        _require(int((ends - starts).max()) <= 5, "the histogram is damaged")
+        places = np.arange(ends[-1]) - np.repeat(starts, ends - starts)
+        wide = np.add.reduceat((window[: ends[-1]].astype(np.int64) & 127) << 7 * places, starts)
+        _require(int(wide.max()) < 2**32, "the histogram is damaged")
+        part[:] = wide
+        at += int(ends[-1])
+    return values, at
 
 
 def _require(condition: bool, otherwise: str) -> None:
