@@ -95,7 +95,7 @@ def traffic_of_run(folder: Path, links: "Sequence[Link]", precisions: bool) -> d
         rounds, as_fp32 = exchanges(records), fp32_exchanges(records)
     except ConfigError as error:
         raise ConfigError(f"{folder}/{error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder}/{ROUNDS}: is damaged ({error!r})") from error
     if precisions:
         if not (folder / COMPARISON).is_file():
@@ -136,12 +136,14 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names the option.
     """
+    from fl.link import LONGEST_S
+
     for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if options.train_s is not None and not 0 <= options.train_s < float("inf"):
-        raise ConfigError(f"--train-s {options.train_s}: must be a number of seconds, at least 0")
+    if options.train_s is not None and not 0 <= options.train_s <= LONGEST_S:
+        raise ConfigError(f"--train-s {options.train_s:g}: must be a number of seconds from 0 to {LONGEST_S:g}")
     sizes = [options.broadcast_bytes, options.update_bytes]
     if options.runs and any(each is not None for each in (*sizes, options.fp32_bytes, options.clients, options.rounds)):
         raise ConfigError(

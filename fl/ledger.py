@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.link import Both, Exchange, Link, LinkRound, PerMb, simulate
-from fl.results import MIB
+from fl.link import LONGEST_S, Both, Exchange, Link, LinkRound, simulate
+from fl.results import SIZES, traffic
 
 COMMUNICATION = "communication.json"
 MILESTONES_PERCENT = (70, 80, 85, 90)
 DIRECTIONS = {"broadcast": "ground_to_sat", "update": "sat_to_ground"}
-SIZES = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
+EXCHANGE_KEYS = ("partition_id", "broadcast_payload_bytes", "update_payload_bytes", "train_s")
 NOT_MODELLED = (
     "antenna contention: each satellite has the station to itself, so time and money are a lower bound",
     "message overhead and control traffic: payload bytes are sent",
-    "evaluation traffic, except its price where that is per MB",
+    "waiting for clients' evaluation: what is sent for it is sent beside the round",
     "the server's own seconds between rounds",
 )
 
@@ -45,12 +45,13 @@ def communication(records: Sequence[Record], links: Sequence[Link]) -> dict[str,
             str(percent): number and {"cost_usd": float(spent[number - 1]), "elapsed_s": passed[number - 1]}
             for percent, number in _milestones(records).items()
         }
-        entry["evaluation_cost_usd"] = _evaluation_cost(records, link)
     return {"measured": measured(records), "modelled": ledger}
 
 
 def measured(records: Sequence[Record]) -> dict[str, Any]:
-    """Returns the bytes that travelled: per direction, per client, control and evaluation apart, and to milestones.
+    """Returns the bytes that travelled: per direction, per client, control traffic apart, and to milestones.
+
+    Directions and clients include what evaluation on clients took; `evaluation` says how much that is.
 
     `compression_ratio` is FP32 payload bytes / payload bytes, as in `quantization_comparison.json`; None for no bytes.
 
@@ -58,7 +59,7 @@ def measured(records: Sequence[Record]) -> dict[str, Any]:
         ConfigError: see `communication`.
     """
     _check(records)
-    sums = {name: {key: sum(r[name][key] for r in records) for key in SIZES} for name in DIRECTIONS}
+    sums = {name: {key: sum(traffic(r, name)[key] for r in records) for key in SIZES} for name in DIRECTIONS}
     sums["total"] = {key: sum(sums[name][key] for name in DIRECTIONS) for key in SIZES}
     evaluations = [r["evaluation_traffic"] for r in records if r.get("evaluation_traffic")]
     return {
@@ -167,13 +168,20 @@ def exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
         ConfigError: see `communication`.
     """
     _check(records)
-    return [
-        [
-            Exchange(c["partition_id"], c["broadcast_payload_bytes"], c["update_payload_bytes"], c["train_s"])
-            for c in record["clients"]
-        ]
-        for record in records
-    ]
+    return [[_exchange(client) for client in (*r["clients"], *r.get("evaluated", ()))] for r in records]
+
+
+def _exchange(client: Mapping[str, Any]) -> Exchange:
+    """Returns a client's part of a round.
+
+    Raises:
+        ConfigError: a figure is none that was ever measured.
+    """
+    found = Exchange(*(client[key] for key in EXCHANGE_KEYS))
+    whole = all(type(each) is int and each >= 0 for each in found[:3])
+    if not whole or not 0 <= found.train_s <= LONGEST_S:
+        raise ConfigError(f"rounds.jsonl: is damaged: a client has {dict(zip(EXCHANGE_KEYS, found, strict=True))}")
+    return found
 
 
 def fp32_exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
@@ -204,11 +212,12 @@ def _clients(records: Sequence[Record]) -> list[dict[str, Any]]:
     keys = [f"{name}_{size}" for size in ("payload_bytes", "message_bytes") for name in DIRECTIONS]
     for record in records:
         fp32_broadcast, fp32_update = _fp32_message_bytes(record)
-        for client in record["clients"]:
+        asked = [(client, 1) for client in record["clients"]]
+        for client, trains in asked + [(client, 0) for client in record.get("evaluated", ())]:
             number, answered = client["partition_id"], client["update_payload_bytes"] > 0
             fresh = {"partition_id": number, "rounds_asked": 0, "rounds_answered": 0, "fp32_payload_bytes": 0}
             sums = totals.setdefault(number, {**fresh, **dict.fromkeys(keys, 0), "train_s": 0.0})
-            sums["rounds_asked"] += 1
+            sums["rounds_asked"] += trains
             sums["rounds_answered"] += answered
             sums["fp32_payload_bytes"] += fp32_broadcast + fp32_update * answered
             for key in (*keys, "train_s"):
@@ -233,20 +242,12 @@ def _milestones(records: Sequence[Record]) -> dict[int, int | None]:
 
 
 def _bytes_until(records: Sequence[Record]) -> dict[str, int]:
-    sums = {f"{name}_payload_bytes": sum(r[name]["payload_bytes"] for r in records) for name in DIRECTIONS}
+    sums = {f"{name}_payload_bytes": sum(traffic(r, name)["payload_bytes"] for r in records) for name in DIRECTIONS}
     return {"rounds": len(records), **sums, "payload_bytes": sum(sums.values())}
 
 
 def _ends_s(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
     return [float(end) for end in np.cumsum([each["round_s"] for each in rounds])]
-
-
-def _evaluation_cost(records: Sequence[Record], link: Link) -> float | None:
-    """Returns US$ of evaluation traffic where volume is billed; its clients are not in the records otherwise."""
-    if not isinstance(link.billing, PerMb):
-        return None
-    evaluations = [r["evaluation_traffic"] for r in records if r.get("evaluation_traffic")]
-    return sum(each["payload_bytes"] for each in evaluations) / MIB * link.billing.usd_per_mb
 
 
 def _check(records: Sequence[Record]) -> None:

@@ -17,6 +17,8 @@ from fl.results import MIB
 
 WINDOWS = Path(__file__).resolve().parents[1] / "conf" / "link" / "windows"
 ALWAYS = "always"
+LONGEST_S = 366 * 86400.0
+"""No training takes longer, and no contact is so far away."""
 
 Whole = Annotated[int, Field(ge=1, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -164,7 +166,7 @@ class Link:
     billing: Billing
     tx_w: NotNegative | None
     rx_w: NotNegative | None
-    train_s: NotNegative | None
+    train_s: Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False, strict=True)] | None
     price_source: Text
     price_as_of: Text
 

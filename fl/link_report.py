@@ -22,7 +22,8 @@ def show_traffic(documents: Documents) -> None:
     if any("measured" in document for document in documents.values()):
         say("\nMeasured: payload bytes that travelled")
         show_table(
-            ["traffic", "broadcast", "update", "total", "against FP32", "evaluation", "control"], _sizes(documents)
+            ["traffic", "broadcast", "update", "total", "against FP32", "of it evaluation", "control"],
+            _sizes(documents),
         )
     say("\nModelled: the same traffic over each link (a lower bound: no satellite waits for another's antenna)")
     columns = ["traffic", "link", "wire up", "wire down", "round median", "p95", "straggler", "idle", "contacts"]

@@ -16,6 +16,8 @@ import numpy as np
 from fl.errors import ConfigError
 
 MIB = 1024**2
+SIZES = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
+"""What is recorded of each direction."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ClientFailure:
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """One client's part of a round; `train_s` is its own clock's, 0 if its answer could not be used."""
+    """One client's part of a round; `train_s` is its own clock's, 0 if it only evaluated or gave no usable answer."""
 
     partition_id: int
     broadcast_payload_bytes: int
@@ -80,7 +82,8 @@ class ClientRecord:
 class RoundRecord:
     """One line of `rounds.jsonl`.
 
-    `federated` is the clients' own evaluation, where it was asked for. `exact` and `reference` are the test scores of
+    `federated` is the clients' own evaluation, where it was asked for; `evaluated` and `evaluation_traffic` are what
+    that took, which `broadcast`, `update` and `clients` leave out. `exact` and `reference` are the test scores of
     the server's model and of what clients hold of it, where they differ; `test` is the one that was chosen.
     """
 
@@ -99,6 +102,7 @@ class RoundRecord:
     update: Traffic
     control_message_bytes: int
     clients: tuple[ClientRecord, ...]
+    evaluated: tuple[ClientRecord, ...]
     evaluation_traffic: Traffic | None
     evaluation_failed: tuple[ClientFailure, ...]
     train_s: float
@@ -115,19 +119,37 @@ class RoundRecord:
         for name, traffic in (("broadcast", self.broadcast), ("update", self.update)):
             record[name]["compression_ratio"] = traffic.compression_ratio
         if record["evaluation_traffic"] is None:
-            del record["evaluation_traffic"], record["evaluation_failed"]
+            del record["evaluated"], record["evaluation_traffic"], record["evaluation_failed"]
         return record
 
 
+def traffic(record: Mapping[str, Any], direction: str) -> dict[str, int]:
+    """Returns all bytes of a direction in a round, those of clients' evaluation included.
+
+    With a codec the model that a client evaluates is the one it would be sent to train on, and travels once.
+
+    Args:
+        record: a line of `rounds.jsonl`.
+        direction: "broadcast" or "update".
+    """
+    sums = {key: int(record[direction].get(key, record[direction]["payload_bytes"])) for key in SIZES}
+    evaluated = record.get("evaluated", ())
+    for key in ("payload_bytes", "message_bytes"):
+        sums[key] += sum(client[f"{direction}_{key}"] for client in evaluated)
+    if evaluated and direction == "broadcast":
+        sums["fp32_payload_bytes"] += record["evaluation_traffic"]["fp32_payload_bytes"]
+    return sums
+
+
 def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns sums over rounds of bytes, seconds and clients."""
+    """Returns sums over rounds of bytes, seconds and clients; `evaluation_traffic` is part of both directions."""
     sums: dict[str, Any] = {}
-    for direction in ("broadcast", "update", "evaluation_traffic"):
-        counts = [record[direction] for record in records if direction in record]
-        if counts or direction != "evaluation_traffic":
-            keys = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
-            # A run without codecs, before there were any, has no FP32 counterpart: it is its own.
-            sums[direction] = {key: sum(c.get(key, c["payload_bytes"]) for c in counts) for key in keys}
+    for direction in ("broadcast", "update"):
+        each = [traffic(record, direction) for record in records]
+        sums[direction] = {key: sum(counts[key] for counts in each) for key in SIZES}
+    evaluations = [record["evaluation_traffic"] for record in records if "evaluation_traffic" in record]
+    if evaluations:
+        sums["evaluation_traffic"] = {key: sum(counts[key] for counts in evaluations) for key in SIZES}
     for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
         sums[key] = sum(record[key] for record in records)
     return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fl.codec import ServerLink
 from fl.errors import PayloadError, RunError
+from fl.link import LONGEST_S
 from fl.messages import (
     ARRAYS,
     CONFIG,
@@ -109,9 +110,7 @@ def run_rounds(
         _refuse_broken(arrays, server_round)
         aggregated = time.perf_counter()
         scores = evaluate(arrays)
-        federated, evaluation_traffic, evaluation_failed = _evaluate_on_clients(
-            grid, aggregator, arrays, settings, nodes, server_round, link
-        )
+        evaluation = _evaluate_on_clients(grid, aggregator, arrays, settings, nodes, server_round, link)
         record = RoundRecord(
             round=server_round,
             lr=lr,
@@ -119,17 +118,18 @@ def run_rounds(
             validation=scores.validation,
             exact=scores.exact,
             reference=scores.reference,
-            federated=federated,
+            federated=evaluation.score,
             train_loss=number(metrics, "train-loss"),
             clients_asked=len(sampled),
             clients_completed=len(valid),
             clients_failed=tuple(failures),
-            broadcast=_total(sent.values(), fp32_bytes),
-            update=_total((weight for weight in arrived.values() if weight[0]), fp32_bytes),
+            broadcast=_total(sent.values(), len(sent) * fp32_bytes),
+            update=_total(arrived.values(), sum(payload > 0 for payload, _ in arrived.values()) * fp32_bytes),
             control_message_bytes=control_bytes,
             clients=clients,
-            evaluation_traffic=evaluation_traffic,
-            evaluation_failed=evaluation_failed,
+            evaluated=evaluation.clients,
+            evaluation_traffic=evaluation.traffic,
+            evaluation_failed=evaluation.failed,
             train_s=trained - began,
             evaluate_s=time.perf_counter() - aggregated,
             aggregate_s=aggregated - trained,
@@ -177,9 +177,8 @@ def _weigh(message: Message) -> tuple[int, int]:
 
 
 def _total(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
-    each = list(weights)
-    payload, message = (sum(weight[part] for weight in each) for part in (0, 1))
-    return Traffic(payload, message, fp32_bytes * len(each))
+    payloads, messages = zip(*weights, strict=True)
+    return Traffic(sum(payloads), sum(messages), fp32_bytes)
 
 
 def _client_records(
@@ -264,7 +263,8 @@ def _metrics_problem(metrics: MetricRecord, expected: set[str]) -> str | None:
             value = number(metrics, key)
         except ValueError as error:
             return f"metric {error}"
-        if not np.isfinite(value) or (key == NUM_EXAMPLES and value <= 0):
+        wrong = (key == NUM_EXAMPLES and value <= 0) or (key == TRAIN_S and not 0 <= value <= LONGEST_S)
+        if wrong or not np.isfinite(value):
             return f"metric {key} is {value}"
     return None
 
@@ -287,6 +287,16 @@ def _refuse_broken(arrays: ArrayRecord, server_round: int) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """What clients found on their own images, what asking cost, and who failed."""
+
+    score: Score | None = None
+    clients: tuple[ClientRecord, ...] = ()
+    traffic: Traffic | None = None
+    failed: tuple[ClientFailure, ...] = ()
+
+
 def _evaluate_on_clients(
     grid: Grid,
     aggregator: Aggregator,
@@ -295,27 +305,31 @@ def _evaluate_on_clients(
     nodes: Mapping[int, int],
     server_round: int,
     link: ServerLink,
-) -> tuple[Score | None, Traffic | None, tuple[ClientFailure, ...]]:
-    """Returns the weighted mean of clients' scores on their own training images, what asking cost, and who failed."""
+) -> _Evaluation:
+    """Asks for the weighted mean of clients' scores on their own training images."""
     if settings.fraction_evaluate == 0:
-        return None, None, ()
+        return _Evaluation()
     sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
     link.begin(arrays)
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
     messages = link.send(messages)
     partition_of = {node: partition for partition, node in sampled.items()}
-    replies, failures, weights = [], [], [_weigh(message) for message in messages]
+    sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
+    replies, failures, arrived = [], [], {}
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: partition_of[reply.metadata.src_node_id]):
-        weights += [] if reply.has_error() else [_weigh(reply)]
+        if not reply.has_error():
+            arrived[reply.metadata.src_node_id] = _weigh(reply)
         problem = _evaluation_problem(reply, link)
         if problem is None:
             replies.append(reply)
         else:
             failures.append(ClientFailure(partition_of[reply.metadata.src_node_id], f"evaluation: {problem}"))
-    total = replace(_total(weights, 0), fp32_payload_bytes=len(messages) * payload_bytes(RecordDict({ARRAYS: arrays})))
+    fp32_bytes = len(messages) * payload_bytes(RecordDict({ARRAYS: arrays}))
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
     score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
-    return score, total, tuple(failures)
+    clients = _client_records(sampled, sent, arrived, ())
+    traffic = _total([*sent.values(), *arrived.values()], fp32_bytes)
+    return _Evaluation(score, clients, traffic, tuple(failures))
 
 
 def _evaluation_problem(reply: Message, link: ServerLink) -> str | None:

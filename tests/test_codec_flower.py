@@ -16,6 +16,7 @@ from fl.codec.payload import specs_of
 from fl.engine.in_process import InProcess
 from fl.errors import QuantflError
 from fl.experiment import run
+from fl.ledger import COMMUNICATION
 from fl.results import read_json, read_jsonl
 
 CODECS = [Raw(), Fp16(), Uniform(8, "stochastic"), Uniform(4, error_feedback=True), Ecq(2.0), Eden(2)]
@@ -345,6 +346,7 @@ def test_only_answers_with_a_payload_count_as_updates(tmp_path, monkeypatch):
     run(composed(*SMALL, "data.num_images=100", "num_rounds=3", "codec@broadcast=int8", "codec@update=int8"), tmp_path)
     _, second, third = read_jsonl(tmp_path / "rounds.jsonl")
     assert "lacked the reference" in third["clients_failed"][0]["reason"]
+    assert third["update"]["message_bytes"] == sum(client["update_message_bytes"] for client in third["clients"])
     assert third["update"]["fp32_payload_bytes"] == 3 * second["update"]["fp32_payload_bytes"] // 4
     told = read_json(tmp_path / "communication.json")["measured"]
     assert sum(client["fp32_payload_bytes"] for client in told["clients"]) == told["total"]["fp32_payload_bytes"]
@@ -386,6 +388,11 @@ def test_evaluation_on_clients_uses_the_same_chain(tmp_path):
     lines = read_jsonl(tmp_path / "rounds.jsonl")
     assert not any(line["clients_failed"] or line["evaluation_failed"] for line in lines)
     assert lines[-1]["evaluation_traffic"]["payload_bytes"] < lines[-1]["evaluation_traffic"]["fp32_payload_bytes"] / 4
+    for told in (read_json(tmp_path / COMMUNICATION)["measured"], read_json(tmp_path / "summary.json")["totals"]):
+        assert told["broadcast"]["payload_bytes"] == sum(
+            line["broadcast"]["payload_bytes"] + line["evaluation_traffic"]["payload_bytes"] for line in lines
+        )
+        assert 4 < told["broadcast"]["fp32_payload_bytes"] / told["broadcast"]["payload_bytes"] < 100
 
 
 def test_records_of_the_link_never_reach_an_app():

@@ -112,6 +112,7 @@ def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
         ([*SIZES, "--clients", "0"], ["--clients 0", "at least 1"]),
         ([*SIZES, "--train-s", "-1"], ["--train-s -1"]),
         ([*SIZES, "--train-s", "nan"], ["--train-s nan"]),
+        ([*SIZES, "--train-s", "1e25"], ["--train-s 1e+25"]),
         ([*SIZES, "--precisions"], ["--precisions", "folder of a run"]),
         ([*SIZES, "--link", "laser"], ["--link laser", "cubesat_sband, flat_rate, ttc_uhf"]),
         ([*SIZES, "--link", "none.yaml"], ["none.yaml"]),

@@ -37,14 +37,24 @@ def record(number, accuracy, *clients, evaluation=None):
         "train_s": 9.0,
         "clients": [dict(zip(names, c, strict=True)) | m for c, m in zip(clients, messages, strict=True)],
     }
-    return line | ({"evaluation_traffic": evaluation} if evaluation else {})
+    if evaluation:
+        partition, received = evaluation
+        client = {
+            "partition_id": partition,
+            "broadcast_payload_bytes": received,
+            "update_payload_bytes": 0,
+            "train_s": 0.0,
+        }
+        line["evaluated"] = [client | {"broadcast_message_bytes": received + 100, "update_message_bytes": 30}]
+        line["evaluation_traffic"] = {
+            "payload_bytes": received, "message_bytes": received + 130, "fp32_payload_bytes": MODEL,
+        }  # fmt: skip
+    return line
 
 
 RUN = [
     record(1, 0.60, (0, MIB, MIB, 5.0), (1, MIB, 2 * MIB, 8.0)),
-    record(
-        2, 0.80, (1, MIB, MIB, 8.0), (2, 3 * MIB, 0, 0.0), evaluation={"payload_bytes": MIB, "message_bytes": 2 * MIB}
-    ),
+    record(2, 0.80, (1, MIB, MIB, 8.0), (2, 3 * MIB, 0, 0.0)),
     record(3, 0.84, (0, MIB, MIB, 5.0)),
 ]
 
@@ -62,12 +72,36 @@ def test_measured_totals_by_hand():
     assert told["total"]["compression_ratio"] == 36 / 12
 
 
-def test_control_and_evaluation_traffic_stand_apart():
+def test_control_traffic_stands_apart():
     told = communication(RUN, [preset("flat_rate")])
     assert told["measured"]["control"] == {"message_bytes": 150}
-    assert told["measured"]["evaluation"] == {"payload_bytes": MIB, "message_bytes": 2 * MIB}
     assert told["modelled"]["links"]["flat_rate"]["cost_usd"]["total"] == 60
-    assert told["modelled"]["links"]["flat_rate"]["evaluation_cost_usd"] == 5
+
+
+def test_what_clients_are_sent_to_evaluate_is_broadcast_and_paid_for():
+    """One more message of 1 MiB to client 2: 7 + 1 MiB in six messages, $5 more, and nobody waits for it."""
+    told = communication([*RUN[:2], record(3, 0.84, (0, MIB, MIB, 5.0), evaluation=(2, MIB))], [preset("flat_rate")])
+    before = communication(RUN, [preset("flat_rate")])
+    assert told["measured"]["evaluation"] == {"payload_bytes": MIB, "message_bytes": MIB + 130}
+    assert told["measured"]["broadcast"]["payload_bytes"] == 8 * MIB
+    assert told["measured"]["broadcast"]["compression_ratio"] == 24 / 8
+    assert told["measured"]["update"]["message_bytes"] == before["measured"]["update"]["message_bytes"] + 30
+    assert told["measured"]["clients"][2]["broadcast_payload_bytes"] == 4 * MIB
+    assert told["measured"]["clients"][2]["rounds_asked"] == 1
+    link, without = (each["modelled"]["links"]["flat_rate"] for each in (told, before))
+    assert link["cost_usd"]["ground_to_sat"] == without["cost_usd"]["ground_to_sat"] + 5
+    assert link["if_fp32"]["cost_usd"] == without["if_fp32"]["cost_usd"] + 20
+    assert link["round_s"] == without["round_s"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train_s", -1.0), ("train_s", float("nan")), ("train_s", 1e25), ("broadcast_payload_bytes", -5)]
+)
+def test_figures_that_nobody_measured_are_refused(key, value):
+    damaged = record(1, 0.6, (0, MIB, MIB, 5.0))
+    damaged["clients"][0][key] = value
+    with pytest.raises(ConfigError, match="damaged"):
+        communication([damaged], [preset("cubesat_sband")])
 
 
 def test_every_client_has_its_own_sums():

@@ -203,6 +203,8 @@ def broken(kind, partition=1, rounds=(1, 2)):
             metrics["battery"] = 0.5
         if kind == "metric":
             del metrics["train-loss"]
+        if kind == "time":
+            metrics["train-s"] = -5.0
         records = {ARRAYS: spoil(reply.content[ARRAYS]), METRICS: MetricRecord(metrics)}
         if kind == "records":
             del records[METRICS]
@@ -222,6 +224,7 @@ FAULTS = {
     "weight": "metric num-examples is 0",
     "metric": "wrong metrics: ['num-examples', 'train-s']",
     "extra metric": "wrong metrics",
+    "time": "metric train-s is -5.0",
     "records": "wrong records",
 }
 
