@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from fl.console import say
@@ -31,6 +32,8 @@ BEGIN, END = "<!-- codecs: made by benchmarks/codecs.py -->", "<!-- codecs: end 
 MODEL, SETTINGS = "final_model.pt", "settings.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
 SEEDS = (42, 43, 44)
+COMPOSING = Lock()
+"""Hydra composes one configuration at a time."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def run(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: int) -
     """
     run_dir = folder / f"{row.name}-{seed}"
     if (run_dir / SETTINGS).exists():
-        wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra]))
+        with COMPOSING:
+            wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra]))
         if (found := without_places(read_json(run_dir / SETTINGS))) != wanted:
             other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
             raise RunError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
