@@ -39,8 +39,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 def compute_with(threads: int) -> None:
     """Sets how many threads torch computes with, and makes glibc keep freed memory for the next batch.
 
-    Otherwise every batch's activations go back to the system and are mapped and zeroed again page by page, which
-    docs/performance.md has the cost of.
+    Otherwise every batch's activations go back to the system and are mapped and zeroed again, page by page.
     """
     import torch
 
