@@ -26,7 +26,7 @@ from fl.messages import is_statistic
 from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
-from fl.results import MIB, RoundRecord, Score, Scores, plain, read_jsonl, totals, write_json, write_jsonl
+from fl.results import MIB, RoundRecord, Score, Scores, plain, read_jsonl, totals, traffic, write_json, write_jsonl
 from fl.rounds import RoundSettings, run_rounds
 from fl.strategy import Aggregator
 from fl.targets import Target
@@ -259,8 +259,8 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     for name, score in (also | {"clients": record.federated}).items():
         parts += [f"{name} {100 * score.accuracy:.2f}%"] if score else []
     parts += [f"train loss {record.train_loss:.4f}", f"clients {record.clients_completed}/{record.clients_asked}"]
-    for name, sent in (("broadcast", record.broadcast), ("update", record.update)):
-        parts += [f"{name} {sent.payload_bytes / MIB:.2f} MB"]
+    for name in ("broadcast", "update"):
+        parts += [f"{name} {traffic(record.to_json(), name)['payload_bytes'] / MIB:.2f} MB"]
     return "  ".join([*parts, f"{record.train_s + record.evaluate_s + record.aggregate_s:.1f} s"])
 
 
