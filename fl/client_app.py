@@ -21,6 +21,9 @@ from fl.model import Net, channels_last, initial_model
 from fl.seeds import torch_generator
 from fl.training import TrainingSettings, train_locally
 
+SCALER = "quantfl.scaler"
+"""Record in a client's state: what its loss scaling has learned."""
+
 
 @dataclass(frozen=True)
 class ClientSettings:
@@ -70,23 +73,26 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
     app = ClientApp(mods=[codecs])
     device = torch.device(settings.device)
 
-    def start(message: Message, context: Context) -> tuple[Net, int, np.ndarray, np.ndarray]:
-        """Returns the received model and this client's partition id, images and labels."""
+    def start(message: Message, context: Context, model: Net) -> tuple[int, np.ndarray, np.ndarray]:
+        """Fills `model` with what was received; returns this client's partition id, images and labels."""
         compute_with(settings.threads)
         partition_id = int(context.node_config["partition-id"])
         share = np.load(settings.shares_file, allow_pickle=False)[str(partition_id)]
         source = _open_once(settings.images_folder)
-        model = Net(settings.num_classes)
         model.load_state_dict(arrays_of(message).to_torch_state_dict())
         channels_last(model.to(device))
-        return model, partition_id, source.images[share], source.labels[share]
+        return partition_id, source.images[share], source.labels[share]
 
     def reply(message: Message, metrics: MetricRecord, **records: ArrayRecord) -> Message:
         return Message(RecordDict({**records, METRICS: metrics}), reply_to=message)
 
     @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
-        model, partition_id, images, labels = start(message, context)
+        precision = settings.training.precision
+        model, scaler = precision.network(settings.num_classes), precision.scaler(device.type)
+        partition_id, images, labels = start(message, context, model)
+        if SCALER in context.state.config_records:
+            scaler.load_state_dict(dict(context.state.config_records[SCALER]))
         config = config_of(message)
         began = time.perf_counter()
         loss = train_locally(
@@ -97,7 +103,10 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
             lr=number(config, "lr"),
             proximal_mu=number(config, "proximal-mu", 0.0),
             generator=torch_generator(settings.seed, "local", int(number(config, "server-round")), partition_id),
+            scaler=scaler,
         )
+        if scaler.is_enabled():
+            context.state[SCALER] = ConfigRecord(scaler.state_dict())
         arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
         train_s = time.perf_counter() - began
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "train-loss": loss, TRAIN_S: train_s})
@@ -105,7 +114,8 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
 
     @app.evaluate()
     def evaluate_locally(message: Message, context: Context) -> Message:
-        model, _, images, labels = start(message, context)
+        model = Net(settings.num_classes)
+        _, images, labels = start(message, context, model)
         batch_size = settings.training.batch_size
         score = evaluate(model.eval(), images, labels, batch_size=batch_size, device=device).score
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "loss": score.loss, "accuracy": score.accuracy})

@@ -67,6 +67,7 @@ class Settings:
     partition: Target
     strategy: Target
     optimizer: Target
+    training: Target
     engine: Target
     link: Target
     seed: Annotated[int, Field(ge=0, strict=True)]
@@ -100,7 +101,8 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         ConfigError: names the argument, its value and what is wrong.
     """
     groups: dict[str, Any] = {}
-    for name in ("partition", "strategy", "optimizer", "engine", "link"):
+    config = {"training": {"_target_": "fl.training.Fp32"}, **config}  # runs from before there was a choice
+    for name in ("partition", "strategy", "optimizer", "training", "engine", "link"):
         groups[name] = Target.from_config(name, config.get(name), trusted)
     for name in ("broadcast", "update"):
         if isinstance(config.get(name), str):
@@ -135,6 +137,8 @@ def _check_across(settings: Settings) -> None:
         raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
     for name in ("broadcast", "update"):
         _codec(settings, name)
+    settings.training.check("training")
+    settings.training.build("training")
     settings.link.check("link")
     settings.link.build("link")
     settings.engine.check("engine")
@@ -234,7 +238,8 @@ def run(
     clients = f"{rounds.clients_per_round} of {settings.num_clients} clients per round"
     names = " + ".join(target.target.rpartition(".")[2] for target in (settings.strategy, settings.optimizer))
     rate = f"lr {settings.lr:g} {settings.lr_schedule}"
-    say(f"Training: {settings.num_rounds} rounds, {clients}, {names}, {rate}, {device}")
+    precision = settings.training.build("training").describe(device)
+    say(f"Training: {settings.num_rounds} rounds, {clients}, {names}, {rate}, {precision}, {device}")
     server = ServerSettings(
         run_dir=run_dir,
         images_folder=images.folder,
@@ -280,7 +285,12 @@ def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) 
     from fl.training import TrainingSettings
 
     training = TrainingSettings(
-        settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
+        settings.local_epochs,
+        settings.batch_size,
+        settings.augmentation,
+        settings.optimizer,
+        settings.label_smoothing,
+        settings.training.build("training"),
     )
     return ClientSettings(
         images_folder=images.folder,

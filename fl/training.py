@@ -1,18 +1,101 @@
-"""Local training: what a client does with the model it received."""
+"""Local training: what a client does with the model it received, and in which precision."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import dataclasses as checked
 from torch import Tensor, nn
+from torch.amp import GradScaler, autocast
 
-from fl.model import to_input
+from fl.model import Net, to_input
+from fl.quantization import QatNet
 from fl.targets import Target
 
 Augmentation = Literal["none", "flips", "dihedral"]
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Precision(Protocol):
+    """In what a client computes while it trains; weights stay FP32, and so does what travels."""
+
+    def describe(self, device: str) -> str:
+        """Returns what the log says."""
+
+    def network(self, num_classes: int) -> Net:
+        """Returns a network to train, with the names of `Net`."""
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        """Returns what forward passes are made in."""
+
+    def scaler(self, device: str) -> GradScaler:
+        """Returns what scales the loss; disabled where nothing has to be scaled."""
+
+
+@checked.dataclass(frozen=True)
+class Fp32:
+    """Everything in FP32."""
+
+    def describe(self, device: str) -> str:
+        return "fp32"
+
+    def network(self, num_classes: int) -> Net:
+        return Net(num_classes)
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def scaler(self, device: str) -> GradScaler:
+        return GradScaler(device, enabled=False)
+
+
+@checked.dataclass(frozen=True)
+class Amp(Fp32):
+    """Automatic mixed precision: convolutions and products in 16 bits, weights and the rest in FP32.
+
+    Args:
+        dtype: "bfloat16", or "float16" with loss scaling (Micikevicius et al., arXiv 1710.03740); "auto" is bfloat16,
+            but float16 on a GPU that has no bfloat16 instructions.
+    """
+
+    dtype: Literal["auto", "float16", "bfloat16"] = "auto"
+
+    def describe(self, device: str) -> str:
+        return f"amp {str(self._chosen(device)).removeprefix('torch.')}"
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        return autocast(device, self._chosen(device))
+
+    def scaler(self, device: str) -> GradScaler:
+        return GradScaler(device, enabled=self._chosen(device) == torch.float16)
+
+    def _chosen(self, device: str) -> torch.dtype:
+        if self.dtype == "auto":
+            without = device == "cuda" and torch.cuda.get_device_capability() < (8, 0)
+            return torch.float16 if without else torch.bfloat16
+        return torch.float16 if self.dtype == "float16" else torch.bfloat16
+
+
+@checked.dataclass(frozen=True)
+class Qat(Fp32):
+    """Quantization-aware training: forward passes see weights and activations as an integer model will have them.
+
+    Gradients pass through the rounding as if it were not there (Jacob et al., arXiv 1712.05877, section 3).
+
+    Args:
+        bits: of weights: 8 as `int8`, 4 as `int4` of the comparison; activations have 8 bits, ranges per batch.
+    """
+
+    bits: Literal[4, 8] = 8
+
+    def describe(self, device: str) -> str:
+        return f"qat int{self.bits}"
+
+    def network(self, num_classes: int) -> Net:
+        return QatNet(num_classes, self.bits)
 
 
 @dataclass(frozen=True)
@@ -24,6 +107,7 @@ class TrainingSettings:
     augmentation: Augmentation
     optimizer: Target
     label_smoothing: float
+    precision: Precision = field(default_factory=Fp32)
 
 
 def learning_rate(lr: float, schedule: Schedule, round_number: int, num_rounds: int) -> float:
@@ -64,6 +148,7 @@ def train_locally(
     lr: float,
     proximal_mu: float,
     generator: torch.Generator,
+    scaler: GradScaler | None = None,
 ) -> float:
     """Trains `model` in place and returns the mean loss per image over all steps.
 
@@ -75,8 +160,11 @@ def train_locally(
         lr: learning rate of this round.
         proximal_mu: FedProx's weight of half the squared distance to the received weights (arXiv 1812.06127, eq. 2).
         generator: on the CPU; draws the order of images and their augmentation.
+        scaler: of the loss, with what it learned in earlier rounds; a fresh one by default.
     """
     model.train()
+    device = images.device.type
+    scaler = scaler or settings.precision.scaler(device)
     optimizer = settings.optimizer.build("optimizer", model.parameters(), lr=lr)
     received = [parameter.detach().clone() for parameter in model.parameters()]
     total = torch.zeros((), dtype=torch.float64, device=images.device)
@@ -84,12 +172,15 @@ def train_locally(
         for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
             batch = batch.to(images.device)
             inputs = to_input(augment(images[batch], settings.augmentation, generator))
-            loss = F.cross_entropy(model(inputs), labels[batch], label_smoothing=settings.label_smoothing)
+            with settings.precision.autocast(device):
+                logits = model(inputs)
+            loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=settings.label_smoothing)
             total += loss.detach() * len(batch)
             if proximal_mu:
                 pairs = zip(model.parameters(), received, strict=True)
                 loss = loss + proximal_mu / 2 * torch.stack([(p - start).square().sum() for p, start in pairs]).sum()
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
     return float(total) / (settings.local_epochs * len(labels))

@@ -1,4 +1,4 @@
-"""The network in INT8 and FP16."""
+"""The network in integers and FP16, and as quantization-aware training sees it."""
 
 import copy
 from collections.abc import Iterator
@@ -11,7 +11,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fl.model import Net
 from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool, pack, run_onednn, run_reference
-from fl.quantization.numeric import QParams, choose_activation_qparams, quantize_activation, quantize_weight
+from fl.quantization.numeric import (
+    GROUP_LEVELS,
+    GroupLevels,
+    QParams,
+    choose_activation_qparams,
+    dequantize_weight,
+    int8_of_groups,
+    pack_levels,
+    quantize_activation,
+    quantize_groups,
+    quantize_weight,
+    unpack_levels,
+)
 
 CONVOLUTIONS, LINEARS = ("conv1", "conv2", "conv3"), ("fc1", "fc2", "fc3")
 LAYERS = CONVOLUTIONS + LINEARS
@@ -38,17 +50,21 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, static_input: QParams | None) -> None:
         super().__init__()
-        weight, scale = quantize_weight(layer.weight.detach())  # type: ignore[operator]
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", layer.bias.detach().clone())  # type: ignore[operator]
         self.weight: Tensor
         self.weight_scale: Tensor
         self.bias: Tensor
+        self._store(layer.weight.detach())  # type: ignore[operator]
+        self.register_buffer("bias", layer.bias.detach().clone())  # type: ignore[operator]
         if static_input is not None:
             self.register_buffer("input_scale", torch.tensor(static_input.scale))
             self.register_buffer("input_zero_point", torch.tensor(static_input.zero_point, dtype=torch.int32))
         self._packed: Tensor | None = None
+
+    def _store(self, weight: Tensor) -> None:
+        """Registers the buffers that hold the weight."""
+        integers, scale = quantize_weight(weight)
+        self.register_buffer("weight", integers)
+        self.register_buffer("weight_scale", scale)
 
     def static_input(self) -> QParams:
         """Returns the stored input parameters."""
@@ -70,23 +86,47 @@ class QuantizedLayer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
+class GroupedLayer(QuantizedLayer):
+    """A layer that stores levels of few bits, packed, and computes with the int8 weights they stand for."""
+
+    def __init__(self, layer: nn.Module, kind: GroupLevels) -> None:
+        self._kind = kind
+        super().__init__(layer, None)
+
+    def _store(self, weight: Tensor) -> None:
+        index, multiplier, scale = quantize_groups(weight, self._kind)
+        self.register_buffer("levels", pack_levels(index, self._kind.bits))
+        self.register_buffer("multiplier", multiplier)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight", int8_of_groups(index, multiplier, self._kind), persistent=False)
+        self.levels: Tensor
+        self.multiplier: Tensor
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(*args, **kwargs)
+        index = unpack_levels(self.levels, self._kind.bits, self.weight.shape)
+        self.weight = int8_of_groups(index, self.multiplier, self._kind)
+
+
 class QuantizedNet(nn.Module):
     """`Net` with every convolution and linear layer in INT8 and BatchNorm folded.
 
     Dynamic: activations travel as float32 and are quantized before each layer over the range of the whole batch,
     so a prediction depends, slightly, on its batch. Static: ranges are stored, and activations stay uint8 from
-    the input to the last layer's float32 logits.
+    the input to the last layer's float32 logits. With `groups`, dynamic, weights have fewer bits than 8.
     """
 
     input_dtype = torch.float32
 
-    def __init__(self, model: Net, static_inputs: dict[str, QParams] | None) -> None:
+    def __init__(
+        self, model: Net, static_inputs: dict[str, QParams] | None = None, groups: GroupLevels | None = None
+    ) -> None:
         super().__init__()
         folded = fold_batch_norm(model)
         self.static = static_inputs is not None
         for name in LAYERS:
-            incoming = static_inputs[name] if static_inputs is not None else None
-            self.add_module(name, QuantizedLayer(getattr(folded, name), incoming))
+            layer, incoming = getattr(folded, name), static_inputs[name] if static_inputs is not None else None
+            self.add_module(name, GroupedLayer(layer, groups) if groups else QuantizedLayer(layer, incoming))
         self._inputs: list[QParams] | None = None
 
     @property
@@ -152,6 +192,49 @@ def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QP
                 y = folded.get_submodule(name)(x)
                 x = _after(name, F.relu(y) if name != LAYERS[-1] else y)
     return {name: choose_activation_qparams(low[name], high[name]) for name in LAYERS}
+
+
+class QatNet(Net):
+    """`Net` for quantization-aware training: it computes with what quantized weights and activations stand for.
+
+    Weights are rounded as `QuantizedNet` rounds them (BatchNorm multiplies whole channels, which changes their scale
+    and nothing else), inputs of layers over the range of the batch. Gradients pass as if nothing was rounded. State
+    dict and parameters are those of `Net`.
+
+    Args:
+        num_classes: logits.
+        bits: of weights, 8 or a key of `GROUP_LEVELS`.
+    """
+
+    def __init__(self, num_classes: int, bits: int) -> None:
+        super().__init__(num_classes)
+        self.groups = None if bits == 8 else GROUP_LEVELS[bits]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in LAYERS:
+            layer: Any = self.get_submodule(name)
+            x, weight = _as_quantized(x), self._rounded(layer.weight)
+            if name in CONVOLUTIONS:
+                norm = self.get_submodule(name.replace("conv", "bn"))
+                x = _after(name, F.relu(norm(F.conv2d(x, weight, layer.bias))))
+            else:
+                x = F.linear(x, weight, layer.bias)
+                x = x if name == LAYERS[-1] else F.relu(x)
+        return x
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        values = weight.detach()
+        if self.groups is None:
+            rounded = dequantize_weight(*quantize_weight(values))
+        else:
+            index, multiplier, scale = quantize_groups(values, self.groups)
+            rounded = dequantize_weight(int8_of_groups(index, multiplier, self.groups), scale)
+        return weight + (rounded - values)
+
+
+def _as_quantized(x: Tensor) -> Tensor:
+    qparams = batch_qparams(x.detach())
+    return torch.fake_quantize_per_tensor_affine(x, qparams.scale, qparams.zero_point, 0, 255)
 
 
 class HalfConv2d(nn.Conv2d):

@@ -54,5 +54,77 @@ def dequantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.float() * _per_channel(scale, weight)
 
 
+@dataclass(frozen=True)
+class GroupLevels:
+    """Weights of few bits in groups along a channel: `channel's scale * group's multiplier * level`.
+
+    Multiplier times level is an int8 value, so such weights run on INT8 kernels as they are.
+
+    Attributes:
+        bits: of a level.
+        group_size: neighbours of a channel that share a multiplier; the last group may be shorter.
+        levels: symmetric integers, in order, at a distance of `step`.
+    """
+
+    bits: int
+    group_size: int
+    levels: tuple[int, ...]
+
+    @property
+    def step(self) -> int:
+        """Distance of neighbouring levels."""
+        return self.levels[1] - self.levels[0]
+
+    @property
+    def most(self) -> int:
+        """The largest multiplier."""
+        return 127 // self.levels[-1]
+
+
+GROUP_LEVELS = {4: GroupLevels(4, 32, tuple(range(-7, 8))), 2: GroupLevels(2, 16, (-3, -1, 1, 3))}
+
+
+def quantize_groups(weight: Tensor, kind: GroupLevels) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns indices of levels (uint8, in the shape of `weight`), multipliers (uint8 [out, groups]), scales [out].
+
+    The largest magnitude of a channel is its highest level times the largest multiplier; that of a group, as nearly as
+    its multiplier allows.
+
+    Args:
+        weight: float32 [out, ...].
+        kind: one of `GROUP_LEVELS`.
+    """
+    rows = weight.flatten(1)
+    top, groups = kind.levels[-1], -(-rows.shape[1] // kind.group_size)
+    padded = torch.nn.functional.pad(rows, (0, groups * kind.group_size - rows.shape[1]))
+    largest = padded.reshape(len(rows), groups, kind.group_size).abs().amax(2)
+    scale = (largest.amax(1) / (top * kind.most)).clamp_min(SMALLEST_SCALE)
+    multiplier = (largest / (top * scale[:, None])).round_().clamp_(1, kind.most)
+    unit = (scale[:, None] * multiplier).repeat_interleave(kind.group_size, 1)[:, : rows.shape[1]]
+    index = ((rows / unit - kind.levels[0]) / kind.step).round_().clamp_(0, len(kind.levels) - 1)
+    return index.to(torch.uint8).reshape(weight.shape), multiplier.to(torch.uint8), scale
+
+
+def int8_of_groups(index: Tensor, multiplier: Tensor, kind: GroupLevels) -> Tensor:
+    """Returns level times multiplier, int8 in the shape of `index`: what a channel's scale turns into weights."""
+    levels = torch.tensor(kind.levels, dtype=torch.int8, device=index.device)[index.int()].flatten(1)
+    factors = multiplier.to(torch.int8).repeat_interleave(kind.group_size, 1)[:, : levels.shape[1]]
+    return (levels * factors).reshape(index.shape)
+
+
+def pack_levels(index: Tensor, bits: int) -> Tensor:
+    """Returns indices of `bits` bits packed into bytes, uint8 [n], first ones in the lowest bits."""
+    per_byte = 8 // bits
+    flat = torch.nn.functional.pad(index.flatten(), (0, -index.numel() % per_byte)).reshape(-1, per_byte)
+    return sum((flat[:, place] << (bits * place) for place in range(per_byte)), start=torch.zeros_like(flat[:, 0]))
+
+
+def unpack_levels(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """Returns what `pack_levels` was given."""
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    flat = (packed[:, None] >> places) & (2**bits - 1)
+    return flat.flatten()[: shape.numel()].reshape(shape)
+
+
 def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (weight.dim() - 1))

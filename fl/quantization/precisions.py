@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fl.model import Net, channels_last, num_parameters
 from fl.quantization.modules import LAYERS, HalfNet, QuantizedNet, calibrate
-from fl.quantization.numeric import QParams
+from fl.quantization.numeric import GROUP_LEVELS, QParams
 
 
 class Precision(Protocol):
@@ -125,10 +125,10 @@ class Int8:
     num_calibration_images: ClassVar[int] = 0
 
     def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
-        return described(QuantizedNet(model, None), self, "int8", model)
+        return described(QuantizedNet(model), self, "int8", model)
 
     def empty(self, num_classes: int) -> nn.Module:
-        return QuantizedNet(Net(num_classes), None)
+        return QuantizedNet(Net(num_classes))
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,33 @@ class Int8Static:
 
     def empty(self, num_classes: int) -> nn.Module:
         return QuantizedNet(Net(num_classes), dict.fromkeys(LAYERS, QParams(1.0, 0)))
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Weights of 4 bits, two in a byte, in groups of 32 with a multiplier of their own; else as `Int8`."""
+
+    title: ClassVar[str] = "INT4"
+    method: ClassVar[str] = "Group-wise Dynamic Quantization"
+    num_calibration_images: ClassVar[int] = 0
+
+    def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
+        return described(QuantizedNet(model, groups=GROUP_LEVELS[4]), self, "int4", model)
+
+    def empty(self, num_classes: int) -> nn.Module:
+        return QuantizedNet(Net(num_classes), groups=GROUP_LEVELS[4])
+
+
+@dataclass(frozen=True)
+class Int2:
+    """Weights of 2 bits, four in a byte, in groups of 16 with a multiplier of their own; else as `Int8`."""
+
+    title: ClassVar[str] = "INT2"
+    method: ClassVar[str] = "Group-wise Dynamic Quantization"
+    num_calibration_images: ClassVar[int] = 0
+
+    def convert(self, model: Net, calibration: Tensor | None = None) -> nn.Module:
+        return described(QuantizedNet(model, groups=GROUP_LEVELS[2]), self, "int2", model)
+
+    def empty(self, num_classes: int) -> nn.Module:
+        return QuantizedNet(Net(num_classes), groups=GROUP_LEVELS[2])
