@@ -63,11 +63,12 @@ def compare(
         QuantflError: with everything that was there before still in place; files appear when all are measured.
     """
     methods = precisions([BASELINE, *(name for name in precision_names if name != BASELINE)])
-    titles = {name: method.title for name, method in methods.items()}
     target = _device(device)
     model, file = load_fp32(model_path)
     source_sha256 = file.made_from or file.sha256
     run = find_run(model_path.parent, source_sha256)
+    trained_with = {name: run.trained_for(name) if run else None for name in methods}
+    titles = {name: f"{method.title} QAT" if trained_with[name] else method.title for name, method in methods.items()}
     output_dir, json_path = _places(model_path, output)
     opening(model_path, output_dir, num_parameters(model))
     say("\nLoading test set...")
@@ -86,11 +87,12 @@ def compare(
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".comparison.") as scratch:
         chosen = {name: method for name, method in methods.items() if name not in skipped}
         for number, (name, method) in enumerate(chosen.items(), start=1):
-            heading(f"{number}. {method.title} ({method.method})")
+            heading(f"{number}. {titles[name]} ({method.method})")
             if name != BASELINE:
-                say(f"Converting to {method.title} ({method.method.lower()})...")
-            say(f"Evaluating {method.title}...")
-            path = convert_and_save(model, source_sha256, name, method, Path(scratch), inputs.calibration)
+                say(f"Converting to {titles[name]} ({method.method.lower()})...")
+            say(f"Evaluating {titles[name]}...")
+            training = trained_with[name]
+            path = convert_and_save(model, source_sha256, method, Path(scratch), inputs.calibration, training)
             result = measure(path, inputs.test, batch_size=batch_size, device=target)
             measured[name] = dataclasses.replace(result, path=output_dir / path.name)
             report = build_report(

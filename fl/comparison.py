@@ -17,7 +17,7 @@ from fl.errors import ModelFileError
 from fl.evaluation import Evaluation, evaluate
 from fl.model import Net, num_parameters, to_input
 from fl.model_file import load_with_info, save_model
-from fl.quantization import Precision
+from fl.quantization import Precision, kernels_of
 from fl.results import MIB, sha256
 
 JSON_NAME, PLOT_NAME = "quantization_comparison.json", "quantization_comparison.png"
@@ -61,26 +61,34 @@ class Measured:
     made_from: str | None
     kernels: str
     evaluation: Evaluation
+    trained_with: str | None
 
 
 def convert_and_save(
-    model: Net, source_sha256: str, name: str, precision: Precision, folder: Path, calibration: np.ndarray | None
+    model: Net,
+    source_sha256: str,
+    precision: Precision,
+    folder: Path,
+    calibration: np.ndarray | None,
+    trained_with: str | None = None,
 ) -> Path:
     """Converts `model`, writes `model_<name>.pt` and returns its path.
 
     Args:
         model: FP32.
         source_sha256: of the file it came from.
-        name: of the precision.
         precision: how to convert.
         folder: an existing one.
         calibration: uint8 [n, 64, 64, 3] training images; None where none are needed.
+        trained_with: the training precision, for a model that was trained for this one.
     """
     inputs = None
     if precision.num_calibration_images and calibration is not None:
         inputs = to_input(torch.from_numpy(calibration[: precision.num_calibration_images]))
-    path = folder / f"model_{name}.pt"
-    save_model(path, precision.convert(model, inputs), source_sha256)
+    path, converted = folder / f"model_{precision.name}.pt", precision.convert(model, inputs)
+    if trained_with:
+        converted.quantization_info["trained_with"] = trained_with  # type: ignore[index,operator]
+    save_model(path, converted, source_sha256)
     return path
 
 
@@ -104,8 +112,9 @@ def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device)
         )
     if not math.isfinite(evaluation.score.loss):
         raise ModelFileError(f"{path.name}: its loss is not finite; the model's values overflow in this precision")
-    kernels = str(model.kernels)
-    return Measured(path, file.num_bytes, file.sha256, file.made_from, kernels, evaluation)
+    return Measured(
+        path, file.num_bytes, file.sha256, file.made_from, kernels_of(model), evaluation, file.info.get("trained_with")
+    )
 
 
 def warm_up(model: nn.Module, test: TestSet, batch_size: int, device: torch.device) -> None:
@@ -196,6 +205,7 @@ def _entry(measured: Measured, baseline: Measured) -> dict[str, Any]:
         "agreement_with_fp32": int((predictions == expected).sum()) / len(expected),
         "inference_ms": measured.evaluation.ms_per_image,
         "kernels": measured.kernels,
+        **({"trained_with": measured.trained_with} if measured.trained_with else {}),
     }
 
 

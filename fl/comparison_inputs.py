@@ -25,6 +25,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 DEFAULT_SEED = 42
 CALIBRATION_POOL = 512
 NAMED = ("eurosat", "synthetic")
+USUAL_ORDER = ("fp32", "fp16", "int8", "int8_static", "int4", "int2")
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,41 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Run:
-    """The run a model was made by: its summary, its `communication.json` if any, and the data it was trained on."""
+    """The run a model was made by: its summary, its `communication.json` if any, how and on what it was trained."""
 
     summary: Mapping[str, Any]
     ledger: Mapping[str, Any] | None
+    training: Mapping[str, Any]
     data: Mapping[str, Any]
     seed: int
     images_sha256: str
     split_sha256: str
     class_names: tuple[str, ...]
 
+    def trained_for(self, precision: str) -> str | None:
+        """Returns the training precision if it was quantization-aware and made for this one, else None."""
+        bits = self.training.get("bits") if self.training.get("_target_") == "fl.training.Qat" else None
+        return f"qat int{bits}" if bits and precision.startswith(f"int{bits}") else None
+
 
 def precisions(names: list[str]) -> dict[str, Precision]:
-    """Builds precisions from `conf/precision/`.
+    """Builds precisions from `conf/precision/`; "all" stands for those that are not named.
 
     Raises:
         ConfigError: there is no such precision; names the valid ones.
     """
     known = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
+    if "all" in names:
+        usual = [name for name in USUAL_ORDER if name in known]
+        named = [name for name in names if name != "all"]
+        names = list(dict.fromkeys([*named, *usual, *known]))
     for name in names:
         if name not in known:
-            raise ConfigError(f"--precisions {name}: there is no such precision; valid choices: {', '.join(known)}")
+            raise ConfigError(f"--precisions {name}: is no precision; valid choices: all, {', '.join(known)}")
     found = {}
     for name in names:
         config = OmegaConf.to_container(OmegaConf.load(CONF / "precision" / f"{name}.yaml"))
-        found[name] = Target.from_config(f"precision/{name}", config).build(f"precision/{name}")
+        found[name] = Target.from_config(f"precision/{name}", config).build(f"precision/{name}", name=name)
     return found
 
 
@@ -93,7 +104,8 @@ def find_run(folder: Path, model_sha256: str) -> Run | None:
         data["cache_dir"] = _group("eurosat")["cache_dir"]  # of this machine
         hashes = partition["images_sha256"], partition["split_sha256"]
         ledger = read_json(folder / COMMUNICATION) if (folder / COMMUNICATION).is_file() else None
-        return Run(summary, ledger, data, settings["seed"], *hashes, tuple(partition["class_names"]))
+        training = dict(settings.get("training") or {})
+        return Run(summary, ledger, training, data, settings["seed"], *hashes, tuple(partition["class_names"]))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
 

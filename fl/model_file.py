@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fl.errors import ModelFileError
 from fl.model import Net
-from fl.quantization import Fp32, Precision, precision_from
+from fl.quantization import Precision, empty_model
 from fl.results import sha256, write_bytes
 
 SHOWN = 3
@@ -147,14 +147,12 @@ def load_with_info(path: Path, device: torch.device) -> tuple[nn.Module, LoadedF
     file = read_file(path)
     if not file.info:
         network, file = load_fp32(path)
-        return Fp32().convert(network).to(device), file
+        return Precision("fp32").convert(network).to(device), file
     try:
-        precision: Precision = precision_from(file.info)
-        model = precision.empty(int(file.info["num_classes"]))
+        model = empty_model(file.info)
     except Exception as error:  # the file may say anything
         raise ModelFileError(f"{path}: quantization_info cannot be used ({error!r})") from error
     fill(path, model, file.state)
-    model.quantization_info = dict(file.info)  # type: ignore[assignment]
     return model.to(device).eval(), file
 
 

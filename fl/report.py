@@ -43,14 +43,15 @@ def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
         exact, reference = (f"{100 * final[f'{name}_accuracy']:.2f}%" for name in ("exact", "reference"))
         say(f"Model: the {report['run']['server_model']} one (server's exact {exact}, clients' reference {reference})")
     say()
-    columns = f"{'Precision':<13}{'Accuracy':<12}{'Drop':<11}{'Size (MB)':<12}{'Compression':<14}{'ms/image':<10}"
+    wide = max(13, 2 + max(len(title) for title in titles.values()))
+    columns = f"{'Precision':<{wide}}{'Accuracy':<12}{'Drop':<11}{'Size (MB)':<12}{'Compression':<14}{'ms/image':<10}"
     say(columns.rstrip() + "\n" + "-" * len(RULE))
     for name, entry in report["precisions"].items():
         accuracy, drop = f"{entry['accuracy_percent']:.2f}%", f"{entry['accuracy_drop_percent']:+.2f}%"
         size, ratio = f"{entry['file_size_mb']:.2f}", f"{entry['compression_ratio']:.2f}x"
-        say(f"{titles[name]:<13}{accuracy:<12}{drop:<11}{size:<12}{ratio:<14}{entry['inference_ms']:.3f}")
+        say(f"{titles[name]:<{wide}}{accuracy:<12}{drop:<11}{size:<12}{ratio:<14}{entry['inference_ms']:.3f}")
     for name, reason in report["skipped"].items():
-        say(f"{titles[name]:<13}left out: {reason}")
+        say(f"{titles[name]:<{wide}}left out: {reason}")
 
 
 def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:

@@ -27,6 +27,8 @@ from fl.quantization.numeric import (
 
 CONVOLUTIONS, LINEARS = ("conv1", "conv2", "conv3"), ("fc1", "fc2", "fc3")
 LAYERS = CONVOLUTIONS + LINEARS
+ALWAYS_INT8 = (LAYERS[0], LAYERS[-1])
+"""Layers that never get fewer bits: they have the most sensitive weights (docs/results.md), and few of them."""
 
 
 def fold_batch_norm(model: Net) -> Net:
@@ -113,10 +115,9 @@ class QuantizedNet(nn.Module):
 
     Dynamic: activations travel as float32 and are quantized before each layer over the range of the whole batch,
     so a prediction depends, slightly, on its batch. Static: ranges are stored, and activations stay uint8 from
-    the input to the last layer's float32 logits. With `groups`, dynamic, weights have fewer bits than 8.
+    the input to the last layer's float32 logits. With `groups`, dynamic, weights but for those of `ALWAYS_INT8` have
+    fewer bits than 8.
     """
-
-    input_dtype = torch.float32
 
     def __init__(
         self, model: Net, static_inputs: dict[str, QParams] | None = None, groups: GroupLevels | None = None
@@ -126,7 +127,8 @@ class QuantizedNet(nn.Module):
         self.static = static_inputs is not None
         for name in LAYERS:
             layer, incoming = getattr(folded, name), static_inputs[name] if static_inputs is not None else None
-            self.add_module(name, GroupedLayer(layer, groups) if groups else QuantizedLayer(layer, incoming))
+            few_bits = groups is not None and name not in ALWAYS_INT8
+            self.add_module(name, GroupedLayer(layer, groups) if few_bits else QuantizedLayer(layer, incoming))
         self._inputs: list[QParams] | None = None
 
     @property
@@ -213,7 +215,7 @@ class QatNet(Net):
     def forward(self, x: Tensor) -> Tensor:
         for name in LAYERS:
             layer: Any = self.get_submodule(name)
-            x, weight = _as_quantized(x), self._rounded(layer.weight)
+            x, weight = _as_quantized(x), self._rounded(name, layer.weight)
             if name in CONVOLUTIONS:
                 norm = self.get_submodule(name.replace("conv", "bn"))
                 x = _after(name, F.relu(norm(F.conv2d(x, weight, layer.bias))))
@@ -222,9 +224,9 @@ class QatNet(Net):
                 x = x if name == LAYERS[-1] else F.relu(x)
         return x
 
-    def _rounded(self, weight: Tensor) -> Tensor:
+    def _rounded(self, name: str, weight: Tensor) -> Tensor:
         values = weight.detach()
-        if self.groups is None:
+        if self.groups is None or name in ALWAYS_INT8:
             rounded = dequantize_weight(*quantize_weight(values))
         else:
             index, multiplier, scale = quantize_groups(values, self.groups)

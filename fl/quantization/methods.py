@@ -1,0 +1,66 @@
+"""How the network is converted: every public function here is a precision, `conf/precision/` says how tables call it.
+
+A method takes the trained FP32 network, inputs to calibrate on where its YAML asks for them, and options that its files
+remember; it returns a new network of the same layout for any weights. A network whose input is not float32 says so in
+`input_dtype`; one that executes on kernels of its own names them in `kernels`.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fl.errors import ModelFileError
+from fl.model import Net, channels_last
+from fl.quantization.modules import CONVOLUTIONS, HalfNet, QuantizedNet, calibrate
+from fl.quantization.numeric import GROUP_LEVELS
+
+
+def fp32(model: Net, calibration: Tensor | None = None) -> nn.Module:
+    """Returns the network as it was trained."""
+    return channels_last(copy.deepcopy(model))
+
+
+def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: bool = False) -> nn.Module:
+    """Returns the network with every float tensor cast to half precision, those of BatchNorm on request not.
+
+    Raises:
+        ModelFileError: a value is beyond FP16; names the tensors.
+    """
+    largest = torch.finfo(torch.float16).max
+    half = HalfNet(model.fc3.out_features)
+    if keep_batchnorm_fp32:
+        for name in CONVOLUTIONS:
+            half.get_submodule(name.replace("conv", "bn")).float()
+    state = model.state_dict()
+    lost = [
+        f"{name} ({float(state[name].abs().max()):g})"
+        for name, tensor in half.state_dict().items()
+        if tensor.dtype == torch.float16 and (state[name].to(torch.float16).isinf() & state[name].isfinite()).any()
+    ]
+    if lost:
+        raise ModelFileError(f"beyond the largest number of FP16, {largest:g}: {', '.join(lost)}; use FP32")
+    half.load_state_dict(state)
+    return channels_last(half)
+
+
+def int8(model: Net, calibration: Tensor | None = None) -> nn.Module:
+    """Returns int8 weights per output channel in every convolution and linear layer; activation ranges per batch."""
+    return QuantizedNet(model)
+
+
+def int8_static(model: Net, calibration: Tensor | None = None) -> nn.Module:
+    """Returns what `int8` does, with ranges calibrated on training images and layers chained in INT8."""
+    if calibration is None or not len(calibration):
+        raise ValueError("int8_static needs calibration images")
+    return QuantizedNet(model, calibrate(model, calibration))
+
+
+def int4(model: Net, calibration: Tensor | None = None) -> nn.Module:
+    """Returns weights of 4 bits, two in a byte, a multiplier for each 32; first and last layer, and the rest, as `int8`."""
+    return QuantizedNet(model, groups=GROUP_LEVELS[4])
+
+
+def int2(model: Net, calibration: Tensor | None = None) -> nn.Module:
+    """Returns weights of 2 bits, four in a byte, a multiplier for each 16; first and last layer, and the rest, as `int8`."""
+    return QuantizedNet(model, groups=GROUP_LEVELS[2])
