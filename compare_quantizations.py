@@ -17,7 +17,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, help="FP32 state dict of the network (final_model.pt of a run, or any), or a model_fp32.pt")
     add("--output", type=Path, help="folder for the files, or the path of the JSON file; beside the model by default")
-    add("--precisions", default=DEFAULT_PRECISIONS, help=f"comma list of conf/precision/, or all ({DEFAULT_PRECISIONS})")
+    add("--precisions", default=DEFAULT_PRECISIONS, help=f"comma list of conf/precision, or all ({DEFAULT_PRECISIONS})")
     add("--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; the run's own test set by default")
     add("--batch-size", type=int, default=32, help="images per forward pass (32); dynamic ranges depend on it")
     add("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="cpu (default) has the INT8 kernels")

@@ -30,9 +30,9 @@ from fl.codec import Codec
 from fl.codec.payload import Tensors, specs_of
 from fl.console import say
 from fl.errors import one_line_errors
-from fl.experiment import settings_from
 from fl.model import channels_last, initial_model
 from fl.overrides import composed
+from fl.settings import settings_from
 from fl.training import TrainingSettings, train_locally
 
 TARGET_MB_PER_S, TARGET_SHARE = 1000, 0.05

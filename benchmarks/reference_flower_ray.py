@@ -25,9 +25,10 @@ from table import options_of, print_table, write_results
 
 from fl.console import say
 from fl.errors import ConfigError, RunError, one_line_errors
-from fl.experiment import open_data, settings_from
+from fl.experiment import open_data
 from fl.overrides import composed
 from fl.results import read_jsonl, write_json
+from fl.settings import settings_from
 
 DEFAULTS = ["num_rounds=2", "local_epochs=1", "augmentation=flips", "lr_schedule=constant", "device=cpu"]
 

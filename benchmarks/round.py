@@ -21,13 +21,14 @@ from table import options_of, print_table, write_results
 
 from fl.environment import compute_with
 from fl.errors import RunError, one_line_errors
-from fl.experiment import open_data, run, settings_from
+from fl.experiment import open_data, run
 from fl.model import channels_last, initial_model, to_input
 from fl.overrides import composed
 from fl.partition import share_images
 from fl.results import read_json
 from fl.seeds import derive, torch_generator
 from fl.server_app import EVALUATION_BATCH_SIZE
+from fl.settings import settings_from
 from fl.training import augment
 
 LARGEST_DIFFERENCE = 1e-6

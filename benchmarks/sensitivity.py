@@ -17,11 +17,11 @@ from table import options_of, print_table, write_results
 from fl.codec.base import TINY
 from fl.data import open_images, split_images
 from fl.errors import one_line_errors
-from fl.experiment import DataSettings
 from fl.model import Net, channels_last, to_input
 from fl.model_file import load_fp32
 from fl.overrides import composed
 from fl.seeds import numpy_generator
+from fl.settings import DataSettings
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "final_model.pt"
 SIGMA = 0.02

@@ -16,6 +16,7 @@ from fl.codec import Codec, codec_mod
 from fl.data.images import ImageSet, load_images
 from fl.environment import compute_with
 from fl.evaluation import evaluate
+from fl.inference import prepare
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
 from fl.model import Net, channels_last, initial_model
 from fl.seeds import torch_generator
@@ -39,6 +40,7 @@ class ClientSettings:
         training: see `TrainingSettings`.
         broadcast: how the model arrives; None for plain arrays.
         update: how the change is sent back; None for plain arrays.
+        fp16: evaluate in half precision or not; None: on CUDA only.
     """
 
     images_folder: Path
@@ -50,6 +52,7 @@ class ClientSettings:
     training: TrainingSettings
     broadcast: Codec | None
     update: Codec | None
+    fp16: bool | None
 
 
 @lru_cache(maxsize=2)
@@ -117,7 +120,8 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         model = Net(settings.num_classes)
         _, images, labels = start(message, context, model)
         batch_size = settings.training.batch_size
-        score = evaluate(model.eval(), images, labels, batch_size=batch_size, device=device).score
+        network = prepare(model.eval(), device, settings.fp16)
+        score = evaluate(network, images, labels, batch_size=batch_size, device=device).score
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "loss": score.loss, "accuracy": score.accuracy})
         return reply(message, metrics)
 

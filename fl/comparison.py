@@ -87,7 +87,7 @@ def convert_and_save(
         inputs = to_input(torch.from_numpy(calibration[: precision.num_calibration_images]))
     path, converted = folder / f"model_{precision.name}.pt", precision.convert(model, inputs)
     if trained_with:
-        converted.quantization_info["trained_with"] = trained_with  # type: ignore[index,operator]
+        converted.quantization_info |= {"trained_with": trained_with}  # type: ignore[operator]
     save_model(path, converted, source_sha256)
     return path
 

@@ -13,12 +13,13 @@ from fl.comparison import TestSet
 from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import ConfigError, DataError, QuantflError
-from fl.experiment import PARTITION, SETTINGS, DataSettings
+from fl.experiment import PARTITION, SETTINGS
 from fl.ledger import COMMUNICATION
 from fl.quantization import Precision
 from fl.results import read_json
 from fl.seeds import numpy_generator
 from fl.server_app import SUMMARY
+from fl.settings import DataSettings
 from fl.targets import Target
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

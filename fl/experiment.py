@@ -1,17 +1,14 @@
-"""From a configuration to checked settings to a run: nothing below this module sees a configuration."""
+"""From checked settings to a run: nothing below this module sees a configuration."""
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
 from fl.errors import ConfigError, DataError
-from fl.targets import Target, first_problem
+from fl.settings import DataSettings, Settings, codec_of, settings_from
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -19,13 +16,8 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fl.client_app import ClientSettings
-    from fl.codec import Codec
     from fl.data import ImageSet, Split
     from fl.rounds import RoundSettings
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 SETTINGS, INDICES, SHARES, PARTITION, PARTITION_PLOT = (
     "settings.json",
@@ -34,135 +26,6 @@ SETTINGS, INDICES, SHARES, PARTITION, PARTITION_PLOT = (
     "partition.json",
     "partition.png",
 )
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class DataSettings:
-    """The data group: where images come from and how they are split."""
-
-    source: Target
-    cache_dir: Path
-    test_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    validation_fraction: Annotated[float, Field(ge=0, lt=1, strict=True)]
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":
-        """Splits the group into the source's own settings and the common ones."""
-        common = [field.name for field in dataclasses.fields(cls) if field.name != "source"]
-        own = {key: value for key, value in config.items() if key not in common}
-        source = Target.from_config("data", own, trusted)
-        source.check("data")
-        source.build("data")
-        try:
-            return cls(source=source, **{key: config[key] for key in common if key in config})
-        except ValidationError as error:
-            raise ConfigError(first_problem(error, "data")) from error
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Settings:
-    """All of `conf/config.yaml`, checked; field names are the user's argument names."""
-
-    data: DataSettings
-    partition: Target
-    strategy: Target
-    optimizer: Target
-    training: Target
-    engine: Target
-    link: Target
-    seed: Annotated[int, Field(ge=0, strict=True)]
-    num_rounds: Count
-    num_clients: Count
-    fraction_train: Annotated[float, Field(gt=0, le=1, strict=True)]
-    fraction_evaluate: Fraction
-    min_completed: Count | None
-    local_epochs: Count
-    batch_size: Count
-    lr: Positive
-    lr_schedule: Literal["constant", "linear", "cosine"]
-    augmentation: Literal["none", "flips", "dihedral"]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)]
-    device: Literal["auto", "cpu", "cuda"]
-    threads_per_client: Count
-    time_limit_min: Positive | None
-    server_model: Literal["exact", "reference"]
-    broadcast: Target | None = None
-    update: Target | None = None
-
-
-def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
-    """Checks a configuration without touching data.
-
-    Args:
-        config: resolved, as plain data.
-        trusted: `_target_` values the user typed.
-
-    Raises:
-        ConfigError: names the argument, its value and what is wrong.
-    """
-    groups: dict[str, Any] = {}
-    config = {"training": {"_target_": "fl.training.Fp32"}, **config}  # runs from before there was a choice
-    for name in ("partition", "strategy", "optimizer", "training", "engine", "link"):
-        groups[name] = Target.from_config(name, config.get(name), trusted)
-    for name in ("broadcast", "update"):
-        if isinstance(config.get(name), str):
-            raise ConfigError(f"{name}={config[name]}: a codec is chosen with codec@{name}={config[name]}")
-        groups[name] = Target.from_config(name, config[name], trusted) if config.get(name) else None
-    if not isinstance(config.get("data"), Mapping):
-        raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
-    groups["data"] = DataSettings.from_config(config["data"], trusted)
-    try:
-        settings = TypeAdapter(Settings).validate_python({**config, **groups})
-    except ValidationError as error:
-        raise ConfigError(first_problem(error)) from error
-    _check_across(settings)
-    return settings
-
-
-def _check_across(settings: Settings) -> None:
-    """Refuses what no single value shows."""
-    import torch
-
-    from fl.model import Net
-    from fl.rounds import sample_size
-    from fl.strategy import check_strategy
-
-    settings.partition.check("partition")
-    settings.partition.build("partition")
-    check_strategy(settings.strategy)
-    settings.optimizer.check("optimizer", ("params", "lr"))
-    settings.optimizer.build("optimizer", Net().parameters(), lr=settings.lr)
-    asked = sample_size(settings.fraction_train, settings.num_clients)
-    if settings.min_completed is not None and settings.min_completed > asked:
-        raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
-    for name in ("broadcast", "update"):
-        _codec(settings, name)
-    settings.training.check("training")
-    settings.training.build("training")
-    settings.link.check("link")
-    settings.link.build("link")
-    settings.engine.check("engine")
-    engine = settings.engine.build("engine")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto or device=cpu")
-    if settings.device == "cuda" and not engine.reaches_gpu:
-        raise ConfigError("device=cuda: clients see no GPU with engine.client_gpus=0; give each a share, as in 0.25")
-
-
-def _codec(settings: Settings, name: str) -> "Codec | None":
-    """Returns the codec of a direction."""
-    from fl.codec import Codec
-
-    target: Target | None = getattr(settings, name)
-    if target is None:
-        return None
-    target.check(name)
-    codec = target.build(name)
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"{name}._target_={target.target}: is no codec")
-    if codec.decay != 1 and not codec.error_feedback:
-        raise ConfigError(f"{name}.decay={codec.decay:g}: does nothing without {name}.error_feedback=true")
-    return codec
 
 
 def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
@@ -248,12 +111,15 @@ def run(
         strategy=settings.strategy,
         device=device,
         threads=settings.threads_per_client,
-        broadcast=_codec(settings, "broadcast"),
-        update=_codec(settings, "update"),
+        broadcast=codec_of(settings, "broadcast"),
+        update=codec_of(settings, "update"),
         server_model=settings.server_model,
         link=settings.link.build("link"),
         time_limit_s=None if settings.time_limit_min is None else 60 * settings.time_limit_min,
         config=config,
+        training_precision=precision,
+        fp16=settings.inference.fp16,
+        keep=settings.checkpoint.keep,
     )
     client_app = make_client_app(_client_settings(settings, images, shares_file), mods)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
@@ -300,8 +166,9 @@ def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) 
         device=_device(settings),
         threads=settings.threads_per_client,
         training=training,
-        broadcast=_codec(settings, "broadcast"),
-        update=_codec(settings, "update"),
+        broadcast=codec_of(settings, "broadcast"),
+        update=codec_of(settings, "update"),
+        fp16=settings.inference.fp16,
     )
 
 

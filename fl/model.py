@@ -18,6 +18,7 @@ class Net(nn.Module):
     """
 
     convolution: type[nn.Conv2d] = nn.Conv2d
+    input_dtype = torch.float32
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()

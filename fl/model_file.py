@@ -17,7 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fl.console import say
 from fl.errors import ModelFileError
+from fl.inference import fp16_wanted, prepare
 from fl.model import Net
 from fl.quantization import Precision, empty_model
 from fl.results import sha256, write_bytes
@@ -126,7 +128,7 @@ def load_fp32(path: Path) -> tuple[Net, LoadedFile]:
     return model.eval(), file
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "cpu", fp16: str | bool | None = None) -> nn.Module:
     """Returns a ready model of the precision the file says, in evaluation mode.
 
     Its input is what `fl.model.to_input(images, model.input_dtype)` makes of uint8 images; `model.quantization_info`
@@ -134,12 +136,27 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
 
     Args:
         path: a plain state dict or any `model_<name>.pt`.
-        device: where to put it.
+        device: where to put it; "auto" is the GPU, if there is one.
+        fp16: None for the precision of the file; for FP32 and FP16 files also what `inference.fp16` takes: yes, no, or
+            "auto", half precision on a GPU.
 
     Raises:
         ModelFileError: see `read_file`; or the content does not fit the precision.
+        ConfigError: `fp16` is no such word.
     """
-    return load_with_info(Path(path), torch.device(device))[0]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if fp16 is None:
+        return load_with_info(Path(path), torch.device(device))[0]
+    wanted = fp16_wanted(fp16)
+    model, file = load_with_info(Path(path), torch.device("cpu"))
+    if not isinstance(model, Net):
+        raise ModelFileError(f"{path}: is an {file.info['precision'].upper()} model; fp16= is for FP32 and FP16 ones")
+    network = Net(model.fc3.out_features)
+    network.load_state_dict(model.state_dict())
+    ready = prepare(network.eval(), torch.device(device), wanted, say)
+    ready.quantization_info = model.quantization_info
+    return ready
 
 
 def load_with_info(path: Path, device: torch.device) -> tuple[nn.Module, LoadedFile]:

@@ -54,6 +54,26 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
     save_figure(figure, path)
 
 
+def plot_selection(path: Path, records: Sequence[Mapping[str, Any]], chosen: int, metric: str) -> None:
+    """Draws a metric over rounds, of the validation images it was chosen by if there are any, and marks the choice."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axes,) = new_figure(7, 4)
+    unit, factor = (" (%)", 100) if metric == "accuracy" else ("", 1)
+    for name, label, style in (("validation", "validation", "o-"), ("test", "test (nothing is chosen by it)", "--")):
+        scored = [record for record in records if f"{name}_{metric}" in record]
+        if scored:
+            axes.plot(
+                [r["round"] for r in scored], [factor * r[f"{name}_{metric}"] for r in scored], style, label=label
+            )
+    axes.axvline(chosen, color=COLOURS[3], alpha=0.6, label=f"round {chosen}, exported")
+    axes.set(xlabel="round", ylabel=metric + unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
 def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequence[str], data_title: str) -> None:
     """Draws how many images of each class each client holds, from int [clients, classes]."""
     from matplotlib.ticker import MaxNLocator

@@ -19,6 +19,7 @@ from fl.engine import LocalGrid
 from fl.environment import compute_with, environment
 from fl.errors import QuantflError
 from fl.evaluation import evaluate
+from fl.inference import prepare
 from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
 from fl.link import Link
 from fl.link_report import show_traffic
@@ -28,6 +29,7 @@ from fl.model_file import save_state
 from fl.plots import plot_rounds
 from fl.results import MIB, RoundRecord, Score, Scores, plain, read_jsonl, totals, traffic, write_json, write_jsonl
 from fl.rounds import RoundSettings, run_rounds
+from fl.selection import Keep, keep_model
 from fl.strategy import Aggregator
 from fl.targets import Target
 
@@ -60,6 +62,9 @@ class ServerSettings:
         link: what the run's traffic is priced over.
         time_limit_s: no round starts later than this after the first; None for no limit.
         config: the resolved configuration, for the summary.
+        training_precision: in what clients compute, for the summary.
+        fp16: evaluate in half precision or not; None: on CUDA only.
+        keep: models of which rounds stay, for `fl.export`.
     """
 
     run_dir: Path
@@ -75,6 +80,9 @@ class ServerSettings:
     link: Link
     time_limit_s: float | None
     config: Mapping[str, Any]
+    training_precision: str
+    fp16: bool | None
+    keep: Keep
 
 
 def make_server_app(settings: ServerSettings, *, resume: bool = False) -> ServerApp:
@@ -130,6 +138,8 @@ class _Run:
         self.events: list[dict[str, Any]] = read_jsonl(events) if events.exists() else []
         self.device = torch.device(settings.device)
         self.model = channels_last(Net(len(images.class_names)).to(self.device)).eval()
+        self.told: set[str] = set()
+        self.evaluated_in = ""
 
     def train(self, grid: Grid, aggregator: Aggregator, arrays: ArrayRecord) -> None:
         """Runs the rounds that are left and writes the final model."""
@@ -161,7 +171,7 @@ class _Run:
         if stopped == "time_limit":
             limit = (self.settings.time_limit_s or 0) / 60
             say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
-        final = self._reference(arrays) if self.settings.server_model == "reference" else arrays
+        final = self._chosen(arrays)
         model_sha256 = save_state(self.settings.run_dir / MODEL, final.to_torch_state_dict())
         self._event(stopped, round=len(self.records))
         self._write_summary(stopped, model_sha256=model_sha256)
@@ -184,10 +194,20 @@ class _Run:
     def _reference(self, arrays: ArrayRecord) -> ArrayRecord:
         return ArrayRecord({name: Array(array) for name, array in self.link.reference(arrays).items()})
 
+    def _chosen(self, arrays: ArrayRecord) -> ArrayRecord:
+        return self._reference(arrays) if self.settings.server_model == "reference" else arrays
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            say(text)
+
     def _score(self, model: ArrayRecord, positions: np.ndarray) -> Score:
         self.model.load_state_dict(model.to_torch_state_dict())
         images, labels = self.images.images[positions], self.images.labels[positions]
-        return evaluate(self.model, images, labels, batch_size=EVALUATION_BATCH_SIZE, device=self.device).score
+        network = prepare(self.model, self.device, self.settings.fp16, self._tell_once)
+        self.evaluated_in = str(network.input_dtype).removeprefix("torch.")
+        return evaluate(network, images, labels, batch_size=EVALUATION_BATCH_SIZE, device=self.device).score
 
     def _keep(self, record: RoundRecord, arrays: ArrayRecord, grid: Grid, aggregator: Aggregator) -> None:
         """Writes down a finished round, then shows it."""
@@ -195,6 +215,8 @@ class _Run:
             self._event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
         write_jsonl(self.settings.run_dir / ROUNDS, self.records)
+        final = self._chosen(arrays).to_torch_state_dict()
+        keep_model(self.settings.run_dir, final, self.records, self.settings.keep)
         clients = grid.state() if isinstance(grid, LocalGrid) else {}
         state = dict(arrays.to_torch_state_dict())
         save_checkpoint(
@@ -227,6 +249,8 @@ class _Run:
             "num_parameters": num_parameters(self.model),
             "num_statistics": sum(tensor.numel() for tensor in statistics.values()),
             "server_model": settings.server_model,
+            "training_precision": settings.training_precision,
+            "evaluated_in": self.evaluated_in,
             "seed": settings.rounds.seed,
             "data": data_description(self.images, settings.split),
             "config": settings.config,

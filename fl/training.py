@@ -52,31 +52,38 @@ class Fp32:
         return GradScaler(device, enabled=False)
 
 
+def native_bfloat16() -> bool:
+    """Tells whether this CPU has bfloat16 instructions (AMX, AVX512-BF16 or their like)."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
 @checked.dataclass(frozen=True)
 class Amp(Fp32):
     """Automatic mixed precision: convolutions and products in 16 bits, weights and the rest in FP32.
 
     Args:
-        dtype: "bfloat16", or "float16" with loss scaling (Micikevicius et al., arXiv 1710.03740); "auto" is bfloat16,
-            but float16 on a GPU that has no bfloat16 instructions.
+        dtype: "bfloat16", or "float16" with loss scaling (Micikevicius et al., arXiv 1710.03740); "auto" is bfloat16
+            where the hardware has instructions for it, else float16 on a GPU and float32 on a CPU.
     """
 
     dtype: Literal["auto", "float16", "bfloat16"] = "auto"
 
     def describe(self, device: str) -> str:
-        return f"amp {str(self._chosen(device)).removeprefix('torch.')}"
+        chosen = str(self._chosen(device)).removeprefix("torch.")
+        return f"amp {chosen} (no 16-bit instructions here)" if chosen == "float32" else f"amp {chosen}"
 
     def autocast(self, device: str) -> AbstractContextManager[object]:
-        return autocast(device, self._chosen(device))
+        return autocast(device, self._chosen(device), enabled=self._chosen(device) != torch.float32)
 
     def scaler(self, device: str) -> GradScaler:
         return GradScaler(device, enabled=self._chosen(device) == torch.float16)
 
     def _chosen(self, device: str) -> torch.dtype:
-        if self.dtype == "auto":
-            without = device == "cuda" and torch.cuda.get_device_capability() < (8, 0)
-            return torch.float16 if without else torch.bfloat16
-        return torch.float16 if self.dtype == "float16" else torch.bfloat16
+        if self.dtype != "auto":
+            return torch.float16 if self.dtype == "float16" else torch.bfloat16
+        if device == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+        return torch.bfloat16 if native_bfloat16() else torch.float32
 
 
 @checked.dataclass(frozen=True)

@@ -11,11 +11,13 @@ from conftest import REPOSITORY
 
 LAYERS = [
     {"train", "flower_apps", "overrides", "resume", "sweep", "compare", "communication", "compare_quantizations"},
-    {"experiment", "comparison_inputs"},
+    {"experiment", "settings", "comparison_inputs"},
     {"engine", "server_app", "client_app", "comparison"},
     {"rounds", "strategy", "messages", "codec"},
     {
         "training",
+        "inference",
+        "selection",
         "optimizers",
         "evaluation",
         "data",

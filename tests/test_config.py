@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY, SMALL, composed
 
 from fl.errors import ConfigError
-from fl.experiment import settings_from
 from fl.overrides import explained, typed_targets
+from fl.settings import settings_from
 from fl.targets import Target
 
 GROUPS = {

@@ -12,8 +12,9 @@ import pytest
 from conftest import SMALL, composed
 
 from fl.errors import ConfigError
-from fl.experiment import client_app, settings_from
+from fl.experiment import client_app
 from fl.results import read_json, read_jsonl, sha256
+from fl.settings import settings_from
 
 RAY = [*SMALL, "engine=ray"]
 WITH_A_FAILURE = """

@@ -57,10 +57,10 @@ def int8_static(model: Net, calibration: Tensor | None = None) -> nn.Module:
 
 
 def int4(model: Net, calibration: Tensor | None = None) -> nn.Module:
-    """Returns weights of 4 bits, two in a byte, a multiplier for each 32; first and last layer, and the rest, as `int8`."""
+    """Returns weights of 4 bits, two in a byte, in groups of 32; first and last layer, and all else, as `int8`."""
     return QuantizedNet(model, groups=GROUP_LEVELS[4])
 
 
 def int2(model: Net, calibration: Tensor | None = None) -> nn.Module:
-    """Returns weights of 2 bits, four in a byte, a multiplier for each 16; first and last layer, and the rest, as `int8`."""
+    """Returns weights of 2 bits, four in a byte, in groups of 16; first and last layer, and all else, as `int8`."""
     return QuantizedNet(model, groups=GROUP_LEVELS[2])

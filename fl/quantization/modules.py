@@ -127,8 +127,10 @@ class QuantizedNet(nn.Module):
         self.static = static_inputs is not None
         for name in LAYERS:
             layer, incoming = getattr(folded, name), static_inputs[name] if static_inputs is not None else None
-            few_bits = groups is not None and name not in ALWAYS_INT8
-            self.add_module(name, GroupedLayer(layer, groups) if few_bits else QuantizedLayer(layer, incoming))
+            if groups is not None and name not in ALWAYS_INT8:
+                self.add_module(name, GroupedLayer(layer, groups))
+            else:
+                self.add_module(name, QuantizedLayer(layer, incoming))
         self._inputs: list[QParams] | None = None
 
     @property
@@ -259,7 +261,7 @@ def native_half_convolution() -> bool:
 
 
 class HalfNet(Net):
-    """`Net` in FP16; its input must be FP16 too."""
+    """`Net` in FP16; any float input is cast, and the output is FP16."""
 
     convolution = HalfConv2d
     input_dtype = torch.float16
@@ -267,6 +269,9 @@ class HalfNet(Net):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(num_classes)
         self.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.half())
 
     @property
     def kernels(self) -> str:

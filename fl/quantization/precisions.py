@@ -53,7 +53,8 @@ class Precision:
         if options:
             info["options"] = options
         converted.quantization_info = info  # type: ignore[assignment]
-        converted.input_dtype = getattr(converted, "input_dtype", torch.float32)  # type: ignore[assignment]
+        if not hasattr(converted, "input_dtype"):
+            converted.input_dtype = torch.float32  # type: ignore[assignment]
         return converted.eval()
 
 

@@ -1,0 +1,160 @@
+"""`python -m fl.export RUN_DIR`: the model of the best round, ready to ship, with what it was chosen by."""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl.errors import ConfigError, one_line_errors
+
+FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fl.export",
+        description=__doc__,
+        epilog="The run's checkpoint.keep (last, best, all, N) says which rounds there are to choose from.",
+    )
+    add = parser.add_argument
+    add("run_dir", type=Path, help="folder of a finished run, as in outputs/DATE/TIME")
+    add("--metric", choices=("accuracy", "loss"), default="accuracy", help="of the validation images (accuracy)")
+    add("--round", type=int, metavar="N", help="take this round, whatever its metric")
+    add("--quantize", choices=("fp16", "none"), default="fp16", help="cast float32 tensors to FP16, or none (fp16)")
+    add("--keep-batchnorm-fp32", action="store_true", help="leave BatchNorm's weights and statistics in FP32")
+    add("--plot", action="store_true", help=f"draw the metric over rounds, with the choice marked ({PLOT})")
+    add("--output", type=Path, help=f"folder for the files (RUN_DIR/{FOLDER})")
+    add("--format", default="", help="comma list of deployment formats to write too: onnx, torchexport, ..., or all")
+    add("--data", help="test images for --format: zip or folder, 'eurosat' or 'synthetic'; the run's own by default")
+    return parser.parse_args(arguments)
+
+
+def export(options: argparse.Namespace) -> Path:
+    """Writes the folder and returns it.
+
+    Raises:
+        QuantflError: the folder is no finished run, or what was asked for cannot be had.
+    """
+    from fl.console import say
+    from fl.model_file import load_fp32, save_model
+    from fl.quantization import Precision
+    from fl.results import read_json, read_jsonl, sha256, write_bytes, write_json
+    from fl.selection import choose_round
+    from fl.server_app import MODEL, ROUNDS, SUMMARY
+
+    run_dir: Path = options.run_dir
+    missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
+    if missing:
+        raise ConfigError(f"{run_dir}: is no finished run, it has no {', '.join(missing)}")
+    if options.keep_batchnorm_fp32 and options.quantize == "none":
+        raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
+    summary, records = read_json(run_dir / SUMMARY), read_jsonl(run_dir / ROUNDS)
+    choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
+    model, source = load_fp32(choice.path)
+    name = "fp16" if options.quantize == "fp16" else "fp32"
+    kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
+    exported = Precision(name).convert(model, None, **kept)
+    info: Any = exported.quantization_info
+    info.update(tensor_counts(source.state, exported.state_dict()))
+
+    folder: Path = options.output or run_dir / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as scratch:
+        path = Path(scratch) / f"model_{name}.pt"
+        save_model(path, exported, source.sha256)
+        content = path.read_bytes()
+        metadata = {
+            "run_dir": str(run_dir),
+            "round": choice.round,
+            "num_rounds": len(records),
+            "metric": options.metric,
+            "reason": choice.reason,
+            "candidates": choice.candidates,
+            "data": {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")},
+            "made_from": str(choice.path),
+            "made_from_sha256": source.sha256,
+            "made_from_bytes": source.num_bytes,
+            "file": path.name,
+            "file_size_bytes": len(content),
+            "file_sha256": sha256(content),
+            "quantization_info": info,
+        }
+        write_json(Path(scratch) / METADATA, metadata)
+        write_bytes(Path(scratch) / README, readme(metadata, path.name).encode())
+        if options.plot:
+            from fl.plots import plot_selection
+
+            plot_selection(Path(scratch) / PLOT, records, choice.round, options.metric)
+        for file in Path(scratch).iterdir():
+            file.replace(folder / file.name)
+    say(f"Round {choice.round}: {choice.reason}")
+    ratio = source.num_bytes / len(content)
+    say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")
+    say(f"Why: {folder / METADATA}")
+    return folder
+
+
+def tensor_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how many elements of a state dict are FP16, buffers included, and what that saves in bytes of tensors."""
+    import torch
+
+    half = sum(tensor.numel() for tensor in after.values() if tensor.dtype == torch.float16)
+    total = sum(tensor.numel() for tensor in after.values())
+    smaller, larger = (sum(t.numel() * t.element_size() for t in state.values()) for state in (after, before))
+    return {
+        "dtype": "float16" if half else "float32",
+        "fp16_parameters": half,
+        "non_fp16_parameters": total - half,
+        "total_parameters": total,
+        "compression_ratio": larger / smaller,
+    }
+
+
+def readme(metadata: Mapping[str, Any], file: str) -> str:
+    """Returns the text that lies beside the model."""
+    info, synthetic = metadata["quantization_info"], " (SYNTHETIC images)" if metadata["data"]["synthetic"] else ""
+    scores = next(each for each in metadata["candidates"] if each["round"] == metadata["round"])
+    validated = [
+        f"- validation {name}: {scores[f'validation_{name}']:.4f}"
+        for name in ("accuracy", "loss")
+        if f"validation_{name}" in scores
+    ]
+    lines = [
+        f"# Round {metadata['round']} of {metadata['num_rounds']}, trained on {metadata['data']['name']}{synthetic}",
+        "",
+        f"`{file}`: {metadata['file_size_bytes']:,} bytes, SHA-256 `{metadata['file_sha256']}`",
+        "",
+        f"- chosen: {metadata['reason']}",
+        *validated,
+        f"- made from `{metadata['made_from']}` ({metadata['made_from_bytes']:,} bytes, FP32)",
+        f"- elements: {info['fp16_parameters']:,} FP16, {info['non_fp16_parameters']:,} others, "
+        f"{info['total_parameters']:,} in all; the tensors take {info['compression_ratio']:.3f}x fewer bytes than FP32",
+        "",
+        "```python",
+        "import fl",
+        "from fl.model import to_input",
+        "",
+        f'model = fl.load_model("{file}")                            # in the precision of the file',
+        f'model = fl.load_model("{file}", device="auto", fp16="auto")  # FP16 on CUDA, FP32 on a CPU',
+        "logits = model(to_input(images, model.input_dtype))  # images: uint8 [n, 64, 64, 3], on the model's device",
+        "```",
+        "",
+        "`selection_metadata.json` has every round it was chosen from.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Exports as the command line says."""
+    options = parse()
+    with one_line_errors():
+        export(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Models of single rounds: which are kept while training, and which one is chosen afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fl.errors import ConfigError
+from fl.model_file import save_state
+
+FOLDER = "models"
+Metric = Literal["accuracy", "loss"]
+METRICS: tuple[Metric, ...] = ("accuracy", "loss")
+Keep = Literal["last", "best", "all"] | int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The round whose model is taken.
+
+    Attributes:
+        round: its number.
+        path: of its model, a plain FP32 state dict.
+        reason: why this one, in a sentence.
+        candidates: every round with its validation scores, if there are any, and whether its model was kept.
+    """
+
+    round: int
+    path: Path
+    reason: str
+    candidates: tuple[dict[str, Any], ...]
+
+
+def path_of(run_dir: Path, round_number: int) -> Path:
+    """Returns where the model of a round is kept."""
+    return run_dir / FOLDER / f"round_{round_number:04d}.pt"
+
+
+def best_round(records: Sequence[Mapping[str, Any]], metric: Metric) -> int | None:
+    """Returns the round with the best validation score, the earlier of two equal ones; None without such scores."""
+    scored = [record for record in records if "validation_loss" in record]
+    sign = -1 if metric == "accuracy" else 1
+    best = min(scored, key=lambda record: (sign * record[f"validation_{metric}"], record["round"]), default=None)
+    return None if best is None else int(best["round"])
+
+
+def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], keep: Keep) -> None:
+    """Keeps the model of the last of `records` if `keep` says so, and removes those that it no longer wants.
+
+    Args:
+        run_dir: of the run.
+        state: the model after the last round.
+        records: all rounds so far, as in `rounds.jsonl`.
+        keep: "last" keeps none but `final_model.pt`, "best" the best by either metric, a number that many last ones.
+    """
+    done = [int(record["round"]) for record in records]
+    wanted: set[int | None] = set(done[-keep:] if isinstance(keep, int) else ())
+    if keep == "best":
+        wanted = {best_round(records, metric) for metric in METRICS}
+    elif keep == "all":
+        wanted = set(done)
+    if done[-1] in wanted:
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+        save_state(path_of(run_dir, done[-1]), state)
+    for number in set(done) - wanted:
+        path_of(run_dir, number).unlink(missing_ok=True)
+
+
+def choose_round(
+    run_dir: Path, final_model: Path, records: Sequence[Mapping[str, Any]], metric: Metric, wanted: int | None
+) -> Choice:
+    """Returns the round asked for, or the best one by validation images among those whose model was kept.
+
+    Args:
+        run_dir: of a finished run.
+        final_model: of the last round.
+        records: all rounds.
+        metric: to choose by.
+        wanted: a round to take whatever its scores.
+
+    Raises:
+        ConfigError: the round asked for is not there, or its model was not kept.
+    """
+    last = int(records[-1]["round"])
+    paths = {int(r["round"]): path_of(run_dir, int(r["round"])) for r in records}
+    paths = {number: path for number, path in paths.items() if path.is_file()} | {last: final_model}
+    names = ("round", "validation_accuracy", "validation_loss")
+    candidates = tuple(
+        {**{name: record[name] for name in names if name in record}, "kept": record["round"] in paths}
+        for record in records
+    )
+    best = best_round(records, metric)
+    best_kept = best_round([record for record in records if record["round"] in paths], metric)
+    if wanted is not None:
+        if wanted not in paths:
+            there = ", ".join(map(str, sorted(paths)))
+            what = "its model was not kept" if 1 <= wanted <= last else f"the run has {last} rounds"
+            raise ConfigError(f"--round {wanted}: {what}; there are {there} (checkpoint.keep=all keeps every one)")
+        number, reason = wanted, "asked for with --round"
+    elif best_kept is None:
+        number, reason = (
+            last,
+            "last round: no validation images to choose by (data.validation_fraction=0)",
+        )
+    else:
+        number, reason = best_kept, f"best validation {metric} of {len(records)} rounds"
+        if best != best_kept:
+            reason = (
+                f"best validation {metric} of the {len(paths)} rounds whose model was kept; round {best} was better, "
+                "but checkpoint.keep did not keep it"
+            )
+    return Choice(number, paths[number], reason, candidates)

@@ -1,0 +1,149 @@
+"""`inference.fp16`: who wins, what it does, and what happens where half precision cannot be had."""
+
+import pytest
+import torch
+from conftest import SMALL, train
+
+import fl
+from fl.errors import ConfigError, ModelFileError
+from fl.inference import fp16_wanted, prepare
+from fl.model import initial_model, to_input
+from fl.model_file import save_model
+from fl.quantization import Precision
+from fl.results import read_json
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model():
+    net = initial_model(10, 0).eval()
+    torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return net
+
+
+@pytest.fixture
+def x():
+    return to_input(
+        torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    )
+
+
+@pytest.mark.parametrize("word", ["1", "true", "yes", "enable", "TRUE", "Yes", " enable ", 1, True])
+def test_words_for_yes(word):
+    assert fp16_wanted(word) is True
+
+
+@pytest.mark.parametrize("word", ["0", "false", "no", "disable", "FALSE", "No", "DISABLE", 0, False])
+def test_words_for_no(word):
+    assert fp16_wanted(word) is False
+
+
+@pytest.mark.parametrize("word", ["auto", "AUTO", "Auto"])
+def test_the_default_word(word):
+    assert fp16_wanted(word) is None
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "2", None, "on", "fp16", 0.5])
+def test_other_words_are_refused(word):
+    with pytest.raises(ConfigError, match=f"inference.fp16={word}: must be auto, 1 true yes enable or 0 false no"):
+        fp16_wanted(word)
+
+
+def test_by_default_a_cpu_answers_in_fp32(model, x):
+    said = []
+    ready = prepare(model, CPU, None, said.append)
+    assert {parameter.dtype for parameter in ready.parameters()} == {torch.float32}
+    assert not said
+    assert torch.equal(ready(x), model(x))
+
+
+def test_half_precision_takes_half_the_bytes_casts_its_input_and_keeps_shapes(model, x):
+    said, before = [], {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ready = prepare(model, CPU, True, said.append)
+    weights = [sum(p.numel() * p.element_size() for p in each.parameters()) for each in (ready, model)]
+    assert 2 * weights[0] == weights[1]
+    assert said == ["inference.fp16: the model was converted to FP16 for memory efficiency"]
+    with torch.inference_mode():
+        answers, exact = ready(x), model(x)  # float32 goes in
+    assert answers.dtype == torch.float16
+    assert answers.shape == exact.shape
+    assert torch.allclose(answers.float(), exact, atol=0.02)
+    assert all(p.shape == q.shape for p, q in zip(ready.parameters(), model.parameters(), strict=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def overflowing(model):
+    model.fc2.weight.data[0, 0] = 1e6
+    return "fc2.weight"
+
+
+def overflowing_in_between(model):
+    model.fc1.bias.data += 60000.0
+    model.fc2.weight.data.fill_(1.0)
+    return "not finite"
+
+
+@pytest.mark.parametrize("break_it", [overflowing, overflowing_in_between])
+def test_a_model_that_cannot_be_halved_answers_in_fp32_and_says_why(model, x, break_it):
+    reason, said = break_it(model), []
+    ready = prepare(model, CPU, True, said.append)
+    assert len(said) == 1
+    assert "FP32 is used instead" in said[0]
+    assert reason in said[0]
+    assert torch.equal(ready(x), model(x))
+
+
+def test_a_device_that_refuses_half_precision_is_told_apart(model, x, monkeypatch):
+    from fl.quantization import modules
+
+    def refuses(self, x):
+        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    monkeypatch.setattr(modules.HalfNet, "forward", refuses)
+    said = []
+    assert torch.equal(prepare(model, CPU, True, said.append)(x), model(x))
+    assert "not implemented for 'Half'" in said[0]
+
+
+def test_a_run_evaluates_as_told_and_the_command_line_wins_over_the_variable(command, tmp_path):
+    def evaluated(name, *overrides, **environment):
+        (tmp_path / name).mkdir()
+        options = [*SMALL, "num_rounds=1", "fraction_evaluate=0.5", *overrides]
+        folder = train(command, *options, cwd=tmp_path / name, environment=environment)
+        return read_json(folder / "summary.json")["evaluated_in"], (folder / "final_model.pt").read_bytes()
+
+    plain, model = evaluated("default")
+    assert plain == "float32"
+    half = evaluated("variable", USE_FP16="Yes")
+    assert half == ("float16", model)
+    assert evaluated("typed", "inference.fp16=no", USE_FP16="1")[0] == "float32"
+
+
+def test_a_wrong_word_is_refused_before_training(refused):
+    refused("fl.train", *SMALL, "inference.fp16=maybe", words=["inference.fp16=maybe", "auto", "enable", "disable"])
+    refused("fl.train", *SMALL, environment={"USE_FP16": "fast"}, words=["inference.fp16=fast", "USE_FP16"])
+
+
+def test_a_file_is_loaded_in_the_precision_asked_for(model, x, tmp_path, capsys):
+    save_model(tmp_path / "half.pt", Precision("fp16").convert(model), "0" * 64)
+    save_model(tmp_path / "whole.pt", Precision("fp32").convert(model), "0" * 64)
+    save_model(tmp_path / "int8.pt", Precision("int8").convert(model), "0" * 64)
+    for name in ("half.pt", "whole.pt"):
+        for fp16, dtype in (("yes", torch.float16), ("no", torch.float32), ("auto", torch.float32)):
+            loaded = fl.load_model(tmp_path / name, device="cpu", fp16=fp16)
+            assert loaded.fc1.weight.dtype == dtype
+            with torch.inference_mode():
+                assert torch.allclose(loaded(x).float(), model(x), atol=0.02)
+    assert "memory efficiency" in capsys.readouterr().out
+    with pytest.raises(ModelFileError, match="INT8"):
+        fl.load_model(tmp_path / "int8.pt", fp16="yes")
+    assert fl.load_model(tmp_path / "half.pt", device="auto").fc1.weight.dtype == torch.float16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_by_default_a_gpu_answers_in_half_precision(model, x):
+    ready = prepare(model, torch.device("cuda"), None)
+    assert ready.fc1.weight.dtype == torch.float16
+    with torch.inference_mode():
+        assert torch.allclose(ready(x.cuda()).float().cpu(), initial_model(10, 0).eval()(x), atol=0.5)
