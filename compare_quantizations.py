@@ -24,6 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clients", default="", help="comma list of clients to compute costs for, as in 10,100")
     add("--rounds", default="", help="comma list of rounds to compute costs for, as in 10,20,50")
     add("--cost-per-mb", type=float, default=5.0, metavar="USD", help="price of 1024² bytes, either way (5)")
+    add("--formats", default="", help="deployment formats too: onnx, torchexport, torchscript, litert, or all")
     add(
         "--verify",
         action="store_true",
@@ -68,6 +69,7 @@ def main() -> None:
                 clients=clients,
                 rounds=rounds,
                 cost_per_mb=options.cost_per_mb,
+                format_names=[name.strip() for name in options.formats.split(",") if name.strip()],
             )
 
 

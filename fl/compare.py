@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from fl.comparison import (
     differences,
     measure,
 )
-from fl.comparison_inputs import Run, find_inputs, find_run, precisions
-from fl.console import say
+from fl.comparison_inputs import Inputs, Run, find_inputs, find_run, precisions
+from fl.console import say, show_table
 from fl.costs import CostAssumptions
+from fl.deployment import COLUMNS, Deployed, entries, measure_file, same_precision, table_rows, write_files
 from fl.errors import ConfigError, VerificationError
-from fl.model import num_parameters
+from fl.evaluation import Evaluation
+from fl.formats import Format, formats
+from fl.model import Net, num_parameters
 from fl.model_file import load_fp32, read_file
 from fl.plots import plot_comparison
 from fl.report import costs, heading, opening, precision_section, summary, traffic
@@ -44,6 +48,7 @@ def compare(
     clients: list[int],
     rounds: list[int],
     cost_per_mb: float,
+    format_names: Sequence[str] = (),
 ) -> Path:
     """Runs the whole comparison and returns the path of its JSON.
 
@@ -58,6 +63,7 @@ def compare(
         clients: for further cost figures, with `rounds`.
         rounds: see `clients`.
         cost_per_mb: US$ per 1024 ** 2 bytes.
+        format_names: deployment formats to write and evaluate too.
 
     Raises:
         QuantflError: with everything that was there before still in place; files appear when all are measured.
@@ -67,6 +73,7 @@ def compare(
     model, file = load_fp32(model_path)
     source_sha256 = file.made_from or file.sha256
     run = find_run(model_path.parent, source_sha256)
+    chosen_formats = formats(format_names, "--formats")
     trained_with = {name: run.trained_for(name) if run else None for name in methods}
     titles = {name: f"{method.title} QAT" if trained_with[name] else method.title for name, method in methods.items()}
     output_dir, json_path = _places(model_path, output)
@@ -112,16 +119,53 @@ def compare(
                 calibrated_on=inputs.calibrated_on,
             )
             precision_section(report["precisions"][name])
-        for result in measured.values():
-            (Path(scratch) / result.path.name).replace(result.path)
+        if chosen_formats:
+            evaluations = {name: each.evaluation for name, each in measured.items()} if target.type == "cpu" else {}
+            report["formats"] = _deployed(model, chosen_formats, inputs, evaluations, batch_size, Path(scratch))
+            for entry in format_entries(report):
+                entry["model_path"] = str(output_dir / Path(entry["model_path"]).name)
+        for written in Path(scratch).iterdir():
+            written.replace(output_dir / written.name)
     write_json(json_path, report)
     plot_comparison(json_path.with_name(PLOT_NAME), report, titles)
     summary(report, titles)
+    if chosen_formats:
+        heading("DEPLOYMENT FORMATS (on the CPU)")
+        show_table(COLUMNS, table_rows(report["formats"]))
     costs(report["communication"], titles)
     traffic(report["communication"], titles)
     heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(PLOT_NAME)}")
     say("\nDone!")
     return json_path
+
+
+def _deployed(
+    model: Net,
+    chosen: Sequence[Format],
+    inputs: Inputs,
+    evaluations: Mapping[str, Evaluation],
+    batch_size: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Writes deployment files into `folder` and returns what was measured of them."""
+    heading(f"Deployment formats: {', '.join(each.name for each in chosen)}")
+    paths = write_files(model, chosen, inputs.calibration, folder)
+    files = [measure_file(path, inputs.test, batch_size) for path in paths]
+    return format_report(model, files, inputs, evaluations, batch_size)
+
+
+def format_report(
+    model: Net, files: Sequence[Deployed], inputs: Inputs, evaluations: Mapping[str, Evaluation], batch_size: int
+) -> dict[str, Any]:
+    """Returns the JSON of deployment files, each beside our own model of the same precision."""
+    answers = same_precision(model, evaluations, inputs.calibration, inputs.test, batch_size)
+    return entries(files, answers)
+
+
+def format_entries(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the entry of every deployment file of a report."""
+    for precisions_of_one in report.get("formats", {}).values():
+        yield from precisions_of_one.values()
 
 
 def _cannot_calibrate(method: Any, inputs: Any) -> bool:
@@ -215,6 +259,12 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         name: measure(folder / Path(entry["model_path"]).name, inputs.test, batch_size=batch_size, device=device)
         for name, entry in stored["precisions"].items()
     }
+    formats_now = None
+    if stored.get("formats"):
+        names = [Path(entry["model_path"]).name for entry in format_entries(stored)]
+        files = [measure_file(folder / name, inputs.test, batch_size) for name in names]
+        evaluations = {name: each.evaluation for name, each in measured.items()} if device.type == "cpu" else {}
+        formats_now = format_report(model, files, inputs, evaluations, batch_size)
     supposed = stored["communication"]["assumptions"]
     assumptions = _assumptions(run, [], [], supposed["cost_per_mb_usd"])
     if run is None and supposed["clients_and_rounds_from"] == "options":
@@ -236,6 +286,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         run=run.summary if run else None,
         ledger=run.ledger if run else None,
         calibrated_on=inputs.calibrated_on,
+        formats=formats_now,
     )
 
 
@@ -247,4 +298,12 @@ def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, A
         left_out = {*NOT_VERIFIED, *(DEPEND_ON_KERNELS if name in other_kernels else ())}
         kept["precisions"][name] = {key: value for key, value in entry.items() if key not in left_out}
         kept["precisions"][name]["model_path"] = Path(entry["model_path"]).name
+    if "formats" in report:
+        kept["formats"] = {
+            name: {
+                precision: {key: value for key, value in entry.items() if key not in (*NOT_VERIFIED, "model_path")}
+                for precision, entry in found.items()
+            }
+            for name, found in report["formats"].items()
+        }
     return kept

@@ -1,14 +1,14 @@
 """The comparison stage: convert a trained model, evaluate every precision, save, measure, report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from fl.console import progress
 from fl.costs import CostAssumptions, communication_report, measured_traffic
@@ -99,7 +99,7 @@ def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device)
         ModelFileError: the file cannot be used, or the loss is not finite.
     """
     model, file = load_with_info(path, device)
-    warm_up(model, test, batch_size, device)
+    warm_up(model, test, batch_size, device, model.input_dtype)  # type: ignore[arg-type]
     with progress(f"evaluating {path.name}", len(test.labels)) as advance:
         evaluation = evaluate(
             model,
@@ -117,12 +117,18 @@ def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device)
     )
 
 
-def warm_up(model: nn.Module, test: TestSet, batch_size: int, device: torch.device) -> None:
+def warm_up(
+    model: Callable[[Tensor], Tensor],
+    test: TestSet,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Runs two batches, so that packing weights and choosing kernels are not in the time per image."""
     with torch.inference_mode():
         for _ in range(2):
             batch = torch.from_numpy(test.images[:batch_size]).to(device)
-            model(to_input(batch, model.input_dtype))  # type: ignore[arg-type]
+            model(to_input(batch, dtype))
 
 
 def build_report(
@@ -141,6 +147,7 @@ def build_report(
     run: Mapping[str, Any] | None,
     ledger: Mapping[str, Any] | None,
     calibrated_on: str,
+    formats: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of `quantization_comparison.json`: everything derived from what was measured.
 
@@ -159,6 +166,7 @@ def build_report(
         run: the summary of the run that made the model, if known.
         ledger: its `communication.json`, if there is one.
         calibrated_on: where calibration images come from.
+        formats: entries of deployment files, if any were asked for.
     """
     baseline = measured[BASELINE]
     return {
@@ -176,6 +184,7 @@ def build_report(
         "evaluation": {"batch_size": batch_size, "device": device.type},
         "precisions": {name: _entry(each, baseline) for name, each in measured.items()},
         "skipped": dict(skipped),
+        **({"formats": formats} if formats else {}),
         "calibrated_on": calibrated_on,
         "communication": communication_report(
             {name: each.file_bytes for name, each in measured.items()},

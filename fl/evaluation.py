@@ -20,11 +20,13 @@ class Evaluation:
     Attributes:
         score: mean cross-entropy per image and accuracy.
         predictions: int64 [n], the class of the largest logit.
+        logits: float32 [n, classes].
         ms_per_image: wall time of forward passes and input conversion, per image.
     """
 
     score: Score
     predictions: np.ndarray
+    logits: np.ndarray
     ms_per_image: float
 
 
@@ -49,7 +51,7 @@ def evaluate(
         dtype: floating type of the model's input.
         advance: called with the number of images done since the last call.
     """
-    loss, predictions, seconds = 0.0, [], 0.0
+    loss, answers, seconds = 0.0, [], 0.0
     with torch.inference_mode():
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size])
@@ -60,8 +62,9 @@ def evaluate(
                 torch.cuda.synchronize(device)
             seconds += time.perf_counter() - began
             loss += F.cross_entropy(logits, target, reduction="sum").item()
-            predictions.append(logits.argmax(dim=1).cpu().numpy())
+            answers.append(logits.cpu())
             advance(len(target))
-    predicted = np.concatenate(predictions)
+    every = torch.cat(answers)
+    predicted = every.argmax(dim=1).numpy()
     score = Score(loss / len(labels), int((predicted == labels).sum()) / len(labels))
-    return Evaluation(score, predicted, 1000 * seconds / len(labels))
+    return Evaluation(score, predicted, every.numpy(), 1000 * seconds / len(labels))

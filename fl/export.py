@@ -3,12 +3,20 @@
 import argparse
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fl.errors import ConfigError, one_line_errors
 
-FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
+FOLDER, METADATA, README, PLOT, FORMATS = (
+    "export",
+    "selection_metadata.json",
+    "README.md",
+    "selection.png",
+    "formats.json",
+)
+BATCH_SIZE = 32
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,13 +45,17 @@ def export(options: argparse.Namespace) -> Path:
     Raises:
         QuantflError: the folder is no finished run, or what was asked for cannot be had.
     """
-    from fl.console import say
-    from fl.model_file import load_fp32, save_model
+    from fl.comparison_inputs import find_inputs, find_run
+    from fl.console import say, show_table
+    from fl.deployment import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
+    from fl.formats import formats
+    from fl.model_file import load_fp32, read_file, save_model
     from fl.quantization import Precision
     from fl.results import read_json, read_jsonl, sha256, write_bytes, write_json
     from fl.selection import choose_round
     from fl.server_app import MODEL, ROUNDS, SUMMARY
 
+    chosen_formats = formats([name.strip() for name in options.format.split(",") if name.strip()], "--format")
     run_dir: Path = options.run_dir
     missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
     if missing:
@@ -89,8 +101,21 @@ def export(options: argparse.Namespace) -> Path:
             from fl.plots import plot_selection
 
             plot_selection(Path(scratch) / PLOT, records, choice.round, options.metric)
+        rows: list[list[str]] = []
+        if chosen_formats:
+            run = find_run(run_dir, read_file(run_dir / MODEL).sha256)
+            inputs = find_inputs(run, options.data, model.fc3.out_features)
+            say(f"Writing and evaluating {', '.join(f.name for f in chosen_formats)} on {inputs.test.title}...")
+            files = write_files(model, chosen_formats, inputs.calibration, Path(scratch))
+            measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
+            answers = same_precision(model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
+            report = entries([replace(each, path=folder / each.path.name) for each in measured], answers)
+            write_json(Path(scratch) / FORMATS, {"made_from_sha256": source.sha256, "formats": report})
+            rows = list(table_rows(report))
         for file in Path(scratch).iterdir():
             file.replace(folder / file.name)
+    if rows:
+        show_table(COLUMNS, rows)
     say(f"Round {choice.round}: {choice.reason}")
     ratio = source.num_bytes / len(content)
     say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")

@@ -125,3 +125,18 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     axis.margins(x=0.25)
     axis.grid(alpha=0.3, which="both")
     save_figure(figure, path)
+
+
+def plot_bench(path: Path, report: Mapping[str, Any]) -> None:
+    """Draws images per second over the batch size, a line for each model of a benchmark's report."""
+    figure, (axes,) = new_figure(8, 5)
+    for model in report["models"]:
+        sizes = [entry["batch_size"] for entry in model["results"]]
+        axes.plot(sizes, [e["images_per_s"] for e in model["results"]], "o-", label=Path(model["model_path"]).name)
+    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="images per second")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    environment = report["environment"]
+    axes.set_title(f"{environment['cpu']}, {environment['threads']} threads, {environment['device']}", fontsize=10)
+    save_figure(figure, path)

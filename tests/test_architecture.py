@@ -10,14 +10,27 @@ import pytest
 from conftest import REPOSITORY
 
 LAYERS = [
-    {"train", "flower_apps", "overrides", "resume", "sweep", "compare", "communication", "compare_quantizations"},
+    {
+        "train",
+        "flower_apps",
+        "overrides",
+        "resume",
+        "sweep",
+        "compare",
+        "communication",
+        "compare_quantizations",
+        "export",
+        "bench",
+        "recommend",
+    },
     {"experiment", "settings", "comparison_inputs"},
-    {"engine", "server_app", "client_app", "comparison"},
+    {"engine", "server_app", "client_app", "comparison", "deployment"},
     {"rounds", "strategy", "messages", "codec"},
     {
         "training",
         "inference",
         "selection",
+        "formats",
         "optimizers",
         "evaluation",
         "data",
@@ -112,6 +125,9 @@ def test_importing_the_package_loads_nothing_heavy():
         ["-m", "fl.resume"],
         ["-m", "fl.sweep"],
         ["-m", "fl.communication"],
+        ["-m", "fl.export"],
+        ["-m", "fl.bench"],
+        ["-m", "fl.recommend"],
     ],
 )
 def test_help_loads_no_torch(command):

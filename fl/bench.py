@@ -1,0 +1,343 @@
+"""`python -m fl.bench MODEL...`: speed, memory and answers of model files, batch size by batch size, side by side."""
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl.errors import ConfigError, one_line_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+BATCH_SIZES, TURNS, JSON_NAME = "1,4,8,32,128", 10, "bench.json"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fl.bench",
+        description=__doc__,
+        epilog="Every model sees all test images at every batch size, in turns, so that all meet the same load. "
+        "Example: python -m fl.bench outputs/DATE/TIME/model_*.pt outputs/DATE/TIME/export/model_int8_static.onnx",
+    )
+    add = parser.add_argument
+    add("models", nargs="+", type=Path, metavar="MODEL", help="model_*.pt, .onnx, .pt2, .ts, .tflite; one must be FP32")
+    add("--batch-sizes", default=BATCH_SIZES, help=f"comma list ({BATCH_SIZES})")
+    add(
+        "--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; those of the first model's run by default"
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="cpu",
+        help="of model_*.pt; other formats run on the CPU (cpu)",
+    )
+    add("--threads", type=int, help="of every runtime (all cores)")
+    add("--images", type=int, metavar="N", help="no more test images than this, evenly spaced")
+    add("--output", type=Path, help=f"path of the JSON, the plot goes beside it ({JSON_NAME} beside the first model)")
+    return parser.parse_args(arguments)
+
+
+@dataclass
+class Candidate:
+    """A model file that can be run.
+
+    Attributes:
+        path: of the file.
+        run: from uint8 images [n, 64, 64, 3] to float32 logits on the CPU.
+        is_fp32: whether it may be the baseline.
+        weight_bytes: of all its tensors; None where the file's format does not tell.
+    """
+
+    path: Path
+    run: Callable[["Tensor"], "Tensor"]
+    is_fp32: bool
+    weight_bytes: int | None
+
+
+@dataclass
+class Timing:
+    """What one model did at one batch size; seconds of whole batches only."""
+
+    seconds: list[float] = field(default_factory=list)
+    logits: list["np.ndarray"] = field(default_factory=list)
+
+
+def opened(path: Path, device: Any, threads: int) -> Candidate:
+    """Returns a model file ready to run.
+
+    Raises:
+        QuantflError: it cannot be read, or its runtime is not installed.
+    """
+    import torch
+
+    from fl.deployment import deployed
+    from fl.model import to_input
+    from fl.model_file import load_with_info
+
+    found = deployed(path)
+    if found:
+        kind, precision = found
+        kind.check_installed(str(path))
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such file")
+        execute = kind.load(path, threads)
+        return Candidate(path, lambda images: execute(to_input(images)), precision == "fp32", None)
+    model, file = load_with_info(path, device)
+    dtype: Any = model.input_dtype
+
+    def run(images: "Tensor") -> "Tensor":
+        logits: Tensor = model(to_input(images.to(device), dtype)).float().cpu()
+        return logits
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
+    torch.set_num_threads(threads)
+    return Candidate(path, run, file.info.get("precision", "fp32") == "fp32", size)
+
+
+def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: int) -> list[Timing]:
+    """Runs every candidate over all images in batches, in turns, after two batches that do not count.
+
+    Args:
+        candidates: what to run.
+        images: uint8 [n, 64, 64, 3].
+        batch_size: of each pass.
+    """
+    import torch
+
+    timings = [Timing() for _ in candidates]
+    batches = torch.from_numpy(images).split(batch_size)
+    turn = math.ceil(len(batches) / TURNS)
+    with torch.inference_mode():
+        for each in candidates:
+            for batch in batches[:2]:
+                each.run(batch)
+        for start in range(0, len(batches), turn):
+            for each, timing in zip(candidates, timings, strict=True):
+                for batch in batches[start : start + turn]:
+                    began = time.perf_counter()
+                    logits = each.run(batch)
+                    took = time.perf_counter() - began
+                    timing.logits.append(logits.numpy())
+                    if len(batch) == batch_size or len(batches) == 1:
+                        timing.seconds.append(took)
+    return timings
+
+
+def compared(timing: Timing, baseline: Timing, labels: "np.ndarray", batch_size: int) -> dict[str, Any]:
+    """Returns the figures of one model at one batch size beside the baseline's.
+
+    The confidence interval is Wilson's at 95 %; the p-value is McNemar's, exact, of the hypothesis that both models are
+    right equally often.
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    ours, theirs = np.concatenate(timing.logits), np.concatenate(baseline.logits)
+    answers, expected = ours.argmax(1), theirs.argmax(1)
+    right, baseline_right = answers == labels, expected == labels
+    only_ours, only_theirs = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())
+    interval = binomtest(int(right.sum()), len(labels)).proportion_ci(0.95, method="wilson")
+    differing = only_ours + only_theirs
+    milliseconds = sorted(1000 * each for each in timing.seconds)
+    return {
+        "batch_size": batch_size,
+        "batches_timed": len(milliseconds),
+        "ms_p50": statistics.median(milliseconds),
+        "ms_p95": float(np.percentile(milliseconds, 95)),
+        "images_per_s": batch_size * len(milliseconds) / sum(timing.seconds),
+        "speed_up": statistics.median(baseline.seconds) / statistics.median(timing.seconds),
+        "largest_logit_difference": float(np.abs(ours - theirs).max()),
+        "agreement_with_fp32": float((answers == expected).mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [float(interval.low), float(interval.high)],
+        "only_this_right": only_ours,
+        "only_fp32_right": only_theirs,
+        "mcnemar_p": float(binomtest(only_ours, differing).pvalue) if differing else 1.0,
+    }
+
+
+def peak_memory(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> dict[int, int | None]:
+    """Returns the bytes that a model takes at its peak, by batch size, in a process of its own.
+
+    On the CPU it is resident memory over what the process had before the model was opened (Linux only, else None); on
+    CUDA, what torch had allocated.
+    """
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return dict(pool.apply(_peaks, (path, device, threads, sorted(batch_sizes))))
+
+
+def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> list[tuple[int, int | None]]:
+    import torch
+
+    from fl.deployment import deployed
+
+    found = deployed(path)
+    if found:
+        found[0].check_installed(str(path))  # imports its libraries
+    torch.set_num_threads(threads)
+    images, peaks = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8), []
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident_bytes("VmRSS")
+    model = opened(path, torch.device(device), threads)
+    with torch.inference_mode():
+        for size in batch_sizes:
+            for _ in range(2):
+                model.run(images[:size])
+            if device == "cuda":
+                peaks.append((size, torch.cuda.max_memory_allocated()))
+            else:
+                peaks.append((size, _resident_bytes("VmHWM") - before if sys.platform == "linux" else None))
+    return peaks
+
+
+def _resident_bytes(field: str) -> int:
+    """Returns a field of proc(5)'s status, 0 where there is none."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(found[1]) if found else 0
+
+
+def bench(options: argparse.Namespace) -> Path:
+    """Measures every model at every batch size and writes JSON and plot; returns the path of the JSON.
+
+    Raises:
+        QuantflError: an option, a file or the test images are at fault.
+    """
+    import torch
+
+    from fl.comparison_inputs import find_inputs, find_run
+    from fl.console import progress, say, show_table
+    from fl.environment import available_cores, environment
+    from fl.model_file import read_file
+    from fl.plots import plot_bench
+    from fl.results import sha256, write_json
+
+    batch_sizes = _counts("--batch-sizes", options.batch_sizes)
+    for name in ("threads", "images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    threads = options.threads or available_cores()
+    candidates = [opened(path, device, threads) for path in options.models]
+    baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
+    if baseline is None:
+        raise ConfigError(
+            f"{', '.join(map(str, options.models))}: none is an FP32 model, which the others are compared with"
+        )
+
+    first = next((each.path for each in candidates if each.weight_bytes is not None), None)
+    file = read_file(first) if first else None
+    run = find_run(first.parent, file.made_from or file.sha256) if first and file else None
+    classes = candidates[baseline].run(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape[1]
+    test = find_inputs(run, options.data, classes).test
+    every = math.ceil(len(test.labels) / (options.images or len(test.labels)))
+    images, labels = test.images[::every], test.labels[::every]
+    say(f"{len(labels):,} images of {test.title}, {threads} threads, {device.type}, batch sizes {options.batch_sizes}")
+
+    results: list[list[dict[str, Any]]] = [[] for _ in candidates]
+    with progress("batch sizes", len(batch_sizes) + len(candidates)) as advance:
+        for size in batch_sizes:
+            timings = measure(candidates, images, size)
+            for timing, own in zip(timings, results, strict=True):
+                own.append(compared(timing, timings[baseline], labels, size))
+            advance(1)
+        for each, own in zip(candidates, results, strict=True):
+            peaks = peak_memory(each.path, device.type, threads, batch_sizes)
+            for entry in own:
+                entry["peak_memory_bytes"] = peaks[entry["batch_size"]]
+            advance(1)
+    report = {
+        "baseline": str(options.models[baseline]),
+        "test_set": {"title": test.title, "synthetic": test.synthetic, "num_images": len(labels)},
+        "models": [
+            {
+                "model_path": str(each.path),
+                "file_size_bytes": each.path.stat().st_size,
+                "file_sha256": sha256(each.path.read_bytes()),
+                "weight_bytes": each.weight_bytes,
+                "results": own,
+            }
+            for each, own in zip(candidates, results, strict=True)
+        ],
+        "environment": environment(device.type, threads),
+    }
+    output: Path = options.output or options.models[0].parent / JSON_NAME
+    write_json(output, report)
+    plot_bench(output.with_suffix(".png"), report)
+    show_table(COLUMNS, table_rows(report))
+    say(f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak")
+    say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}")
+    return output
+
+
+COLUMNS = (
+    "model",
+    "batch",
+    "ms p50",
+    "ms p95",
+    "images/s",
+    "speed-up",
+    "weights",
+    "peak memory",
+    "largest difference",
+    "same answers",
+    "accuracy (95 % interval)",
+    "p",
+)
+
+
+def table_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yields the cells of each model and batch size for `COLUMNS`, batch by batch."""
+    for number in range(len(report["models"][0]["results"])):
+        for model in report["models"]:
+            entry = model["results"][number]
+            low, high = (100 * each for each in entry["accuracy_ci95"])
+            yield [
+                Path(model["model_path"]).name,
+                str(entry["batch_size"]),
+                f"{entry['ms_p50']:.2f}",
+                f"{entry['ms_p95']:.2f}",
+                f"{entry['images_per_s']:,.0f}",
+                f"{entry['speed_up']:.2f}x",
+                "" if model["weight_bytes"] is None else f"{model['weight_bytes']:,}",
+                "" if entry["peak_memory_bytes"] is None else f"{entry['peak_memory_bytes'] / 2**20:.1f} MB",
+                f"{entry['largest_logit_difference']:.2g}",
+                f"{100 * entry['agreement_with_fp32']:.2f}%",
+                f"{100 * entry['accuracy']:.2f}% ({low:.2f}-{high:.2f})",
+                f"{entry['mcnemar_p']:.2g}",
+            ]
+
+
+def _counts(option: str, text: str) -> list[int]:
+    try:
+        numbers = sorted({int(each) for each in text.split(",") if each.strip()})
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: must be a comma list of whole numbers, as in 1,32") from error
+    if not numbers or numbers[0] < 1:
+        raise ConfigError(f"{option} {text}: every number must be at least 1")
+    return numbers
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = parse()
+    with one_line_errors():
+        bench(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Deployment files of one network: written, then evaluated as a device would run them, beside the model files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.comparison import TestSet, warm_up
+from fl.console import progress
+from fl.errors import ModelFileError
+from fl.evaluation import Evaluation, evaluate
+from fl.formats import FORMATS, Format
+from fl.model import Net, to_input
+from fl.quantization import Precision
+from fl.results import MIB, sha256
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One deployment file as measured."""
+
+    format: str
+    precision: str
+    path: Path
+    file_bytes: int
+    file_sha256: str
+    evaluation: Evaluation
+
+
+def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | None, folder: Path) -> list[Path]:
+    """Writes every precision of the formats, but those that need calibration images where there are none.
+
+    Args:
+        model: FP32, in evaluation mode.
+        chosen: formats.
+        calibration: uint8 [n, 64, 64, 3] training images, or None.
+        folder: an existing one.
+    """
+    inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, 3, 64, 64)
+    wanted = [(f, p) for f in chosen for p in f.precisions if p != "int8_static" or calibration is not None]
+    with progress("writing deployment files", len(wanted)) as advance:
+        for each, precision in wanted:
+            each.export(precision, model, inputs, folder)
+            advance(1)
+    return [each.path(folder, precision) for each, precision in wanted]
+
+
+def deployed(path: Path) -> tuple[Format, str] | None:
+    """Returns the format and precision of a file that `write_files` names so, else None."""
+    for each in FORMATS:
+        if path.suffix == each.suffix:
+            return each, path.name.removeprefix("model_").removesuffix(each.suffix)
+    return None
+
+
+def measure_file(path: Path, test: TestSet, batch_size: int) -> Deployed:
+    """Evaluates a deployment file on the CPU.
+
+    Raises:
+        ModelFileError: the file is of no known format, or its runtime refuses it.
+    """
+    found = deployed(path)
+    if found is None:
+        raise ModelFileError(f"{path}: is of no known format ({', '.join(f.suffix for f in FORMATS)})")
+    each, precision = found
+    each.check_installed(path.name)
+    content = path.read_bytes()
+    try:
+        execute = each.load(path, torch.get_num_threads())
+        warm_up(execute, test, batch_size, CPU)
+    except Exception as error:  # whatever a runtime makes of a file
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
+    with progress(f"evaluating {path.name}", len(test.labels)) as advance:
+        evaluation = evaluate(execute, test.images, test.labels, batch_size=batch_size, device=CPU, advance=advance)
+    return Deployed(each.name, precision, path, len(content), sha256(content), evaluation)
+
+
+def same_precision(
+    model: Net, known: Mapping[str, Evaluation], calibration: np.ndarray | None, test: TestSet, batch_size: int
+) -> Callable[[str], Evaluation]:
+    """Returns a function that gives our own model's answers in a precision, evaluated once where they are not known."""
+    cache = dict(known)
+
+    def answers(precision: str) -> Evaluation:
+        if precision not in cache:
+            inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else None
+            network = Precision(precision).convert(model, inputs)
+            cache[precision] = evaluate(network, test.images, test.labels, batch_size=batch_size, device=CPU)
+        return cache[precision]
+
+    return answers
+
+
+def entries(measured: Sequence[Deployed], answers: Callable[[str], Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns what JSON says of each file, by format and precision.
+
+    Args:
+        measured: the files.
+        answers: see `same_precision`.
+    """
+    report: dict[str, dict[str, dict[str, Any]]] = {}
+    baseline = answers("fp32")
+    for each in measured:
+        ours, theirs = answers(each.precision), each.evaluation
+        report.setdefault(each.format, {})[each.precision] = {
+            "model_path": str(each.path),
+            "file_size_bytes": each.file_bytes,
+            "file_size_mb": each.file_bytes / MIB,
+            "file_sha256": each.file_sha256,
+            "loss": theirs.score.loss,
+            "accuracy": theirs.score.accuracy,
+            "accuracy_percent": 100 * theirs.score.accuracy,
+            "accuracy_drop_percent": 100 * (theirs.score.accuracy - baseline.score.accuracy),
+            "agreement_with_model_file": float((theirs.predictions == ours.predictions).mean()),
+            "largest_logit_difference": float(np.abs(theirs.logits - ours.logits).max()),
+            "inference_ms": theirs.ms_per_image,
+        }
+    return report
+
+
+def table_rows(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[list[str]]:
+    """Returns the cells of each file for `COLUMNS`."""
+    for name, precisions in report.items():
+        for precision, entry in precisions.items():
+            yield [
+                name,
+                precision,
+                f"{entry['file_size_bytes']:,}",
+                f"{entry['accuracy_percent']:.2f}%",
+                f"{entry['accuracy_drop_percent']:+.2f}%",
+                f"{100 * entry['agreement_with_model_file']:.2f}%",
+                f"{entry['largest_logit_difference']:.1e}",
+                f"{entry['inference_ms']:.3f}",
+            ]
+
+
+COLUMNS = (
+    "format",
+    "precision",
+    "file bytes",
+    "accuracy",
+    "drop",
+    "same as .pt",
+    "largest logit difference",
+    "ms/image",
+)

@@ -1,0 +1,95 @@
+"""torch.export programs and TorchScript: the network as recorded operations, run without its Python code."""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fl.formats.base import Executor, Format, example_input, quiet
+from fl.model import Net
+from fl.quantization import Precision
+from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
+from fl.quantization.numeric import dequantize_weight
+from fl.results import write_bytes
+
+
+class RecordableNet(nn.Module):
+    """A `QuantizedNet` in tensor operations alone: its reference path, with nothing that depends on the data in Python.
+
+    Weights stay int8; what a layer is given is rounded to uint8 and computed with in float32.
+    """
+
+    def __init__(self, quantized: QuantizedNet) -> None:
+        super().__init__()
+        self.static = quantized.static
+        for name in LAYERS:
+            self.add_module(name, nn.Module())
+            for key, tensor in quantized.get_submodule(name).named_buffers():
+                self.get_submodule(name).register_buffer(key, tensor.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in LAYERS:
+            layer = self.get_submodule(name)
+            weight = dequantize_weight(layer.weight, layer.weight_scale)  # type: ignore[arg-type]
+            x = self._rounded(x, layer)
+            if name in CONVOLUTIONS:
+                x = F.max_pool2d(F.relu(F.conv2d(x, weight, layer.bias)), 2)  # type: ignore[arg-type]
+                x = x.flatten(1) if name == CONVOLUTIONS[-1] else x
+            else:
+                x = F.linear(x, weight, layer.bias)  # type: ignore[arg-type]
+                x = x if name == LAYERS[-1] else F.relu(x)
+        return x
+
+    def _rounded(self, x: Tensor, layer: nn.Module) -> Tensor:
+        if self.static:
+            scale, zero_point = layer.input_scale, layer.input_zero_point
+        else:  # as `choose_activation_qparams`
+            low, high = x.amin().double().clamp_max(0.0), x.amax().double().clamp_min(0.0)
+            scale = ((high - low) / 255).float().clamp_min(torch.finfo(torch.float32).eps)
+            zero_point = (-low / scale.double()).round().clamp(0, 255).float()
+        integers = ((x / scale).round() + zero_point).clamp(0, 255)  # type: ignore[operator]
+        return (integers - zero_point) * scale  # type: ignore[operator]
+
+
+def recordable(precision: str, model: Net, calibration: Tensor) -> nn.Module:
+    """Returns a network in evaluation mode that can be recorded."""
+    converted = Precision(precision).convert(model, calibration)
+    return RecordableNet(converted).eval() if isinstance(converted, QuantizedNet) else converted
+
+
+class TorchExport(Format):
+    """Programs of `torch.export`, for AOTInductor, ExecuTorch and other runtimes."""
+
+    name, suffix, precisions = "torchexport", ".pt2", ("fp32", "int8", "int8_static")
+
+    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+        batch = {"x": {0: torch.export.Dim("batch", min=1)}}
+        network = recordable(precision, model, calibration)
+        buffer = io.BytesIO()
+        with quiet():
+            torch.export.save(torch.export.export(network, (example_input(),), dynamic_shapes=batch), buffer)
+        write_bytes(self.path(folder, precision), buffer.getvalue())
+
+    def load(self, path: Path, threads: int) -> Executor:
+        torch.set_num_threads(threads)
+        return torch.export.load(path).module()
+
+
+class TorchScript(Format):
+    """TorchScript, for LibTorch in C++ and older runtimes; torch itself calls it deprecated."""
+
+    name, suffix, precisions = "torchscript", ".ts", ("fp32", "int8", "int8_static")
+
+    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+        network, buffer = recordable(precision, model, calibration), io.BytesIO()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            torch.jit.save(torch.jit.trace(network, example_input()), buffer)
+        write_bytes(self.path(folder, precision), buffer.getvalue())
+
+    def load(self, path: Path, threads: int) -> Executor:
+        torch.set_num_threads(threads)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return torch.jit.load(path)

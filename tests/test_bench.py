@@ -1,0 +1,84 @@
+"""`python -m fl.bench` on the files of a comparison: figures that can be checked against the answers themselves."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fl.bench import Timing, compared
+from fl.results import read_json
+
+
+@pytest.fixture(scope="module")
+def files(small_run, tmp_path_factory):
+    """A run with its model files."""
+    from fl.compare import compare
+
+    folder = shutil.copytree(small_run, tmp_path_factory.mktemp("bench") / "run")
+    compare(
+        folder / "final_model.pt", output=None, precision_names=["fp16", "int8", "int8_static"], precisions_chosen=True,
+        data=None, batch_size=32, device="cpu", clients=[], rounds=[], cost_per_mb=5.0, format_names=["torchscript"],
+    )  # fmt: skip
+    return folder
+
+
+def test_every_model_is_measured_at_every_batch_size(files, command):
+    models = [files / name for name in ("model_fp32.pt", "model_int8_static.pt", "model_int8.ts")]
+    done = command("fl.bench", *models, "--batch-sizes", "8,1", "--threads", 1, check=0)
+    report = read_json(files / "bench.json")
+    assert (files / "bench.png").is_file()
+    assert report["baseline"] == str(models[0])
+    assert report["test_set"]["synthetic"]
+    for model, path in zip(report["models"], models, strict=True):
+        assert model["file_size_bytes"] == path.stat().st_size
+        assert [entry["batch_size"] for entry in model["results"]] == [1, 8]
+        for entry in model["results"]:
+            size = entry["batch_size"]
+            assert entry["batches_timed"] == report["test_set"]["num_images"] // size
+            assert 0 < entry["ms_p50"] <= entry["ms_p95"]
+            assert entry["peak_memory_bytes"] > 0
+            low, high = entry["accuracy_ci95"]
+            assert low <= entry["accuracy"] <= high
+            assert path.name in done.stdout
+    whole, static, script = report["models"]
+    assert whole["weight_bytes"] == 4 * 434_986 + 24
+    assert static["weight_bytes"] < 0.27 * whole["weight_bytes"]
+    assert script["weight_bytes"] is None
+    for entry in whole["results"]:
+        assert (entry["speed_up"], entry["largest_logit_difference"], entry["agreement_with_fp32"]) == (1.0, 0.0, 1.0)
+        assert entry["mcnemar_p"] == 1.0
+    accuracy = read_json(files / "quantization_comparison.json")["precisions"]["int8_static"]["accuracy"]
+    assert static["results"][0]["accuracy"] == accuracy
+
+
+def test_statistics_are_those_of_the_textbook():
+    """McNemar with 3 against 12 discordant pairs, exact: p = 0.0352; Wilson of 85 out of 100: 0.7672-0.9069."""
+    labels = np.zeros(100, np.int64)
+
+    def timing(wrong):
+        logits = np.zeros((100, 2), np.float32)
+        logits[:, 0] = 1
+        logits[list(wrong)] = [0, 1]
+        return Timing([0.5, 0.25, 0.25], [logits])
+
+    ours, theirs = timing([*range(12), 97, 98, 99]), timing([12, 13, 14, 97, 98, 99])
+    found = compared(ours, theirs, labels, 4)
+    assert (found["only_this_right"], found["only_fp32_right"]) == (3, 12)
+    assert found["mcnemar_p"] == pytest.approx(0.03516, abs=1e-5)
+    assert found["accuracy"] == 0.85
+    assert found["accuracy_ci95"] == [pytest.approx(0.7672, abs=1e-4), pytest.approx(0.9069, abs=1e-4)]
+    assert found["agreement_with_fp32"] == 0.85
+    assert found["images_per_s"] == 12
+    assert found["ms_p50"] == 250
+
+
+def test_bad_benchmarks_are_refused(files, refused, tmp_path):
+    refused("fl.bench", files / "model_int8.pt", words=["model_int8.pt", "FP32"])
+    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "0,4", words=["--batch-sizes 0,4"])
+    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "many", words=["--batch-sizes many"])
+    refused("fl.bench", files / "model_fp32.pt", "--threads", "0", words=["--threads 0"])
+    refused("fl.bench", tmp_path / "none.pt", words=["none.pt"])
+    refused("fl.bench", files / "model_fp32.pt", tmp_path / "model_fp32.ts", words=["model_fp32.ts", "no such file"])
+    if not torch.cuda.is_available():
+        refused("fl.bench", files / "model_fp32.pt", "--device", "cuda", words=["--device cuda"])

@@ -1,0 +1,197 @@
+"""Deployment files answer as the model does: in ONNX Runtime, as torch programs, in the LiteRT interpreter."""
+
+import builtins
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from fl.deployment import deployed, measure_file
+from fl.errors import ConfigError, ModelFileError
+from fl.formats import FORMATS, formats
+from fl.model import initial_model, to_input
+from fl.quantization import Precision
+from fl.results import read_json
+
+EVERY = [(each, precision) for each in FORMATS for precision in each.precisions]
+OURS = ("torchexport", "torchscript")
+"""Formats of the very same quantization as model_<precision>.pt."""
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (48, 64, 64, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    net = initial_model(10, seed=1).train()
+    torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(5):
+            net(to_input(images))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def files(model, images, tmp_path_factory):
+    """One file of each format and precision."""
+    folder = tmp_path_factory.mktemp("formats")
+    for each, precision in EVERY:
+        try:
+            each.check_installed("--format")
+        except ConfigError:
+            continue
+        each.export(precision, model, to_input(images), folder)
+    return folder
+
+
+@pytest.fixture
+def executor(files):
+    def load(each, precision):
+        if not each.path(files, precision).is_file():
+            pytest.skip(f"the extra [{each.extra}] is not installed")
+        return each.load(each.path(files, precision), 1)
+
+    return load
+
+
+@pytest.mark.parametrize(("each", "precision"), EVERY, ids=lambda value: getattr(value, "name", value))
+def test_a_file_answers_batches_of_any_size_as_the_model_does(each, precision, executor, model, images):
+    execute, x = executor(each, precision), to_input(images)
+    ours = Precision(precision).convert(model, x)
+    with torch.inference_mode():
+        exact = model(x)
+        answers = execute(x)
+        expected = ours(x.to(ours.input_dtype)).float()
+    assert answers.dtype == torch.float32
+    assert answers.shape == exact.shape
+    if precision == "fp32":
+        assert (answers - exact).abs().max() <= 1e-4
+    elif each.name in OURS:
+        assert (answers - expected).norm() <= 0.02 * exact.norm()
+        assert (answers.argmax(1) == expected.argmax(1)).float().mean() >= 0.95  # of an untrained network
+    else:
+        assert (answers - exact).norm() <= 0.1 * exact.norm()
+    for size in (1, 5):
+        few = execute(x[:size])
+        if precision != "int8":  # whose ranges are of the batch
+            assert torch.allclose(few, answers[:size], atol=1e-4 * float(exact.abs().max()) + 1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8_static"])
+def test_files_are_as_small_as_their_precision(precision, files):
+    limit = {"fp16": 0.55, "int8": 0.45, "int8_static": 0.45}[precision]
+    for each in FORMATS:
+        path = each.path(files, precision)
+        if precision in each.precisions and path.is_file():
+            assert path.stat().st_size <= limit * each.path(files, "fp32").stat().st_size, path.name
+
+
+def test_onnx_int8_convolves_in_integers(files):
+    onnx = pytest.importorskip("onnx")
+    kinds = [node.op_type for node in onnx.load(files / "model_int8.onnx").graph.node]
+    assert kinds.count("ConvInteger") == 3
+    assert kinds.count("MatMulInteger") == 3
+    assert "Conv" not in kinds
+    static = onnx.load(files / "model_int8_static.onnx").graph
+    assert sum(node.op_type == "Conv" for node in static.node) == 3
+    integers = {each.name: each.data_type for each in static.initializer}
+    assert sum(kind == onnx.TensorProto.INT8 for kind in integers.values()) >= 6
+
+
+def test_a_missing_extra_says_how_to_install_it(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] in ("onnxruntime", "litert_torch"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    import importlib
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ConfigError, match=r"--formats onnx: needs onnxruntime .*pip install -e '\.\[onnx\]'"):
+        formats(["onnx"], "--formats")
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[edge\]'"):
+        formats(["litert"], "--formats")
+    assert [each.name for each in formats(["torchscript", "torchexport"], "--formats")] == [
+        "torchscript",
+        "torchexport",
+    ]
+
+
+def test_damaged_and_foreign_files_are_refused(files, tmp_path):
+    from fl.comparison import TestSet
+
+    test = TestSet(np.zeros((2, 64, 64, 3), np.uint8), np.zeros(2, np.int64), "none", True, ())
+    for each in FORMATS:
+        if each.path(files, "fp32").is_file():
+            damaged = each.path(tmp_path, "fp32")
+            damaged.write_bytes(each.path(files, "fp32").read_bytes()[:1000])
+            with pytest.raises(ModelFileError, match=f"{each.name} cannot run it"):
+                measure_file(damaged, test, 2)
+    with pytest.raises(ModelFileError, match="no known format"):
+        measure_file(tmp_path / "model.bin", test, 2)
+    assert deployed(tmp_path / "model_int8_static.onnx")[1] == "int8_static"
+
+
+def test_comparison_and_export_write_evaluate_and_verify_them(small_run, command, tmp_path):
+    """Both commands, in the formats that need no extra; the others are tested above and on real images."""
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    options = ["--precisions", "fp32,int8", "--formats", "torchscript,torchexport"]
+    done = command("compare_quantizations.py", folder / "final_model.pt", *options, check=0)
+    report = read_json(folder / "quantization_comparison.json")
+    import json
+
+    import jsonschema
+
+    jsonschema.validate(report, json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text()))
+    assert list(report["formats"]) == ["torchscript", "torchexport"]
+    for name, precisions in report["formats"].items():
+        assert list(precisions) == ["fp32", "int8", "int8_static"]
+        for precision, entry in precisions.items():
+            path = folder / f"model_{precision}{'.ts' if name == 'torchscript' else '.pt2'}"
+            assert entry["file_size_bytes"] == path.stat().st_size
+            assert entry["agreement_with_model_file"] == 1.0
+            assert f"{path.stat().st_size:,}" in done.stdout
+        assert precisions["fp32"]["largest_logit_difference"] <= 1e-4
+        assert precisions["fp32"]["accuracy"] == report["precisions"]["fp32"]["accuracy"]
+    assert re.search(r"torchexport.*int8_static", done.stdout)
+    command("compare_quantizations.py", folder / "final_model.pt", "--verify", check=0)
+    (folder / "model_int8.ts").write_bytes((folder / "model_fp32.ts").read_bytes())
+    refused = command("compare_quantizations.py", folder / "final_model.pt", "--verify")
+    assert refused.returncode == 1
+    assert "formats.torchscript.int8.file_sha256" in refused.stdout
+    command("fl.export", folder, "--format", "torchexport", check=0)
+    table = read_json(folder / "export" / "formats.json")["formats"]
+    assert list(table["torchexport"]) == ["fp32", "int8", "int8_static"]
+    assert (folder / "export" / "model_int8.pt2").is_file()
+
+
+def test_unknown_formats_are_refused_before_any_work(small_run, refused):
+    refused(
+        "compare_quantizations.py", small_run / "final_model.pt", "--formats", "tensorrt", words=["tensorrt", "onnx"]
+    )
+    refused("fl.export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
+
+
+@pytest.mark.eurosat
+def test_every_format_keeps_the_accuracy_of_the_example_on_the_real_test_set(eurosat_zip, command, tmp_path):
+    for module in ("onnxruntime", "litert_torch"):
+        pytest.importorskip(module)
+    shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
+    options = ["--precisions", "all", "--formats", "all"]
+    command("compare_quantizations.py", "examples/final_model.pt", *options, check=0)
+    report = read_json(tmp_path / "examples" / "quantization_comparison.json")
+    for name, precisions in report["formats"].items():
+        for precision, entry in precisions.items():
+            print(name, precision, entry["file_size_bytes"], entry["accuracy_percent"], entry["inference_ms"])
+            assert abs(entry["accuracy_drop_percent"]) <= 0.25
+            if precision == "fp32":
+                assert entry["largest_logit_difference"] <= 1e-4
+            if name in OURS:
+                assert entry["agreement_with_model_file"] >= 0.999
