@@ -4,6 +4,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+ALL := .venv/.installed-all
 WORKERS ?= 2
 
 help: ## Show this list
@@ -18,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm,orbit]'
 	touch $@
 
+$(ALL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,onnx,edge]'
+	touch $@
+
 demo: $(STAMP) ## Train on built-in synthetic images, compare precisions: about two minutes
 	@$(BIN)/python -m fl.train experiment=demo hydra.run.dir='$${new_folder:outputs/demo}' | tee .venv/demo.log
 	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/demo.log)"
@@ -26,7 +31,7 @@ eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EU
 	@$(BIN)/python -m fl.train hydra.run.dir='$${new_folder:outputs/eurosat}' | tee .venv/eurosat.log
 	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/eurosat.log)"
 
-test: lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
+test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
@@ -37,9 +42,11 @@ bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops 
 	@$(BIN)/python benchmarks/round.py
 	@$(BIN)/python benchmarks/reference_flower_ray.py
 	@$(BIN)/python benchmarks/codec_speed.py
+	@$(BIN)/python benchmarks/training_speed.py
 
-results: $(STAMP) ## Fill the grid of quantized communication on real EuroSAT (EUROSAT_ZIP; hours, can be stopped)
+results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then training precisions (EUROSAT_ZIP; hours, can be stopped)
 	@$(BIN)/python benchmarks/codecs.py
+	@$(BIN)/python benchmarks/precisions.py
 
 lint: $(STAMP) ## Style and types
 	$(BIN)/ruff check .

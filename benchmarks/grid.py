@@ -1,0 +1,183 @@
+"""Grids of runs of the default recipe on real EuroSAT, resumable: training what is missing, and keeping the figures."""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from fl.console import say
+from fl.errors import RunError
+from fl.overrides import composed
+from fl.results import read_json, read_jsonl, write_bytes, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL, SETTINGS = "final_model.pt", "settings.json"
+SEEDS = (42, 43, 44)
+COMPOSING = Lock()
+"""Hydra composes one configuration at a time."""
+Runs = dict[tuple[str, int], dict[str, Any]]
+"""Figures of finished runs, by row and seed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of run.
+
+    Attributes:
+        name: of its runs.
+        title: in the table.
+        overrides: of fl.train.
+        seeds: one run for each.
+        baseline: the row that accuracy is compared with.
+        fewer: how many times fewer bytes than FP32 are wanted, and of what: "each", "update" or "total".
+        points: how much accuracy that may cost.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = SEEDS[:1]
+    baseline: str = "fp32"
+    fewer: tuple[float, str] | None = None
+    points: float | None = None
+
+
+def options_of(description: str, rows: Sequence[Row], kept: str) -> argparse.Namespace:
+    """Reads the command line that grids have.
+
+    Args:
+        description: of the command.
+        rows: of the grid.
+        kept: name of the file with the figures.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=[row.name for row in rows], help="these rows (all)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--threads", type=int, default=2, help="of each run (2): 1 with --jobs 2 is faster on 2 cores")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the report of what is finished")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help=f"of {kept} and the report (docs)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "codecs", help="of the runs (outputs/codecs)")
+    parser.add_argument("overrides", nargs="*", help="of fl.train, for every run")
+    options = parser.parse_args()
+    for name in ("jobs", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: must be at least 1")
+    return options
+
+
+def fill(
+    options: argparse.Namespace, rows: Sequence[Row], kept: str, figures: Callable[[Path], dict[str, Any]]
+) -> Runs:
+    """Runs what is missing, or with --report only reads what is finished, and returns the figures of every run.
+
+    Args:
+        options: see `options_of`.
+        rows: of the grid.
+        kept: name of the file with the figures, in `options.folder`.
+        figures: of a finished run's folder.
+
+    Raises:
+        RunError: a run failed, or there is none.
+    """
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path, extra = options.folder / kept, options.overrides
+    expected = {row.name: [*row.overrides, *extra] for row in rows}
+    runs = {(each["row"], each["seed"]): each for each in (read_json(path) if path.exists() else [])}
+    runs = {key: each for key, each in runs.items() if each["overrides"] == expected.get(key[0])}
+    asked = [row for row in rows if row.name in (options.only or [row.name])]
+    missing = [(row, seed) for seed in SEEDS for row in asked if seed in row.seeds and (row.name, seed) not in runs]
+    if options.report:
+        missing = [(row, seed) for row, seed in missing if (options.runs / f"{row.name}-{seed}" / MODEL).exists()]
+    options.runs.mkdir(parents=True, exist_ok=True)
+
+    def one(pair: tuple[Row, int]) -> dict[str, Any]:
+        row, seed = pair
+        folder = trained(row, seed, options.runs, extra, options.threads)
+        return {**figures(folder), "row": row.name, "seed": seed, "overrides": expected[row.name]}
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in pool.map(one, missing):
+            runs[done["row"], done["seed"]] = done
+            write_json(path, list(runs.values()))
+    if not runs:
+        raise RunError(f"{path}: holds no run of this grid; leave --report out to train")
+    return runs
+
+
+def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: int) -> Path:
+    """Trains, or continues, or only finds a run that is there, and returns its folder.
+
+    Raises:
+        RunError: it failed, or the folder holds a run with other settings.
+    """
+    run_dir = folder / f"{row.name}-{seed}"
+    if (run_dir / SETTINGS).exists():
+        with COMPOSING:
+            wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra]))
+            found = without_places({**composed([]), **read_json(run_dir / SETTINGS)})  # settings that are new since
+        if found != wanted:
+            other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
+            raise RunError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
+    if not (run_dir / MODEL).exists():
+        places = f"threads_per_client={threads}", f"hydra.run.dir={run_dir}"
+        command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, *places]
+        if (run_dir / "checkpoint.pt").exists():
+            command = [sys.executable, "-m", "fl.resume", str(run_dir)]
+        elif run_dir.exists():
+            raise RunError(f"{run_dir}: was cut off before its first round ended; remove it")
+        say(f"{row.title}, seed {seed}: {' '.join(command[1:])}")
+        call(command, f"{row.name}, seed {seed}")
+    return run_dir
+
+
+def call(command: Sequence[str], what: str) -> None:
+    """Runs a command of the project quietly.
+
+    Raises:
+        RunError: it failed, with its own last line.
+    """
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"{what}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration without the places of files and the threads, which differ between machines."""
+    data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir")}
+    return {**config, "data": data, "link": {**config["link"], "windows": None}, "threads_per_client": None}
+
+
+def basic_figures(run_dir: Path) -> dict[str, Any]:
+    """Returns what every table needs of a finished run."""
+    summary, rounds = read_json(run_dir / "summary.json"), read_jsonl(run_dir / "rounds.jsonl")
+    return {
+        "images": summary["data"]["name"],
+        "rounds": len(rounds),
+        "test_accuracy": rounds[-1]["test_accuracy"],
+        "accuracy_by_round": [each["test_accuracy"] for each in rounds],
+        "train_s": summary["totals"]["train_s"],
+        "model_sha256": summary["model_sha256"],
+        "threads": summary["config"]["threads_per_client"],
+        "versions": summary["environment"],
+    }
+
+
+def paired(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Returns the mean difference in points of pairs of accuracies, and its standard error where there are several."""
+    differences = [100 * (mine - theirs) for mine, theirs in pairs]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
+    return statistics.mean(differences) if differences else None, error
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Puts a table between its two markers in a document, if the document has them."""
+    begin, end = f"<!-- {name}: made by benchmarks/{name}.py -->", f"<!-- {name}: end -->"
+    if path.exists() and begin in (content := path.read_text()):
+        before, rest = content.split(begin)
+        write_bytes(path, f"{before}{begin}\n\n{text}\n{end}{rest.split(end)[1]}".encode())
