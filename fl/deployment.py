@@ -124,9 +124,20 @@ def entries(measured: Sequence[Deployed], answers: Callable[[str], Evaluation]) 
     return report
 
 
-def table_rows(report: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[list[str]]:
-    """Returns the cells of each file for `COLUMNS`."""
-    for name, precisions in report.items():
+def table_rows(
+    report: Mapping[str, Mapping[str, Mapping[str, Any]]], model_files: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[list[str]]:
+    """Yields the cells of each file for `COLUMNS`.
+
+    Args:
+        report: see `entries`.
+        model_files: entries of our own model files, to show first.
+    """
+    own = {
+        precision: {**entry, "agreement_with_model_file": 1.0, "largest_logit_difference": 0.0}
+        for precision, entry in (model_files or {}).items()
+    }
+    for name, precisions in {**({"pt": own} if own else {}), **report}.items():
         for precision, entry in precisions.items():
             yield [
                 name,
