@@ -31,9 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="MODEL", help="model_*.pt, .onnx, .pt2, .ts, .tflite; one must be FP32")
     add("--batch-sizes", default=BATCH_SIZES, help=f"comma list ({BATCH_SIZES})")
-    add(
-        "--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; those of the first model's run by default"
-    )
+    add("--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; those of the models' run by default")
     add(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -54,18 +52,22 @@ class Candidate:
         path: of the file.
         run: from uint8 images [n, 64, 64, 3] to float32 logits on the CPU.
         is_fp32: whether it may be the baseline.
-        weight_bytes: of all its tensors; None where the file's format does not tell.
+        weight_bytes: of all its tensors.
+        device: where it runs.
+        made_from: SHA-256 of the model it was converted from, None where that is not known.
     """
 
     path: Path
     run: Callable[["Tensor"], "Tensor"]
     is_fp32: bool
-    weight_bytes: int | None
+    weight_bytes: int
+    device: str
+    made_from: str | None
 
 
 @dataclass
 class Timing:
-    """What one model did at one batch size; seconds of whole batches only."""
+    """What one model did at one batch size; seconds of full batches only."""
 
     seconds: list[float] = field(default_factory=list)
     logits: list["np.ndarray"] = field(default_factory=list)
@@ -75,22 +77,18 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
     """Returns a model file ready to run.
 
     Raises:
-        QuantflError: it cannot be read, or its runtime is not installed.
+        QuantflError: it cannot be read or run, or its runtime is not installed.
     """
     import torch
 
-    from fl.deployment import deployed
+    from fl.deployment import deployed, open_file, source_of
     from fl.model import to_input
     from fl.model_file import load_with_info
 
-    found = deployed(path)
-    if found:
-        kind, precision = found
-        kind.check_installed(str(path))
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such file")
-        execute = kind.load(path, threads)
-        return Candidate(path, lambda images: execute(to_input(images)), precision == "fp32", None)
+    if deployed(path):
+        kind, precision, execute = open_file(path, threads)
+        is_fp32, made_from = precision == "fp32", source_of(path)
+        return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
     model, file = load_with_info(path, device)
     dtype: Any = model.input_dtype
 
@@ -100,7 +98,8 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
     torch.set_num_threads(threads)
-    return Candidate(path, run, file.info.get("precision", "fp32") == "fp32", size)
+    is_fp32 = file.info.get("precision", "fp32") == "fp32"
+    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256)
 
 
 def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: int) -> list[Timing]:
@@ -108,7 +107,7 @@ def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: i
 
     Args:
         candidates: what to run.
-        images: uint8 [n, 64, 64, 3].
+        images: uint8 [n, 64, 64, 3], n at least `batch_size`.
         batch_size: of each pass.
     """
     import torch
@@ -127,7 +126,7 @@ def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: i
                     logits = each.run(batch)
                     took = time.perf_counter() - began
                     timing.logits.append(logits.numpy())
-                    if len(batch) == batch_size or len(batches) == 1:
+                    if len(batch) == batch_size:
                         timing.seconds.append(took)
     return timings
 
@@ -155,7 +154,7 @@ def compared(timing: Timing, baseline: Timing, labels: "np.ndarray", batch_size:
         "ms_p95": float(np.percentile(milliseconds, 95)),
         "images_per_s": batch_size * len(milliseconds) / sum(timing.seconds),
         "speed_up": statistics.median(baseline.seconds) / statistics.median(timing.seconds),
-        "largest_logit_difference": float(np.abs(ours - theirs).max()),
+        "largest_logit_difference": float(np.abs(ours - theirs).max()) if np.isfinite(ours).all() else None,
         "agreement_with_fp32": float((answers == expected).mean()),
         "accuracy": float(right.mean()),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
@@ -168,8 +167,8 @@ def compared(timing: Timing, baseline: Timing, labels: "np.ndarray", batch_size:
 def peak_memory(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> dict[int, int | None]:
     """Returns the bytes that a model takes at its peak, by batch size, in a process of its own.
 
-    On the CPU it is resident memory over what the process had before the model was opened (Linux only, else None); on
-    CUDA, what torch had allocated.
+    On the CPU it is resident memory over what the process had before the model was opened (Linux only, else None); for
+    a model on CUDA, what torch had allocated there.
     """
     import multiprocessing
 
@@ -186,7 +185,8 @@ def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) ->
     if found:
         found[0].check_installed(str(path))  # imports its libraries
     torch.set_num_threads(threads)
-    images, peaks = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8), []
+    images = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8)
+    peaks: list[tuple[int, int | None]] = []
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _resident_bytes("VmRSS")
@@ -195,7 +195,7 @@ def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) ->
         for size in batch_sizes:
             for _ in range(2):
                 model.run(images[:size])
-            if device == "cuda":
+            if model.device == "cuda":
                 peaks.append((size, torch.cuda.max_memory_allocated()))
             else:
                 peaks.append((size, _resident_bytes("VmHWM") - before if sys.platform == "linux" else None))
@@ -220,10 +220,10 @@ def bench(options: argparse.Namespace) -> Path:
     from fl.comparison_inputs import find_inputs, find_run
     from fl.console import progress, say, show_table
     from fl.environment import available_cores, environment
-    from fl.model_file import read_file
     from fl.plots import plot_bench
     from fl.results import sha256, write_json
 
+    output = _place(options)
     batch_sizes = _counts("--batch-sizes", options.batch_sizes)
     for name in ("threads", "images"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -239,14 +239,28 @@ def bench(options: argparse.Namespace) -> Path:
             f"{', '.join(map(str, options.models))}: none is an FP32 model, which the others are compared with"
         )
 
-    first = next((each.path for each in candidates if each.weight_bytes is not None), None)
-    file = read_file(first) if first else None
-    run = find_run(first.parent, file.made_from or file.sha256) if first and file else None
-    classes = candidates[baseline].run(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape[1]
-    test = find_inputs(run, options.data, classes).test
+    one_image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    classes = [each.run(one_image).shape[1] for each in candidates]
+    if len(set(classes)) > 1:
+        told = ", ".join(f"{each.path} has {count}" for each, count in zip(candidates, classes, strict=True))
+        raise ConfigError(f"models of different classes cannot be compared: {told}")
+    runs = (find_run(each.path, each.made_from) for each in candidates if each.made_from)
+    run = next((found for found in runs if found), None)
+    inputs = find_inputs(run, options.data, classes[0])
+    if run is None:
+        say("note: no run lies beside these models, so their training images are not known")
+    test = inputs.test
     every = math.ceil(len(test.labels) / (options.images or len(test.labels)))
     images, labels = test.images[::every], test.labels[::every]
-    say(f"{len(labels):,} images of {test.title}, {threads} threads, {device.type}, batch sizes {options.batch_sizes}")
+    if too_large := [size for size in batch_sizes if size > len(labels)]:
+        batch_sizes = [size for size in batch_sizes if size <= len(labels)]
+        told = f"batch sizes {', '.join(map(str, too_large))} left out: there are {len(labels)} images"
+        if not batch_sizes:
+            raise ConfigError(f"--batch-sizes {options.batch_sizes}: there are only {len(labels)} images")
+        say(f"note: {told}")
+    where = ", ".join(sorted({each.device for each in candidates}))
+    sizes = ", ".join(map(str, batch_sizes))
+    say(f"{len(labels):,} images of {test.title}, {threads} threads, {where}, batch sizes {sizes}")
 
     results: list[list[dict[str, Any]]] = [[] for _ in candidates]
     with progress("batch sizes", len(batch_sizes) + len(candidates)) as advance:
@@ -269,17 +283,21 @@ def bench(options: argparse.Namespace) -> Path:
                 "file_size_bytes": each.path.stat().st_size,
                 "file_sha256": sha256(each.path.read_bytes()),
                 "weight_bytes": each.weight_bytes,
+                "device": each.device,
                 "results": own,
             }
             for each, own in zip(candidates, results, strict=True)
         ],
         "environment": environment(device.type, threads),
     }
-    output: Path = options.output or options.models[0].parent / JSON_NAME
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, report)
     plot_bench(output.with_suffix(".png"), report)
     show_table(COLUMNS, table_rows(report))
-    say(f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak")
+    say(
+        f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak, on "
+        "CUDA what torch allocated there"
+    )
     say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}")
     return output
 
@@ -306,6 +324,7 @@ def table_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
         for model in report["models"]:
             entry = model["results"][number]
             low, high = (100 * each for each in entry["accuracy_ci95"])
+            apart = entry["largest_logit_difference"]
             yield [
                 Path(model["model_path"]).name,
                 str(entry["batch_size"]),
@@ -313,13 +332,21 @@ def table_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
                 f"{entry['ms_p95']:.2f}",
                 f"{entry['images_per_s']:,.0f}",
                 f"{entry['speed_up']:.2f}x",
-                "" if model["weight_bytes"] is None else f"{model['weight_bytes']:,}",
+                f"{model['weight_bytes']:,}",
                 "" if entry["peak_memory_bytes"] is None else f"{entry['peak_memory_bytes'] / 2**20:.1f} MB",
-                f"{entry['largest_logit_difference']:.2g}",
+                "not finite" if apart is None else f"{apart:.2g}",
                 f"{100 * entry['agreement_with_fp32']:.2f}%",
                 f"{100 * entry['accuracy']:.2f}% ({low:.2f}-{high:.2f})",
                 f"{entry['mcnemar_p']:.2g}",
             ]
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Returns the path of the JSON, which must be one that can be written."""
+    output: Path = options.output or options.models[0].parent / JSON_NAME
+    if output.suffix != ".json" or output.is_dir():
+        raise ConfigError(f"--output {output}: must be the path of a file that ends in .json")
+    return output
 
 
 def _counts(option: str, text: str) -> list[int]:

@@ -15,8 +15,7 @@ from flwr.clientapp.typing import Mod
 from fl.codec import Codec, codec_mod
 from fl.data.images import ImageSet, load_images
 from fl.environment import compute_with
-from fl.evaluation import evaluate
-from fl.inference import prepare
+from fl.inference import evaluate_as_told
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
 from fl.model import Net, channels_last, initial_model
 from fl.seeds import torch_generator
@@ -120,8 +119,10 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         model = Net(settings.num_classes)
         _, images, labels = start(message, context, model)
         batch_size = settings.training.batch_size
-        network = prepare(model.eval(), device, settings.fp16)
-        score = evaluate(network, images, labels, batch_size=batch_size, device=device).score
+        found, _ = evaluate_as_told(
+            model.eval(), images, labels, batch_size=batch_size, device=device, fp16=settings.fp16
+        )
+        score = found.score
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "loss": score.loss, "accuracy": score.accuracy})
         return reply(message, metrics)
 

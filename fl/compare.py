@@ -72,7 +72,7 @@ def compare(
     target = _device(device)
     model, file = load_fp32(model_path)
     source_sha256 = file.made_from or file.sha256
-    run = find_run(model_path.parent, source_sha256)
+    run = find_run(model_path, source_sha256)
     chosen_formats = formats(format_names, "--formats")
     trained_with = {name: run.trained_for(name) if run else None for name in methods}
     titles = {name: f"{method.title} QAT" if trained_with[name] else method.title for name, method in methods.items()}
@@ -121,7 +121,7 @@ def compare(
             precision_section(report["precisions"][name])
         if chosen_formats:
             evaluations = {name: each.evaluation for name, each in measured.items()} if target.type == "cpu" else {}
-            report["formats"] = _deployed(model, chosen_formats, inputs, evaluations, batch_size, Path(scratch))
+            report["formats"] = _deployed(model, chosen_formats, inputs, run, evaluations, batch_size, Path(scratch))
             for entry in format_entries(report):
                 entry["model_path"] = str(output_dir / Path(entry["model_path"]).name)
         for written in Path(scratch).iterdir():
@@ -143,6 +143,7 @@ def _deployed(
     model: Net,
     chosen: Sequence[Format],
     inputs: Inputs,
+    run: Run | None,
     evaluations: Mapping[str, Evaluation],
     batch_size: int,
     folder: Path,
@@ -151,15 +152,20 @@ def _deployed(
     heading(f"Deployment formats: {', '.join(each.name for each in chosen)}")
     paths = write_files(model, chosen, inputs.calibration, folder)
     files = [measure_file(path, inputs.test, batch_size) for path in paths]
-    return format_report(model, files, inputs, evaluations, batch_size)
+    return format_report(model, files, inputs, run, evaluations, batch_size)
 
 
 def format_report(
-    model: Net, files: Sequence[Deployed], inputs: Inputs, evaluations: Mapping[str, Evaluation], batch_size: int
+    model: Net,
+    files: Sequence[Deployed],
+    inputs: Inputs,
+    run: Run | None,
+    evaluations: Mapping[str, Evaluation],
+    batch_size: int,
 ) -> dict[str, Any]:
     """Returns the JSON of deployment files, each beside our own model of the same precision."""
     answers = same_precision(model, evaluations, inputs.calibration, inputs.test, batch_size)
-    return entries(files, answers)
+    return entries(files, answers, run.trained_for if run else lambda precision: None)
 
 
 def format_entries(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -252,7 +258,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
     model, _ = load_fp32(baseline_path)
     source_file = read_file(source if source.is_file() else baseline_path)
     source_sha256 = source_file.made_from or source_file.sha256
-    run = find_run(source.parent, source_sha256)
+    run = find_run(source, source_sha256)
     inputs = find_inputs(run, data, model.fc3.out_features)
     batch_size, device = stored["evaluation"]["batch_size"], _device(stored["evaluation"]["device"])
     measured = {
@@ -264,7 +270,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         names = [Path(entry["model_path"]).name for entry in format_entries(stored)]
         files = [measure_file(folder / name, inputs.test, batch_size) for name in names]
         evaluations = {name: each.evaluation for name, each in measured.items()} if device.type == "cpu" else {}
-        formats_now = format_report(model, files, inputs, evaluations, batch_size)
+        formats_now = format_report(model, files, inputs, run, evaluations, batch_size)
     supposed = stored["communication"]["assumptions"]
     assumptions = _assumptions(run, [], [], supposed["cost_per_mb_usd"])
     if run is None and supposed["clients_and_rounds_from"] == "options":
@@ -300,10 +306,13 @@ def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, A
         kept["precisions"][name]["model_path"] = Path(entry["model_path"]).name
     if "formats" in report:
         kept["formats"] = {
-            name: {
-                precision: {key: value for key, value in entry.items() if key not in (*NOT_VERIFIED, "model_path")}
-                for precision, entry in found.items()
-            }
+            name: {precision: _without(entry, precision in other_kernels) for precision, entry in found.items()}
             for name, found in report["formats"].items()
         }
     return kept
+
+
+def _without(entry: Mapping[str, Any], other_kernels: bool) -> dict[str, Any]:
+    """Returns a deployment file's entry without what cannot be the same twice."""
+    ours = ("agreement_with_model_file", "largest_logit_difference") if other_kernels else ()
+    return {key: value for key, value in entry.items() if key not in (*NOT_VERIFIED, "model_path", *ours)}

@@ -16,8 +16,9 @@ from fl.errors import ConfigError, DataError, QuantflError
 from fl.experiment import PARTITION, SETTINGS
 from fl.ledger import COMMUNICATION
 from fl.quantization import Precision
-from fl.results import read_json
+from fl.results import read_json, sha256
 from fl.seeds import numpy_generator
+from fl.selection import FOLDER as MODELS
 from fl.server_app import SUMMARY
 from fl.settings import DataSettings
 from fl.targets import Target
@@ -86,18 +87,24 @@ def precisions(names: list[str]) -> dict[str, Precision]:
     return found
 
 
-def find_run(folder: Path, model_sha256: str) -> Run | None:
-    """Returns the run in `folder` if it made the model with this hash, None for a model from elsewhere.
+def find_run(model_path: Path, model_sha256: str) -> Run | None:
+    """Returns the run beside a file, or in the folder above, if a round of it made the model with this hash, else None.
 
     Raises:
         ConfigError: the run's own files are damaged.
     """
+    here = model_path.absolute().parent
+    return _run_in(here, model_sha256) or _run_in(here.parent, model_sha256)
+
+
+def _run_in(folder: Path, model_sha256: str) -> Run | None:
     paths = [folder / name for name in (SUMMARY, SETTINGS, PARTITION)]
     if not all(path.is_file() for path in paths):
         return None
     summary, settings, partition = (read_json(path) for path in paths)
     try:
-        if summary["model_sha256"] != model_sha256:
+        kept = (folder / MODELS).glob("*.pt")
+        if summary["model_sha256"] != model_sha256 and all(sha256(p.read_bytes()) != model_sha256 for p in kept):
             return None
         data = dict(settings["data"])
         if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.comparison import TestSet, warm_up
-from fl.console import progress
+from fl.comparison import JSON_NAME, TestSet, warm_up
+from fl.console import progress, say
 from fl.errors import ModelFileError
 from fl.evaluation import Evaluation, evaluate
-from fl.formats import FORMATS, Format
+from fl.formats import FORMATS, Executor, Format
 from fl.model import Net, to_input
 from fl.quantization import Precision
-from fl.results import MIB, sha256
+from fl.results import MIB, read_json, sha256
 
 CPU = torch.device("cpu")
+FORMATS_NAME = "formats.json"
+"""Of what `fl.export` says about deployment files; `compare_quantizations.py` has it in its own JSON."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Deployed:
 
 
 def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | None, folder: Path) -> list[Path]:
-    """Writes every precision of the formats, but those that need calibration images where there are none.
+    """Writes every precision of the formats, but those that need calibration images where there are none, and says so.
 
     Args:
         model: FP32, in evaluation mode.
@@ -43,6 +45,8 @@ def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | 
     """
     inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, 3, 64, 64)
     wanted = [(f, p) for f in chosen for p in f.precisions if p != "int8_static" or calibration is not None]
+    if calibration is None and any("int8_static" in each.precisions for each in chosen):
+        say("int8_static left out: there are no training images to calibrate on")
     with progress("writing deployment files", len(wanted)) as advance:
         for each, precision in wanted:
             each.export(precision, model, inputs, folder)
@@ -58,26 +62,54 @@ def deployed(path: Path) -> tuple[Format, str] | None:
     return None
 
 
+def source_of(path: Path) -> str | None:
+    """Returns the SHA-256 of the model that a deployment file was made from, as written down beside it, else None."""
+    content = sha256(path.read_bytes())
+    for name in (FORMATS_NAME, JSON_NAME):
+        if (path.with_name(name)).is_file():
+            told = read_json(path.with_name(name))
+            files = [entry for each in told.get("formats", {}).values() for entry in each.values()]
+            if any(entry.get("file_sha256") == content for entry in files):
+                return str(told.get("made_from_sha256") or told.get("model_sha256"))
+    return None
+
+
+def open_file(path: Path, threads: int) -> tuple[Format, str, Executor]:
+    """Returns format and precision of a deployment file, and what answers from it.
+
+    Raises:
+        ModelFileError: there is no such file, it is of no known format, or its runtime refuses it.
+    """
+    found = deployed(path)
+    if found is None or not path.is_file():
+        known = ", ".join(f.suffix for f in FORMATS)
+        raise ModelFileError(f"{path}: there is no such file" if found else f"{path}: is of no known format ({known})")
+    each, precision = found
+    each.check_installed(path.name)
+    try:
+        execute = each.load(path, threads)
+        execute(torch.zeros(1, 3, 64, 64))
+    except Exception as error:  # whatever a runtime makes of a file
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
+    return each, precision, execute
+
+
 def measure_file(path: Path, test: TestSet, batch_size: int) -> Deployed:
     """Evaluates a deployment file on the CPU.
 
     Raises:
-        ModelFileError: the file is of no known format, or its runtime refuses it.
+        ModelFileError: see `open_file`; or an answer is not finite.
     """
-    found = deployed(path)
-    if found is None:
-        raise ModelFileError(f"{path}: is of no known format ({', '.join(f.suffix for f in FORMATS)})")
-    each, precision = found
-    each.check_installed(path.name)
+    each, precision, execute = open_file(path, torch.get_num_threads())
     content = path.read_bytes()
-    try:
-        execute = each.load(path, torch.get_num_threads())
-        warm_up(execute, test, batch_size, CPU)
-    except Exception as error:  # whatever a runtime makes of a file
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
+    warm_up(execute, test, batch_size, CPU)
     with progress(f"evaluating {path.name}", len(test.labels)) as advance:
         evaluation = evaluate(execute, test.images, test.labels, batch_size=batch_size, device=CPU, advance=advance)
+    if not np.isfinite(evaluation.logits).all():
+        raise ModelFileError(
+            f"{path.name}: its answers are not all finite; this model cannot be shipped as {precision}"
+        )
     return Deployed(each.name, precision, path, len(content), sha256(content), evaluation)
 
 
@@ -97,12 +129,17 @@ def same_precision(
     return answers
 
 
-def entries(measured: Sequence[Deployed], answers: Callable[[str], Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+def entries(
+    measured: Sequence[Deployed],
+    answers: Callable[[str], Evaluation],
+    trained_for: Callable[[str], str | None] = lambda precision: None,
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns what JSON says of each file, by format and precision.
 
     Args:
         measured: the files.
         answers: see `same_precision`.
+        trained_for: the training precision of a model that was trained for this one, see `Run.trained_for`.
     """
     report: dict[str, dict[str, dict[str, Any]]] = {}
     baseline = answers("fp32")
@@ -120,6 +157,7 @@ def entries(measured: Sequence[Deployed], answers: Callable[[str], Evaluation]) 
             "agreement_with_model_file": float((theirs.predictions == ours.predictions).mean()),
             "largest_logit_difference": float(np.abs(theirs.logits - ours.logits).max()),
             "inference_ms": theirs.ms_per_image,
+            **({"trained_with": training} if (training := trained_for(each.precision)) else {}),
         }
     return report
 
@@ -141,7 +179,7 @@ def table_rows(
         for precision, entry in precisions.items():
             yield [
                 name,
-                precision,
+                f"{precision} QAT" if "trained_with" in entry else precision,
                 f"{entry['file_size_bytes']:,}",
                 f"{entry['accuracy_percent']:.2f}%",
                 f"{entry['accuracy_drop_percent']:+.2f}%",

@@ -82,6 +82,11 @@ def run(
     from fl.server_app import MODEL, ServerSettings, make_server_app
 
     images, split = open_data(settings.data, settings.seed)
+    if settings.checkpoint.keep == "best" and not len(split.validation):
+        raise ConfigError(
+            f"checkpoint.keep=best: data.validation_fraction={settings.data.validation_fraction:g} of so few images "
+            "leaves no validation images to judge by"
+        )
     shares_file = _share_out(settings, images, split, run_dir / SHARES)
     shares = read_shares(shares_file)
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"

@@ -2,20 +2,14 @@
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fl.errors import ConfigError, one_line_errors
 
-FOLDER, METADATA, README, PLOT, FORMATS = (
-    "export",
-    "selection_metadata.json",
-    "README.md",
-    "selection.png",
-    "formats.json",
-)
+FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
 BATCH_SIZE = 32
 
 
@@ -47,7 +41,7 @@ def export(options: argparse.Namespace) -> Path:
     """
     from fl.comparison_inputs import find_inputs, find_run
     from fl.console import say, show_table
-    from fl.deployment import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
+    from fl.deployment import COLUMNS, FORMATS_NAME, entries, measure_file, same_precision, table_rows, write_files
     from fl.formats import formats
     from fl.model_file import load_fp32, read_file, save_model
     from fl.quantization import Precision
@@ -60,6 +54,8 @@ def export(options: argparse.Namespace) -> Path:
     missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
     if missing:
         raise ConfigError(f"{run_dir}: is no finished run, it has no {', '.join(missing)}")
+    if options.data and not chosen_formats:
+        raise ConfigError(f"--data {options.data}: nothing is evaluated without --format")
     if options.keep_batchnorm_fp32 and options.quantize == "none":
         raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
     summary, records = read_json(run_dir / SUMMARY), read_jsonl(run_dir / ROUNDS)
@@ -79,7 +75,7 @@ def export(options: argparse.Namespace) -> Path:
         path = Path(scratch) / f"model_{name}.pt"
         save_model(path, exported, source.sha256)
         content = path.read_bytes()
-        metadata = {
+        metadata: dict[str, Any] = {
             "run_dir": str(run_dir),
             "round": choice.round,
             "num_rounds": len(records),
@@ -95,7 +91,6 @@ def export(options: argparse.Namespace) -> Path:
             "file_sha256": sha256(content),
             "quantization_info": info,
         }
-        write_json(Path(scratch) / METADATA, metadata)
         write_bytes(Path(scratch) / README, readme(metadata, path.name).encode())
         if options.plot:
             from fl.plots import plot_selection
@@ -103,15 +98,19 @@ def export(options: argparse.Namespace) -> Path:
             plot_selection(Path(scratch) / PLOT, records, choice.round, options.metric)
         rows: list[list[str]] = []
         if chosen_formats:
-            run = find_run(run_dir, read_file(run_dir / MODEL).sha256)
+            run = find_run(run_dir / MODEL, read_file(run_dir / MODEL).sha256)
             inputs = find_inputs(run, options.data, model.fc3.out_features)
             say(f"Writing and evaluating {', '.join(f.name for f in chosen_formats)} on {inputs.test.title}...")
             files = write_files(model, chosen_formats, inputs.calibration, Path(scratch))
             measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
             answers = same_precision(model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
-            report = entries([replace(each, path=folder / each.path.name) for each in measured], answers)
-            write_json(Path(scratch) / FORMATS, {"made_from_sha256": source.sha256, "formats": report})
+            measured = [replace(each, path=folder / each.path.name) for each in measured]
+            report = entries(measured, answers, run.trained_for if run else lambda precision: None)
+            write_json(Path(scratch) / FORMATS_NAME, {"made_from_sha256": source.sha256, "formats": report})
             rows = list(table_rows(report))
+        metadata["files"] = sorted({METADATA, *(file.name for file in Path(scratch).iterdir())})
+        write_json(Path(scratch) / METADATA, metadata)
+        _remove_older(folder, metadata["files"])
         for file in Path(scratch).iterdir():
             file.replace(folder / file.name)
     if rows:
@@ -121,6 +120,16 @@ def export(options: argparse.Namespace) -> Path:
     say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")
     say(f"Why: {folder / METADATA}")
     return folder
+
+
+def _remove_older(folder: Path, new: Collection[str]) -> None:
+    """Removes what an earlier export wrote there and this one did not: it may be of another round."""
+    from fl.results import read_json
+
+    if (folder / METADATA).is_file():
+        for name in read_json(folder / METADATA).get("files", []):
+            if name not in new and Path(str(name)).name == name:
+                (folder / name).unlink(missing_ok=True)
 
 
 def tensor_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +172,8 @@ def readme(metadata: Mapping[str, Any], file: str) -> str:
         "import fl",
         "from fl.model import to_input",
         "",
-        f'model = fl.load_model("{file}")                            # in the precision of the file',
-        f'model = fl.load_model("{file}", device="auto", fp16="auto")  # FP16 on CUDA, FP32 on a CPU',
+        f'model = fl.load_model("{file}")               # in the precision of the file, on the GPU if there is one',
+        f'model = fl.load_model("{file}", fp16="auto")  # FP16 on CUDA, FP32 on a CPU',
         "logits = model(to_input(images, model.input_dtype))  # images: uint8 [n, 64, 64, 3], on the model's device",
         "```",
         "",

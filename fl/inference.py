@@ -1,11 +1,14 @@
 """In which precision a trained network answers: as `inference.fp16` says, or as the device is made for."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fl.errors import ConfigError
+from fl.evaluation import Evaluation, evaluate
 from fl.model import Net, channels_last
 from fl.quantization import Precision
 
@@ -28,7 +31,11 @@ def fp16_wanted(value: object) -> bool | None:
 
 
 def prepare(
-    model: Net, device: torch.device, fp16: bool | None, tell: Callable[[str], object] = lambda text: None
+    model: Net,
+    device: torch.device,
+    fp16: bool | None,
+    tell: Callable[[str], object] = lambda text: None,
+    **options: bool,
 ) -> nn.Module:
     """Returns a network for inference on `device`, in half precision where that is wanted and can be had.
 
@@ -37,12 +44,13 @@ def prepare(
         device: where to answer.
         fp16: half precision or not; None: on CUDA only.
         tell: is given a line about what was done, if there is anything to say.
+        **options: of `fl.quantization.methods.fp16`.
     """
     whole = channels_last(model.to(device))
     if not (device.type == "cuda" if fp16 is None else fp16):
         return whole
     try:
-        half = Precision("fp16").convert(model).to(device)
+        half = Precision("fp16").convert(model, None, **options).to(device)
         with torch.inference_mode():
             if not half(torch.zeros(1, 3, 64, 64, device=device)).isfinite().all():
                 raise ValueError("its outputs are not finite")
@@ -52,3 +60,27 @@ def prepare(
         return whole
     tell("inference.fp16: the model was converted to FP16 for memory efficiency")
     return half
+
+
+def evaluate_as_told(
+    model: Net,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+    fp16: bool | None,
+    tell: Callable[[str], object] = lambda text: None,
+) -> tuple[Evaluation, torch.dtype]:
+    """Evaluates a network as `prepare` makes it; in FP32 after all if half precision overflows on these images.
+
+    Returns:
+        The evaluation, and the type it was computed in.
+    """
+    network: Any = prepare(model, device, fp16, tell)
+    found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+    if network.input_dtype != torch.float32 and not np.isfinite(found.logits).all():
+        tell("inference.fp16: answers overflow half precision, FP32 is used instead")
+        network = channels_last(model.to(device))
+        found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+    return found, network.input_dtype

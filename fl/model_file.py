@@ -128,7 +128,7 @@ def load_fp32(path: Path) -> tuple[Net, LoadedFile]:
     return model.eval(), file
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", fp16: str | bool | None = None) -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "auto", fp16: str | bool | None = None) -> nn.Module:
     """Returns a ready model of the precision the file says, in evaluation mode.
 
     Its input is what `fl.model.to_input(images, model.input_dtype)` makes of uint8 images; `model.quantization_info`
@@ -136,9 +136,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", fp16: str |
 
     Args:
         path: a plain state dict or any `model_<name>.pt`.
-        device: where to put it; "auto" is the GPU, if there is one.
+        device: where to put it; "auto" is the GPU, if there is one, else the CPU.
         fp16: None for the precision of the file; for FP32 and FP16 files also what `inference.fp16` takes: yes, no, or
-            "auto", half precision on a GPU.
+            "auto", half precision on a GPU. Where that differs from the file, `quantization_info` has `loaded_as`.
 
     Raises:
         ModelFileError: see `read_file`; or the content does not fit the precision.
@@ -154,9 +154,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", fp16: str |
         raise ModelFileError(f"{path}: is an {file.info['precision'].upper()} model; fp16= is for FP32 and FP16 ones")
     network = Net(model.fc3.out_features)
     network.load_state_dict(model.state_dict())
-    ready = prepare(network.eval(), torch.device(device), wanted, say)
-    ready.quantization_info = model.quantization_info
-    return ready
+    options = file.info.get("options", {})
+    ready: Any = prepare(network.eval(), torch.device(device), wanted, say, **options)
+    info: Any = model.quantization_info
+    changed = ready.input_dtype != model.input_dtype
+    ready.quantization_info = {**info, **({"loaded_as": str(ready.input_dtype)} if changed else {})}
+    return cast(nn.Module, ready)
 
 
 def load_with_info(path: Path, device: torch.device) -> tuple[nn.Module, LoadedFile]:
@@ -194,7 +197,10 @@ def fill(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     ]
     if wrong:
         raise ModelFileError(f"{path}: {len(wrong)} wrong shapes or types: {'; '.join(wrong[:SHOWN])}")
-    model.load_state_dict(dict(state))
+    try:
+        model.load_state_dict(dict(state))
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
 
 
 def _num_classes(path: Path, state: Mapping[str, Tensor]) -> int:

@@ -12,6 +12,8 @@ QAT_BITS = {"int8": 8, "int8_static": 8, "int4": 4}
 """Precisions that quantization-aware training exists for, and its bits."""
 CODECS = ("fp32", "fp16", "int8", "int4")
 """Precisions that updates can travel in (conf/codec)."""
+ROUNDING = 1e-9
+"""Points: differences of accuracies are sums of float64."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ def recommend(
         trained: in what the model was trained.
     """
     entries: Mapping[str, Mapping[str, Any]] = report["precisions"]
+    if not entries:
+        raise KeyError("precisions")
     limit = float("inf") if max_size_kb is None else 1024 * max_size_kb
     fits = [name for name, entry in entries.items() if entry["file_size_bytes"] <= limit]
-    keeps = [name for name, entry in entries.items() if -entry["accuracy_drop_percent"] <= max_drop]
+    keeps = [name for name, entry in entries.items() if -entry["accuracy_drop_percent"] <= max_drop + ROUNDING]
     good = [name for name in fits if name in keeps]
     ship = min(good, key=lambda name: entries[name]["inference_ms"], default=None)
     if ship is None:
@@ -98,8 +102,11 @@ def _transmit(
     )
     told = report["communication"].get("measured", {})
     ratio = told.get("compression_ratio")
-    if ratio and (smallest is None or ratio >= entries[smallest]["compression_ratio"]):
-        return "the codecs of this run", f"{ratio:.2f}x fewer bytes than FP32, measured while the model was trained"
+    if ratio and ratio > 1 and (smallest is None or ratio >= entries[smallest]["compression_ratio"]):
+        return "the codecs of this run", (
+            f"{ratio:.2f}x fewer bytes than FP32, measured while the model was trained; the drops here are against "
+            "this model in FP32, so what the codecs cost shows only beside a run without them"
+        )
     if smallest is None:
         return None, f"every precision lost more than {max_drop:g} points"
     fewer = entries[smallest]["compression_ratio"]
@@ -160,12 +167,13 @@ def main() -> None:
             summary = path.with_name("summary.json")
             trained = read_json(summary).get("training_precision", "fp32") if summary.is_file() else "fp32"
             found = recommend(report, options.max_drop, options.max_size_kb, trained)
-        except (KeyError, TypeError, AttributeError) as error:
+            images = f"{report['test_set']['title']}, {report['test_set']['num_images']:,} test images"
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"{path}: is no whole report ({error!r})") from error
         limits = f"at most {options.max_drop:g} points lost, on {device}"
         if options.max_size_kb is not None:
             limits += f", at most {options.max_size_kb:g} kB"
-        say(f"{path}: {report['test_set']['title']}, {report['test_set']['num_images']:,} test images; {limits}")
+        say(f"{path}: {images}; {limits}")
         for what, choice, why in zip(
             ("Train", "Ship", "Transmit"), (found.train, found.ship, found.transmit), found.why, strict=True
         ):

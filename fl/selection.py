@@ -100,10 +100,7 @@ def choose_round(
             raise ConfigError(f"--round {wanted}: {what}; there are {there} (checkpoint.keep=all keeps every one)")
         number, reason = wanted, "asked for with --round"
     elif best_kept is None:
-        number, reason = (
-            last,
-            "last round: no validation images to choose by (data.validation_fraction=0)",
-        )
+        number, reason = last, "last round: the run had no validation images to choose by (data.validation_fraction)"
     else:
         number, reason = best_kept, f"best validation {metric} of {len(records)} rounds"
         if best != best_kept:

@@ -18,8 +18,7 @@ from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
 from fl.environment import compute_with, environment
 from fl.errors import QuantflError
-from fl.evaluation import evaluate
-from fl.inference import prepare
+from fl.inference import evaluate_as_told
 from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
 from fl.link import Link
 from fl.link_report import show_traffic
@@ -205,9 +204,17 @@ class _Run:
     def _score(self, model: ArrayRecord, positions: np.ndarray) -> Score:
         self.model.load_state_dict(model.to_torch_state_dict())
         images, labels = self.images.images[positions], self.images.labels[positions]
-        network = prepare(self.model, self.device, self.settings.fp16, self._tell_once)
-        self.evaluated_in = str(network.input_dtype).removeprefix("torch.")
-        return evaluate(network, images, labels, batch_size=EVALUATION_BATCH_SIZE, device=self.device).score
+        found, dtype = evaluate_as_told(
+            self.model,
+            images,
+            labels,
+            batch_size=EVALUATION_BATCH_SIZE,
+            device=self.device,
+            fp16=self.settings.fp16,
+            tell=self._tell_once,
+        )
+        self.evaluated_in = str(dtype).removeprefix("torch.")
+        return found.score
 
     def _keep(self, record: RoundRecord, arrays: ArrayRecord, grid: Grid, aggregator: Aggregator) -> None:
         """Writes down a finished round, then shows it."""

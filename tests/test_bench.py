@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fl.bench import Timing, compared
+from fl.model import initial_model
+from fl.model_file import save_state
 from fl.results import read_json
 
 
@@ -44,7 +46,7 @@ def test_every_model_is_measured_at_every_batch_size(files, command):
     whole, static, script = report["models"]
     assert whole["weight_bytes"] == 4 * 434_986 + 24
     assert static["weight_bytes"] < 0.27 * whole["weight_bytes"]
-    assert script["weight_bytes"] is None
+    assert static["weight_bytes"] <= script["weight_bytes"] < 0.27 * whole["weight_bytes"]
     for entry in whole["results"]:
         assert (entry["speed_up"], entry["largest_logit_difference"], entry["agreement_with_fp32"]) == (1.0, 0.0, 1.0)
         assert entry["mcnemar_p"] == 1.0
@@ -73,7 +75,23 @@ def test_statistics_are_those_of_the_textbook():
     assert found["ms_p50"] == 250
 
 
+def test_a_file_in_a_subfolder_is_tested_on_the_images_of_its_run(files, command):
+    command("fl.export", files, "--quantize", "none", "--format", "torchscript", check=0)
+    fp32, script = files / "export" / "model_fp32.pt", files / "export" / "model_int8.ts"
+    for models in ([fp32], [files / "export" / "model_fp32.ts", script]):
+        done = command("fl.bench", *models, "--batch-sizes", "4,100000", "--threads", 1, "--output", "b.json", check=0)
+        assert "SYNTHETIC" in done.stdout
+        assert "100000 left out" in done.stdout
+        assert "training images are not known" not in done.stdout
+
+
 def test_bad_benchmarks_are_refused(files, refused, tmp_path):
+    (tmp_path / "model_int8.ts").write_bytes(b"not a program")
+    refused("fl.bench", files / "model_fp32.pt", tmp_path / "model_int8.ts", words=["model_int8.ts", "cannot run it"])
+    save_state(tmp_path / "five.pt", initial_model(5, 0).state_dict())
+    refused("fl.bench", files / "model_fp32.pt", tmp_path / "five.pt", words=["five.pt has 5", "different classes"])
+    refused("fl.bench", files / "model_fp32.pt", "--output", "plot.png", words=["--output plot.png", ".json"])
+    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "100000", words=["--batch-sizes 100000", "only"])
     refused("fl.bench", files / "model_int8.pt", words=["model_int8.pt", "FP32"])
     refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "0,4", words=["--batch-sizes 0,4"])
     refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "many", words=["--batch-sizes many"])

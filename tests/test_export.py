@@ -110,7 +110,7 @@ def test_what_is_exported_is_fp16_and_says_what_it_is(validated_run, command, tm
         for fp16, dtype in ((None, torch.float16), ("auto", torch.float32), (True, torch.float16)):
             model = fl.load_model(out / "model_fp16.pt", fp16=fp16)
             assert model.fc1.weight.dtype == dtype
-            assert model.quantization_info == info
+            assert model.quantization_info == {**info, **({"loaded_as": "torch.float32"} if fp16 == "auto" else {})}
             assert torch.allclose(model(to_input(images)).float(), expected, atol=0.02)
 
 
@@ -144,6 +144,15 @@ def test_the_best_kept_round_is_taken_and_a_better_one_named(own_run, command):
     assert "loss" in read_json(own_run / "export" / "selection_metadata.json")["reason"]
 
 
+def test_files_of_an_earlier_export_go(own_run, command):
+    command("fl.export", own_run, "--round", 2, "--plot", check=0)
+    (own_run / "export" / "notes.txt").write_text("mine")
+    command("fl.export", own_run, "--quantize", "none", check=0)
+    assert sorted(path.name for path in (own_run / "export").iterdir()) == [
+        "README.md", "model_fp32.pt", "notes.txt", "selection_metadata.json",
+    ]  # fmt: skip
+
+
 def test_without_validation_images_the_last_round_is_taken_and_the_reason_told(small_run, command, tmp_path):
     done = command("fl.export", small_run, "--output", "out", check=0)
     told = read_json(tmp_path / "out" / "selection_metadata.json")
@@ -154,6 +163,7 @@ def test_without_validation_images_the_last_round_is_taken_and_the_reason_told(s
 
 def test_bad_exports_are_refused(own_run, small_run, refused, tmp_path):
     refused("fl.export", tmp_path, words=["no finished run", "final_model.pt"])
+    refused("fl.export", own_run, "--data", "synthetic", words=["--data synthetic", "--format"])
     refused("fl.export", own_run, "--round", 9, words=["--round 9", "3 rounds"])
     refused("fl.export", small_run, "--round", 1, words=["--round 1", "not kept", "checkpoint.keep=all"])
     refused("fl.export", own_run, "--quantize", "none", "--keep-batchnorm-fp32", words=["--keep-batchnorm-fp32"])
@@ -170,6 +180,7 @@ def test_bad_exports_are_refused(own_run, small_run, refused, tmp_path):
         (["checkpoint.keep=0"], ["checkpoint.keep=0"]),
         (["checkpoint.keep=true"], ["checkpoint.keep=True"]),
         (["checkpoint.keep=best"], ["checkpoint.keep=best", "data.validation_fraction"]),
+        (["checkpoint.keep=best", "data.validation_fraction=0.001"], ["checkpoint.keep=best", "0.001"]),
     ],
 )
 def test_impossible_keeping_is_refused(overrides, words, refused):

@@ -1,12 +1,13 @@
 """`inference.fp16`: who wins, what it does, and what happens where half precision cannot be had."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, train
 
 import fl
 from fl.errors import ConfigError, ModelFileError
-from fl.inference import fp16_wanted, prepare
+from fl.inference import evaluate_as_told, fp16_wanted, prepare
 from fl.model import initial_model, to_input
 from fl.model_file import save_model
 from fl.quantization import Precision
@@ -94,6 +95,20 @@ def test_a_model_that_cannot_be_halved_answers_in_fp32_and_says_why(model, x, br
     assert torch.equal(ready(x), model(x))
 
 
+def test_answers_that_overflow_half_precision_on_real_images_are_given_in_fp32(model):
+    """Zeros stay finite, so only the images tell."""
+    model.fc3.weight.data.mul_(2e4 / model.fc3.weight.abs().max())
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    labels, said = np.zeros(8, np.int64), []
+    found, dtype = evaluate_as_told(
+        model, images, labels, batch_size=4, device=CPU, fp16=True, tell=said.append
+    )  # fmt: skip
+    exact, _ = evaluate_as_told(model, images, labels, batch_size=4, device=CPU, fp16=None)
+    assert dtype == torch.float32
+    assert "overflow" in said[-1]
+    assert np.array_equal(found.logits, exact.logits)
+
+
 def test_a_device_that_refuses_half_precision_is_told_apart(model, x, monkeypatch):
     from fl.quantization import modules
 
@@ -136,6 +151,7 @@ def test_a_file_is_loaded_in_the_precision_asked_for(model, x, tmp_path, capsys)
             with torch.inference_mode():
                 assert torch.allclose(loaded(x).float(), model(x), atol=0.02)
     assert "memory efficiency" in capsys.readouterr().out
+    assert fl.load_model(tmp_path / "half.pt", fp16="no").quantization_info["loaded_as"] == "torch.float32"
     with pytest.raises(ModelFileError, match="INT8"):
         fl.load_model(tmp_path / "int8.pt", fp16="yes")
     assert fl.load_model(tmp_path / "half.pt", device="auto").fc1.weight.dtype == torch.float16

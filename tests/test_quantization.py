@@ -322,6 +322,15 @@ def test_gradients_pass_through_the_rounding(model, images):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in aware.parameters())
 
 
+@pytest.mark.parametrize(("buffer", "value"), [("levels", 255), ("multiplier", 200)])
+def test_a_forged_int4_file_is_refused(model, tmp_path, buffer, value):
+    forged = PRECISIONS["int4"].convert(model)
+    forged.get_buffer(f"fc1.{buffer}").fill_(value)
+    save_model(tmp_path / "model.pt", forged, "0" * 64)
+    with pytest.raises(ModelFileError, match="beyond those of 4 bits"):
+        load_model(tmp_path / "model.pt")
+
+
 def test_batch_norm_may_stay_in_fp32(model, images, tmp_path):
     half = PRECISIONS["fp16"].convert(model, keep_batchnorm_fp32=True)
     kinds = {name: tensor.dtype for name, tensor in half.state_dict().items() if tensor.is_floating_point()}

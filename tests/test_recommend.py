@@ -61,6 +61,16 @@ def test_a_small_file_needs_int4_trained_for():
     assert "although trained for it" in worse.why[0]
 
 
+def test_a_drop_of_exactly_the_limit_is_within_it():
+    drop = 100 * (4563 / 5400 - 4590 / 5400)  # -0.5000000000000004
+    assert recommend(report({"fp32": 0.0, "int8": drop}), 0.5, None).ship == "int8"
+
+
+def test_traffic_that_was_not_coded_is_no_codec():
+    found = recommend(report({"fp32": 0.0, "fp16": -0.1}, measured={"compression_ratio": 1.0}), 0.0, None)
+    assert found.transmit == "fp32"
+
+
 def test_what_a_run_really_sent_counts_more_than_a_file():
     found = recommend(report(GOOD, measured={"compression_ratio": 33.8}), 0.5, None)
     assert found.transmit == "the codecs of this run"
@@ -94,4 +104,6 @@ def test_bad_questions_are_refused(folder, refused, tmp_path):
     refused("fl.recommend", folder, "--max-size-kb", "nan", words=["--max-size-kb nan"])
     refused("fl.recommend", tmp_path / "none", words=["nothing was measured", "compare_quantizations.py"])
     (folder / "quantization_comparison.json").write_text('{"evaluation": {"device": "cpu"}}')
+    refused("fl.recommend", folder, words=["no whole report", "precisions"])
+    (folder / "quantization_comparison.json").write_text(json.dumps({**report(GOOD), "precisions": {}}))
     refused("fl.recommend", folder, words=["no whole report", "precisions"])

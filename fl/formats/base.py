@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -67,9 +67,18 @@ class Format(ABC):
     def load(self, path: Path, threads: int) -> Executor:
         """Returns what answers from a file on the CPU, with that many threads."""
 
+    @abstractmethod
+    def weight_bytes(self, path: Path) -> int:
+        """Returns the bytes of all tensors stored in a file."""
+
     def path(self, folder: Path, precision: str) -> Path:
         """Returns where a precision's file lies."""
         return folder / f"model_{precision}{self.suffix}"
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Returns what tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def example_input(count: int = 2) -> Tensor:

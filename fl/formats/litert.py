@@ -51,6 +51,17 @@ class LiteRt(Format):
 
         return lambda x: torch.from_numpy(np.concatenate([one(image) for image in x.contiguous().numpy()]))
 
+    def weight_bytes(self, path: Path) -> int:
+        from ai_edge_litert.schema_py_generated import Model
+
+        model = Model.GetRootAs(path.read_bytes())
+        used = {
+            graph.Tensors(number).Buffer()
+            for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
+            for number in range(graph.TensorsLength())
+        }
+        return sum(model.Buffers(number).DataLength() for number in used)
+
 
 def _ranges(whole: Path, calibration: Tensor) -> dict[str, Any]:
     """Returns the smallest and largest value of every tensor, over all images (the library averages them otherwise)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fl.formats.base import Executor, FloatOutput, Format, example_input, quiet
 from fl.model import Net
 from fl.quantization.modules import fold_batch_norm
+from fl.quantization.numeric import check_fits_fp16
 
 INPUT, OUTPUT = "images", "logits"
 CALIBRATION_BATCH = 64
@@ -26,7 +27,10 @@ class Onnx(Format):
         target = self.path(folder, precision)
         folded: nn.Module = fold_batch_norm(model)
         if precision in ("fp32", "fp16"):
-            _write(folded if precision == "fp32" else FloatOutput(folded.half()), target)
+            if precision == "fp16":
+                check_fits_fp16(folded.state_dict())
+                folded = FloatOutput(folded.half())
+            _write(folded, target)
             return
         with tempfile.TemporaryDirectory() as scratch, quiet():
             from onnxruntime.quantization import shape_inference
@@ -44,6 +48,11 @@ class Onnx(Format):
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
+
+    def weight_bytes(self, path: Path) -> int:
+        import onnx
+
+        return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
 
 
 def _write(network: nn.Module, path: Path) -> None:

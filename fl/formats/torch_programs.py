@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl.formats.base import Executor, Format, example_input, quiet
+from fl.formats.base import Executor, Format, example_input, quiet, tensor_bytes
 from fl.model import Net
 from fl.quantization import Precision
 from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
@@ -77,6 +77,10 @@ class TorchExport(Format):
         torch.set_num_threads(threads)
         return torch.export.load(path).module()
 
+    def weight_bytes(self, path: Path) -> int:
+        program = torch.export.load(path)
+        return tensor_bytes(program.state_dict.values())
+
 
 class TorchScript(Format):
     """TorchScript, for LibTorch in C++ and older runtimes; torch itself calls it deprecated."""
@@ -93,3 +97,7 @@ class TorchScript(Format):
         torch.set_num_threads(threads)
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             return torch.jit.load(path)
+
+    def weight_bytes(self, path: Path) -> int:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return tensor_bytes(torch.jit.load(path).state_dict().values())

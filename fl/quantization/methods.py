@@ -10,10 +10,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fl.errors import ModelFileError
 from fl.model import Net, channels_last
 from fl.quantization.modules import CONVOLUTIONS, HalfNet, QuantizedNet, calibrate
-from fl.quantization.numeric import GROUP_LEVELS
+from fl.quantization.numeric import GROUP_LEVELS, check_fits_fp16
 
 
 def fp32(model: Net, calibration: Tensor | None = None) -> nn.Module:
@@ -27,19 +26,12 @@ def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: boo
     Raises:
         ModelFileError: a value is beyond FP16; names the tensors.
     """
-    largest = torch.finfo(torch.float16).max
     half = HalfNet(model.fc3.out_features)
     if keep_batchnorm_fp32:
         for name in CONVOLUTIONS:
             half.get_submodule(name.replace("conv", "bn")).float()
     state = model.state_dict()
-    lost = [
-        f"{name} ({float(state[name].abs().max()):g})"
-        for name, tensor in half.state_dict().items()
-        if tensor.dtype == torch.float16 and (state[name].to(torch.float16).isinf() & state[name].isfinite()).any()
-    ]
-    if lost:
-        raise ModelFileError(f"beyond the largest number of FP16, {largest:g}: {', '.join(lost)}; use FP32")
+    check_fits_fp16({name: state[name] for name, new in half.state_dict().items() if new.dtype == torch.float16})
     half.load_state_dict(state)
     return channels_last(half)
 

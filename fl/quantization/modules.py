@@ -107,6 +107,8 @@ class GroupedLayer(QuantizedLayer):
     def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         super()._load_from_state_dict(*args, **kwargs)
         index = unpack_levels(self.levels, self._kind.bits, self.weight.shape)
+        if index.max() >= len(self._kind.levels) or self.multiplier.max() > self._kind.most:
+            raise ValueError(f"levels or multipliers beyond those of {self._kind.bits} bits")
         self.weight = int8_of_groups(index, self.multiplier, self._kind)
 
 

@@ -3,10 +3,13 @@
 A real value is `scale * (integer - zero_point)` (Jacob et al., arXiv 1712.05877, eq. 1).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fl.errors import ModelFileError
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
@@ -124,6 +127,22 @@ def unpack_levels(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     flat = (packed[:, None] >> places) & (2**bits - 1)
     return flat.flatten()[: shape.numel()].reshape(shape)
+
+
+def check_fits_fp16(state: Mapping[str, Tensor]) -> None:
+    """Makes sure that no finite value becomes infinite in half precision.
+
+    Raises:
+        ModelFileError: names the tensors and their largest values.
+    """
+    lost = [
+        f"{name} ({float(tensor.abs().max()):g})"
+        for name, tensor in state.items()
+        if (tensor.to(torch.float16).isinf() & tensor.isfinite()).any()
+    ]
+    if lost:
+        largest = torch.finfo(torch.float16).max
+        raise ModelFileError(f"beyond the largest number of FP16, {largest:g}: {', '.join(lost)}; use FP32")
 
 
 def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
