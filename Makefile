@@ -32,7 +32,10 @@ eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EU
 	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/eurosat.log)"
 
 test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not long'
+
+test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop, kill and resume a run
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
 
 test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
 	tests/cluster/run.sh $(BIN)/python
@@ -57,4 +60,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-cluster bench results lint clean
+.PHONY: help install demo eurosat test test-long test-cluster bench results lint clean

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl.bench import Timing, compared
+from fl.bench import Timing, bench, compared, parse
+from fl.errors import QuantflError
 from fl.model import initial_model
 from fl.model_file import save_state
 from fl.results import read_json
@@ -86,17 +87,23 @@ def test_a_file_in_a_subfolder_is_tested_on_the_images_of_its_run(files, command
 
 
 def test_bad_benchmarks_are_refused(files, refused, tmp_path):
+    whole = files / "model_fp32.pt"
     (tmp_path / "model_int8.ts").write_bytes(b"not a program")
-    refused("fl.bench", files / "model_fp32.pt", tmp_path / "model_int8.ts", words=["model_int8.ts", "cannot run it"])
     save_state(tmp_path / "five.pt", initial_model(5, 0).state_dict())
-    refused("fl.bench", files / "model_fp32.pt", tmp_path / "five.pt", words=["five.pt has 5", "different classes"])
-    refused("fl.bench", files / "model_fp32.pt", "--output", "plot.png", words=["--output plot.png", ".json"])
-    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "100000", words=["--batch-sizes 100000", "only"])
-    refused("fl.bench", files / "model_int8.pt", words=["model_int8.pt", "FP32"])
-    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "0,4", words=["--batch-sizes 0,4"])
-    refused("fl.bench", files / "model_fp32.pt", "--batch-sizes", "many", words=["--batch-sizes many"])
-    refused("fl.bench", files / "model_fp32.pt", "--threads", "0", words=["--threads 0"])
-    refused("fl.bench", tmp_path / "none.pt", words=["none.pt"])
-    refused("fl.bench", files / "model_fp32.pt", tmp_path / "model_fp32.ts", words=["model_fp32.ts", "no such file"])
+    refused("fl.bench", whole, "--output", "plot.png", words=["--output plot.png", ".json"])
+    cases = {
+        (whole, tmp_path / "model_int8.ts"): r"model_int8\.ts: torchscript cannot run it",
+        (whole, tmp_path / "five.pt"): r"different classes .*five\.pt has 5",
+        (whole, "--batch-sizes", "100000"): "--batch-sizes 100000: there are only",
+        (files / "model_int8.pt",): r"model_int8\.pt: none is an FP32 model",
+        (whole, "--batch-sizes", "0,4"): "--batch-sizes 0,4",
+        (whole, "--batch-sizes", "many"): "--batch-sizes many",
+        (whole, "--threads", "0"): "--threads 0",
+        (tmp_path / "none.pt",): r"none\.pt",
+        (whole, tmp_path / "model_fp32.ts"): r"model_fp32\.ts: there is no such file",
+    }
     if not torch.cuda.is_available():
-        refused("fl.bench", files / "model_fp32.pt", "--device", "cuda", words=["--device cuda"])
+        cases[whole, "--device", "cuda"] = "--device cuda"
+    for arguments, message in cases.items():
+        with pytest.raises(QuantflError, match=message):
+            bench(parse([str(each) for each in arguments]))

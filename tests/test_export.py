@@ -7,7 +7,9 @@ import torch
 from conftest import SMALL, composed, train
 
 import fl
+from fl.errors import QuantflError
 from fl.experiment import run
+from fl.export import export, parse
 from fl.model import Net, initial_model, to_input
 from fl.model_file import load_fp32, save_state
 from fl.results import read_json, read_jsonl, sha256, write_jsonl
@@ -163,13 +165,18 @@ def test_without_validation_images_the_last_round_is_taken_and_the_reason_told(s
 
 def test_bad_exports_are_refused(own_run, small_run, refused, tmp_path):
     refused("fl.export", tmp_path, words=["no finished run", "final_model.pt"])
-    refused("fl.export", own_run, "--data", "synthetic", words=["--data synthetic", "--format"])
-    refused("fl.export", own_run, "--round", 9, words=["--round 9", "3 rounds"])
-    refused("fl.export", small_run, "--round", 1, words=["--round 1", "not kept", "checkpoint.keep=all"])
-    refused("fl.export", own_run, "--quantize", "none", "--keep-batchnorm-fp32", words=["--keep-batchnorm-fp32"])
     state = torch.load(path_of(own_run, 1), weights_only=True)
     save_state(path_of(own_run, 1), {**state, "fc1.bias": state["fc1.bias"] + 1e6})
-    refused("fl.export", own_run, "--round", 1, words=["fc1.bias", "FP16"])
+    cases = {
+        (own_run, "--data", "synthetic"): "--data synthetic.*--format",
+        (own_run, "--round", "9"): "--round 9.*3 rounds",
+        (small_run, "--round", "1"): "--round 1.*not kept.*checkpoint.keep=all",
+        (own_run, "--quantize", "none", "--keep-batchnorm-fp32"): "--keep-batchnorm-fp32",
+        (own_run, "--round", "1"): "FP16.*fc1.bias",
+    }
+    for arguments, message in cases.items():
+        with pytest.raises(QuantflError, match=message):
+            export(parse([str(each) for each in arguments]))
     assert not (own_run / "export" / "model_fp16.pt").exists()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, train
+from conftest import SMALL, composed, train
 
 import fl
 from fl.errors import ConfigError, ModelFileError
@@ -12,6 +12,7 @@ from fl.model import initial_model, to_input
 from fl.model_file import save_model
 from fl.quantization import Precision
 from fl.results import read_json
+from fl.settings import settings_from
 
 CPU = torch.device("cpu")
 
@@ -121,18 +122,22 @@ def test_a_device_that_refuses_half_precision_is_told_apart(model, x, monkeypatc
     assert "not implemented for 'Half'" in said[0]
 
 
-def test_a_run_evaluates_as_told_and_the_command_line_wins_over_the_variable(command, tmp_path):
-    def evaluated(name, *overrides, **environment):
-        (tmp_path / name).mkdir()
-        options = [*SMALL, "num_rounds=1", "fraction_evaluate=0.5", *overrides]
-        folder = train(command, *options, cwd=tmp_path / name, environment=environment)
-        return read_json(folder / "summary.json")["evaluated_in"], (folder / "final_model.pt").read_bytes()
+@pytest.mark.parametrize(
+    ("variable", "typed", "expected"),
+    [(None, [], None), ("Yes", [], True), ("1", ["inference.fp16=no"], False), ("0", ["inference.fp16=enable"], True)],
+)
+def test_the_command_line_wins_over_the_variable_and_that_over_auto(variable, typed, expected, monkeypatch):
+    monkeypatch.delenv("USE_FP16", raising=False)
+    if variable:
+        monkeypatch.setenv("USE_FP16", variable)
+    assert settings_from(composed(*SMALL, *typed)).inference.fp16 is expected
 
-    plain, model = evaluated("default")
-    assert plain == "float32"
-    half = evaluated("variable", USE_FP16="Yes")
-    assert half == ("float16", model)
-    assert evaluated("typed", "inference.fp16=no", USE_FP16="1")[0] == "float32"
+
+def test_a_run_evaluates_as_told_and_trains_the_same_model(command, small_run, tmp_path):
+    folder = train(command, *SMALL, "fraction_evaluate=0.5", cwd=tmp_path, environment={"USE_FP16": "Yes"})
+    assert read_json(folder / "summary.json")["evaluated_in"] == "float16"
+    assert read_json(small_run / "summary.json")["evaluated_in"] == "float32"
+    assert (folder / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
 
 
 def test_a_wrong_word_is_refused_before_training(refused):

@@ -20,6 +20,7 @@ def colour_baseline(cache_dir):
     return baseline.score(colours[split.test], images.labels[split.test])
 
 
+@pytest.mark.long
 def test_the_demo_ends_in_the_promised_band_well_above_colour(command, tmp_path, colour_baseline):
     folder = train(command, "experiment=demo", "threads_per_client=1", cwd=tmp_path)
     accuracy = read_jsonl(folder / "rounds.jsonl")[-1]["test_accuracy"]

@@ -314,7 +314,10 @@ def test_a_time_limit_ends_after_the_round_in_progress(command, tmp_path):
 FEEDBACK = "codec@broadcast=ecq codec@update=int4 update.rounding=stochastic update.error_feedback=true"
 
 
-@pytest.mark.parametrize("kind", ["strategy=fedadam", "strategy=fedavgm", f"strategy=nesterov {FEEDBACK}"])
+LONG = [pytest.param(f"strategy={name}", marks=pytest.mark.long) for name in ("fedadam", "fedavgm")]
+
+
+@pytest.mark.parametrize("kind", [*LONG, f"strategy=nesterov {FEEDBACK}"])
 def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path):
     overrides = [*SMALL, "num_rounds=4", "data.num_images=200", *kind.split()]
     whole = run_small(tmp_path / "whole", *overrides[len(SMALL) :])

@@ -104,6 +104,7 @@ def test_quantization_aware_training_learns_with_every_codec_and_strategy(bits, 
     assert read_json(folder / "summary.json")["training_precision"] == f"qat int{bits}"
 
 
+@pytest.mark.long
 def test_both_engines_train_aware_of_quantization_to_the_same_bytes(command, tmp_path):
     pytest.importorskip("ray")
     models = []
