@@ -1,15 +1,19 @@
 """Deployment files answer as the model does: in ONNX Runtime, as torch programs, in the LiteRT interpreter."""
 
 import builtins
+import contextlib
+import pickle
 import re
 import shutil
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 
-from fl.deployment import deployed, measure_file
+from fl.deployment import deployed, measure_file, open_file
 from fl.errors import ConfigError, ModelFileError
 from fl.formats import FORMATS, formats
 from fl.model import initial_model, to_input
@@ -137,6 +141,41 @@ def test_damaged_and_foreign_files_are_refused(files, tmp_path):
     with pytest.raises(ModelFileError, match="no known format"):
         measure_file(tmp_path / "model.bin", test, 2)
     assert deployed(tmp_path / "model_int8_static.onnx")[1] == "int8_static"
+
+
+class Bomb:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_pt2_file_that_asks_for_more_than_weights_is_refused_unread(files, tmp_path):
+    """torch.export.load alone would unpickle the first two and evaluate the text of the third."""
+    (torchexport,) = formats(["torchexport"], "--formats")
+    trace, forged = tmp_path / "trace", tmp_path / "model_fp32.pt2"
+    config, payload = "archive/data/weights/model_weights_config.json", pickle.dumps(Bomb(trace))
+    shape = "Symbol('s77', positive=True, integer=True)"
+    forgeries = (
+        {config: (b'"use_pickle": false', b'"use_pickle": true'), "archive/data/weights/weight_0": payload},
+        {"archive/data/sample_inputs/model.pt": payload},
+        {"archive/models/model.json": (shape.encode(), f"open('{trace}', 'w').close()".encode())},
+    )
+    for changes in forgeries:
+        with zipfile.ZipFile(torchexport.path(files, "fp32")) as old, zipfile.ZipFile(forged, "w") as new:
+            for name in old.namelist():
+                change = changes.get(name, old.read(name))
+                new.writestr(name, old.read(name).replace(*change) if isinstance(change, tuple) else change)
+        with pytest.raises(ModelFileError, match="not the fp32 program"):
+            open_file(forged, 1)
+        assert not trace.exists()
+        with contextlib.suppress(Exception):
+            torch.export.load(forged)
+        assert trace.exists(), "the forgery does nothing"
+        trace.unlink()
 
 
 def test_comparison_and_export_write_evaluate_and_verify_them(small_run, command, tmp_path):

@@ -1,12 +1,16 @@
 """torch.export programs and TorchScript: the network as recorded operations, run without its Python code."""
 
 import io
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from fl.formats.base import Executor, Format, example_input, quiet, tensor_bytes
 from fl.model import Net
@@ -14,6 +18,10 @@ from fl.quantization import Precision
 from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
 from fl.quantization.numeric import dequantize_weight
 from fl.results import write_bytes
+
+WEIGHT, WEIGHTS = "data/weights/weight_", "data/weights/model_weights_config.json"
+PROGRAM, BUILD = "models/model.json", (".data/serialization_id",)
+"""Parts of a `.pt2` file."""
 
 
 class RecordableNet(nn.Module):
@@ -66,20 +74,51 @@ class TorchExport(Format):
     name, suffix, precisions = "torchexport", ".pt2", ("fp32", "int8", "int8_static")
 
     def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
-        batch = {"x": {0: torch.export.Dim("batch", min=1)}}
-        network = recordable(precision, model, calibration)
-        buffer = io.BytesIO()
-        with quiet():
-            torch.export.save(torch.export.export(network, (example_input(),), dynamic_shapes=batch), buffer)
-        write_bytes(self.path(folder, precision), buffer.getvalue())
+        write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
 
     def load(self, path: Path, threads: int) -> Executor:
+        """Loads a program that is, but for the values of its weights, one that `export` writes.
+
+        Any other is refused, because torch unpickles, and evaluates as Python, what a file of this format asks for.
+        """
+        content = path.read_bytes()
+        found = _records(content)
+        num_classes = json.loads(found[WEIGHTS])["config"]["fc3.bias"]["tensor_meta"]["sizes"][0]["as_int"]
+        precision = path.stem.removeprefix("model_")
+        expected = self._recorded(precision, Net(num_classes).eval(), torch.zeros(1, 3, 64, 64))
+        if _program(found) != _program(_records(expected)):
+            raise ValueError(f"not the {precision} program that this version of quantfl and torch writes")
         torch.set_num_threads(threads)
-        return torch.export.load(path).module()
+        return torch.export.load(io.BytesIO(content)).module()
 
     def weight_bytes(self, path: Path) -> int:
-        program = torch.export.load(path)
-        return tensor_bytes(program.state_dict.values())
+        return sum(len(record) for name, record in _records(path.read_bytes()).items() if name.startswith(WEIGHT))
+
+    def _recorded(self, precision: str, model: Net, calibration: Tensor) -> bytes:
+        batch = {"x": {0: torch.export.Dim("batch", min=1)}}
+        network, buffer = recordable(precision, model, calibration), io.BytesIO()
+        with quiet():
+            program = torch.export.export(network, (example_input(),), dynamic_shapes=batch)
+            program.example_inputs = None  # a device needs neither them nor the lines they were traced through
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)
+            torch.export.save(program, buffer)
+        return buffer.getvalue()
+
+
+def _records(content: bytes) -> dict[str, bytes]:
+    """Returns the parts of a `.pt2` file, read as torch reads them."""
+    archive = PT2ArchiveReader(io.BytesIO(content))
+    return {name: archive.read_bytes(name) for name in archive.get_file_names()}
+
+
+def _program(records: Mapping[str, bytes]) -> dict[str, Any]:
+    """Returns all that is in a `.pt2` file but values of weights and what differs between builds of torch."""
+    program: dict[str, Any] = {
+        name: None if name.startswith(WEIGHT) else record for name, record in records.items() if name not in BUILD
+    }
+    program[PROGRAM] = {**json.loads(records[PROGRAM]), "torch_version": None}
+    return program
 
 
 class TorchScript(Format):
