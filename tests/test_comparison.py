@@ -359,7 +359,7 @@ def test_bad_model_files_are_refused_one_by_one_and_nothing_is_written(compared,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--precisions", "fp32,int3"], ["int3", "fp16, fp32, int8, int8_static"]),
+        (["--precisions", "fp32,int3"], ["int3", "fp16, fp32, int2, int4, int8, int8_static"]),
         (["--clients", "ten"], ["--clients ten", "10,100"]),
         (["--rounds", "0"], ["--rounds 0", "at least 1"]),
         (["--batch-size", "0"], ["--batch-size 0"]),
