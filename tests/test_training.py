@@ -292,7 +292,7 @@ def test_a_client_that_fails_to_evaluate_is_counted(tmp_path, monkeypatch):
     def blind(*args, **kwargs):
         raise OSError("no light")
 
-    monkeypatch.setattr(fl.client_app, "evaluate", blind)
+    monkeypatch.setattr(fl.client_app, "evaluate_as_told", blind)
     run_small(tmp_path / "run", "fraction_evaluate=0.5", "data.num_images=100", "num_rounds=1")
     (record,) = read_jsonl(tmp_path / "run" / "rounds.jsonl")
     assert "federated_accuracy" not in record
