@@ -39,6 +39,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of model_*.pt; other formats run on the CPU (cpu)",
     )
     add("--threads", type=int, help="of every runtime (all cores)")
+    add(
+        "--plain-memory",
+        action="store_true",
+        help="let glibc give freed memory back to the system, as processes do that do not call compute_with",
+    )
     add("--images", type=int, metavar="N", help="no more test images than this, evenly spaced")
     add("--output", type=Path, help=f"path of the JSON, the plot goes beside it ({JSON_NAME} beside the first model)")
     return parser.parse_args(arguments)
@@ -79,8 +84,6 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
     Raises:
         QuantflError: it cannot be read or run, or its runtime is not installed.
     """
-    import torch
-
     from fl.deployment import deployed, open_file, source_of
     from fl.model import to_input
     from fl.model_file import load_with_info
@@ -97,7 +100,6 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
         return logits
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
-    torch.set_num_threads(threads)
     is_fp32 = file.info.get("precision", "fp32") == "fp32"
     return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256)
 
@@ -180,11 +182,12 @@ def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) ->
     import torch
 
     from fl.deployment import deployed
+    from fl.environment import compute_with
 
     found = deployed(path)
     if found:
         found[0].check_installed(str(path))  # imports its libraries
-    torch.set_num_threads(threads)
+    compute_with(threads)
     images = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8)
     peaks: list[tuple[int, int | None]] = []
     if sys.platform == "linux":
@@ -219,7 +222,7 @@ def bench(options: argparse.Namespace) -> Path:
 
     from fl.comparison_inputs import find_inputs, find_run
     from fl.console import progress, say, show_table
-    from fl.environment import available_cores, environment
+    from fl.environment import available_cores, compute_with, environment
     from fl.plots import plot_bench
     from fl.results import sha256, write_json
 
@@ -232,6 +235,10 @@ def bench(options: argparse.Namespace) -> Path:
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     threads = options.threads or available_cores()
+    if options.plain_memory:
+        torch.set_num_threads(threads)
+    else:
+        compute_with(threads)
     candidates = [opened(path, device, threads) for path in options.models]
     baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
     if baseline is None:

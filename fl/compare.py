@@ -22,6 +22,7 @@ from fl.comparison_inputs import Inputs, Run, find_inputs, find_run, precisions
 from fl.console import say, show_table
 from fl.costs import CostAssumptions
 from fl.deployment import COLUMNS, Deployed, entries, measure_file, same_precision, table_rows, write_files
+from fl.environment import compute_with
 from fl.errors import ConfigError, VerificationError
 from fl.evaluation import Evaluation
 from fl.formats import Format, formats
@@ -70,6 +71,7 @@ def compare(
     """
     methods = precisions([BASELINE, *(name for name in precision_names if name != BASELINE)])
     target = _device(device)
+    compute_with(torch.get_num_threads())
     model, file = load_fp32(model_path)
     source_sha256 = file.made_from or file.sha256
     run = find_run(model_path, source_sha256)

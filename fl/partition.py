@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from pydantic.dataclasses import dataclass
 from fl.errors import ConfigError, DataError
 from fl.results import sha256, write_npz
 from fl.targets import Target
+
+logging.getLogger("datasets.config").setLevel(logging.WARNING)  # it announces every library that it finds
 
 
 class Partition(Protocol):

@@ -1,8 +1,10 @@
 """ONNX files, run by onnxruntime."""
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 
 from fl.formats.base import Executor, FloatOutput, Format, example_input, quiet
 from fl.model import Net
-from fl.quantization.modules import fold_batch_norm
-from fl.quantization.numeric import check_fits_fp16
+from fl.quantization.modules import LAYERS, fold_batch_norm
+from fl.quantization.numeric import SMALLEST_SCALE, check_fits_fp16
 
 INPUT, OUTPUT = "images", "logits"
 CALIBRATION_BATCH = 64
@@ -25,7 +27,7 @@ class Onnx(Format):
 
     def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
         target = self.path(folder, precision)
-        folded: nn.Module = fold_batch_norm(model)
+        folded: Any = fold_batch_norm(model)
         if precision in ("fp32", "fp16"):
             if precision == "fp16":
                 check_fits_fp16(folded.state_dict())
@@ -36,9 +38,10 @@ class Onnx(Format):
             from onnxruntime.quantization import shape_inference
 
             whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
-            _write(folded, whole)
-            shape_inference.quant_pre_process(str(whole), str(prepared))
-            (_static if precision == "int8_static" else _dynamic)(prepared, target, calibration)
+            static = precision == "int8_static"
+            _write(folded if static else _scaled_after(folded), whole)
+            shape_inference.quant_pre_process(str(whole), str(prepared), skip_optimization=not static)
+            (_static if static else _dynamic)(prepared, target, calibration)
 
     def load(self, path: Path, threads: int) -> Executor:
         import onnxruntime
@@ -46,6 +49,7 @@ class Onnx(Format):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # of threads when an answer is there
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
 
@@ -53,6 +57,36 @@ class Onnx(Format):
         import onnx
 
         return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
+
+
+class ScaledAfter(nn.Module):
+    """A convolution or linear layer whose channels are scaled to [-1, 127/128], and back after it.
+
+    ONNX's ConvInteger has one scale for all weights of a layer; so it comes to one for each channel. 255 steps of 1/128
+    fill that range with none for 0 between two of them.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        shape = (-1, *(1 for _ in weight.shape[1:]))
+        low, high = weight.flatten(1).aminmax(dim=1)
+        scale = torch.maximum(-low, high * 128 / 127).clamp_min(SMALLEST_SCALE)
+        self.layer: Any = copy.deepcopy(layer)
+        self.layer.weight = nn.Parameter(weight / scale.view(shape))
+        self.layer.bias = None
+        self.register_buffer("scale", scale.view(shape[:-1]))
+        self.register_buffer("shift", bias.view(shape[:-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.layer(x) * self.scale + self.shift
+        return scaled
+
+
+def _scaled_after(folded: Net) -> Net:
+    for name in LAYERS:
+        folded.add_module(name, ScaledAfter(folded.get_submodule(name)))
+    return folded
 
 
 def _write(network: nn.Module, path: Path) -> None:
