@@ -46,6 +46,7 @@ bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops 
 	@$(BIN)/python benchmarks/reference_flower_ray.py
 	@$(BIN)/python benchmarks/codec_speed.py
 	@$(BIN)/python benchmarks/training_speed.py
+	@$(BIN)/python benchmarks/layer_speed.py
 
 results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then training precisions (EUROSAT_ZIP; hours, can be stopped)
 	@$(BIN)/python benchmarks/codecs.py

@@ -110,7 +110,7 @@ def plot_comparison(path: Path, report: Mapping[str, Any], titles: Mapping[str, 
     clients, rounds = supposed["num_clients"], supposed["num_rounds"]
     cost.set(ylabel="total cost (US$)", title=f"if every message of {rounds} rounds, {clients} clients had this size")
     cost.margins(y=0.15)
-    figure.suptitle(f"Post-training quantization, {report['test_set']['title']}")
+    figure.suptitle(f"One model in several precisions, {report['test_set']['title']}")
     save_figure(figure, path)
 
 
@@ -129,14 +129,19 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def plot_bench(path: Path, report: Mapping[str, Any]) -> None:
     """Draws images per second over the batch size, a line for each model of a benchmark's report."""
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
+
     figure, (axes,) = new_figure(8, 5)
     for model in report["models"]:
         sizes = [entry["batch_size"] for entry in model["results"]]
         axes.plot(sizes, [e["images_per_s"] for e in model["results"]], "o-", label=Path(model["model_path"]).name)
     axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="images per second")
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     environment = report["environment"]
     axes.set_title(f"{environment['cpu']}, {environment['threads']} threads, {environment['device']}", fontsize=10)
     save_figure(figure, path)
