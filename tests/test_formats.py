@@ -82,7 +82,9 @@ def test_a_file_answers_batches_of_any_size_as_the_model_does(each, precision, e
         assert (answers - exact).norm() <= 0.1 * exact.norm()
     for size in (1, 5):
         few = execute(x[:size])
-        if precision != "int8":  # whose ranges are of the batch
+        if precision == "int8_static":  # sums in another order may round an activation to the next integer
+            assert (few - answers[:size]).norm() <= 0.02 * answers[:size].norm()
+        elif precision != "int8":  # whose ranges are of the batch
             assert torch.allclose(few, answers[:size], atol=1e-4 * float(exact.abs().max()) + 1e-4)
 
 
