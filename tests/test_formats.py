@@ -220,6 +220,7 @@ def test_unknown_formats_are_refused_before_any_work(small_run, refused):
     refused("fl.export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
 
 
+@pytest.mark.long
 @pytest.mark.eurosat
 def test_every_format_keeps_the_accuracy_of_the_example_on_the_real_test_set(eurosat_zip, command, tmp_path):
     for module in ("onnxruntime", "litert_torch"):
