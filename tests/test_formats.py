@@ -145,6 +145,14 @@ def test_damaged_and_foreign_files_are_refused(files, tmp_path):
     assert deployed(tmp_path / "model_int8_static.onnx")[1] == "int8_static"
 
 
+def test_files_do_not_say_where_they_were_made(files):
+    for each, precision in EVERY:
+        if each.path(files, precision).is_file():
+            content = each.path(files, precision).read_bytes()
+            assert str(REPOSITORY).encode() not in content
+            assert b".debug_pkl" not in content
+
+
 class Bomb:
     """Leaves a trace when it is unpickled."""
 

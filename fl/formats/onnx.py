@@ -90,7 +90,9 @@ def _scaled_after(folded: Net) -> Net:
 
 
 def _write(network: nn.Module, path: Path) -> None:
-    """Writes a network with a batch of any size, weights inside the file."""
+    """Writes a network with a batch of any size, weights inside the file, without the lines it was traced through."""
+    import onnx
+
     with quiet():
         torch.onnx.export(
             network.eval(),
@@ -103,6 +105,11 @@ def _write(network: nn.Module, path: Path) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+    onnx.save(model, path)
 
 
 def _dynamic(prepared: Path, target: Path, calibration: Tensor) -> None:

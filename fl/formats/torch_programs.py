@@ -106,6 +106,18 @@ class TorchExport(Format):
         return buffer.getvalue()
 
 
+def _without_lines(script: io.BytesIO) -> bytes:
+    """Returns a TorchScript file without the lines of Python that it was traced through, which are for debugging."""
+    reader, target = torch._C.PyTorchFileReader(io.BytesIO(script.getvalue())), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(target)
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id"):  # the writer's own
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return target.getvalue()
+
+
 def _records(content: bytes) -> dict[str, bytes]:
     """Returns the parts of a `.pt2` file, read as torch reads them."""
     archive = PT2ArchiveReader(io.BytesIO(content))
@@ -130,7 +142,7 @@ class TorchScript(Format):
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             torch.jit.save(torch.jit.trace(network, example_input()), buffer)
-        write_bytes(self.path(folder, precision), buffer.getvalue())
+        write_bytes(self.path(folder, precision), _without_lines(buffer))
 
     def load(self, path: Path, threads: int) -> Executor:
         torch.set_num_threads(threads)
