@@ -167,3 +167,17 @@ def zipped(folder, target, prefix="2750/"):
             if path.is_file():
                 archive.write(path, prefix + path.relative_to(folder).as_posix())
     return target
+
+
+def uneven_model(images):
+    """Returns a network whose BatchNorm statistics and logits are not those of a fresh one."""
+    import torch
+
+    from fl.model import initial_model, to_input
+
+    net = initial_model(10, seed=1).train()
+    torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(5):
+            net(to_input(images))
+    return net.eval()

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, uneven_model
 
 from fl.deployment import deployed, measure_file, open_file
 from fl.errors import ConfigError, ModelFileError
 from fl.formats import FORMATS, formats
-from fl.model import initial_model, to_input
+from fl.model import to_input
 from fl.quantization import Precision
 from fl.results import read_json
 
@@ -32,12 +32,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def model(images):
-    net = initial_model(10, seed=1).train()
-    torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for _ in range(5):
-            net(to_input(images))
-    return net.eval()
+    return uneven_model(images)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, uneven_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
@@ -46,13 +46,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def model(images):
-    """A network whose BatchNorm statistics and logits are not those of a fresh one."""
-    net = initial_model(10, seed=1).train()
-    torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for _ in range(5):
-            net(to_input(images))
-    return net.eval()
+    return uneven_model(images)
 
 
 @pytest.fixture(params=[kernels.ONEDNN, kernels.REFERENCE])

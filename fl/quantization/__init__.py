@@ -1,4 +1,4 @@
-"""Post-training quantization: numbers, kernels, quantized modules, and the precisions made of them."""
+"""Quantization: numbers, kernels, quantized modules (also for training), and the precisions made of them."""
 
 from fl.quantization.modules import QatNet
 from fl.quantization.precisions import Precision, empty_model, kernels_of
