@@ -85,14 +85,15 @@ def traffic_of_run(folder: Path, links: "Sequence[Link]", precisions: bool) -> d
         ConfigError: there is no finished round, or what is asked for was not recorded.
     """
     from fl.ledger import communication, exchanges, fp32_exchanges, modelled
-    from fl.results import read_json, read_jsonl
+    from fl.results import read_json, read_rounds
 
     if not (folder / ROUNDS).is_file():
         raise ConfigError(f"{folder}: is no folder of a run, it has no {ROUNDS}")
-    records = read_jsonl(folder / ROUNDS)
+    records = read_rounds(folder / ROUNDS)
     try:
         documents: dict[str, Any] = {str(folder): communication(records, links)}
         rounds, as_fp32 = exchanges(records), fp32_exchanges(records)
+        with_first = fp32_exchanges(records, shared_start=False)
     except ConfigError as error:
         raise ConfigError(f"{folder}/{error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -106,13 +107,16 @@ def traffic_of_run(folder: Path, links: "Sequence[Link]", precisions: bool) -> d
             raise ConfigError(f"--precisions: {folder / COMPARISON} is damaged ({error!r})") from error
         for name, size in sizes.items():
             supposed = [[_sized(each, size, size) for each in exchanges_] for exchanges_ in rounds]
-            documents[f"{folder} if {name} files"] = {"modelled": modelled(links, supposed, as_fp32)}
+            documents[f"{folder} if {name} files"] = {"modelled": modelled(links, supposed, as_fp32, with_first)}
     return documents
 
 
 def _sized(exchange: "Exchange", broadcast_bytes: int, update_bytes: int) -> "Exchange":
-    """Returns the exchange with other payloads; who did not answer still does not."""
-    return exchange._replace(broadcast_bytes=broadcast_bytes, update_bytes=update_bytes if exchange.update_bytes else 0)
+    """Returns the exchange with other payloads; who was sent nothing or did not answer still is not and does not."""
+    return exchange._replace(
+        broadcast_bytes=broadcast_bytes if exchange.broadcast_bytes else 0,
+        update_bytes=update_bytes if exchange.update_bytes else 0,
+    )
 
 
 def traffic_of_sizes(options: argparse.Namespace, links: "Sequence[Link]") -> dict[str, Any]:

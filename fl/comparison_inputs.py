@@ -10,16 +10,18 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fl.comparison import TestSet
+from fl.costs import is_older
 from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import ConfigError, DataError, QuantflError
 from fl.experiment import PARTITION, SETTINGS
-from fl.ledger import COMMUNICATION
+from fl.ledger import COMMUNICATION, communication
+from fl.link import Link
 from fl.quantization import Precision
-from fl.results import read_json, sha256
+from fl.results import read_json, read_rounds, sha256
 from fl.seeds import numpy_generator
 from fl.selection import FOLDER as MODELS
-from fl.server_app import SUMMARY
+from fl.server_app import ROUNDS, SUMMARY
 from fl.settings import DataSettings
 from fl.targets import Target
 
@@ -111,11 +113,26 @@ def _run_in(folder: Path, model_sha256: str) -> Run | None:
             data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
         data["cache_dir"] = _group("eurosat")["cache_dir"]  # of this machine
         hashes = partition["images_sha256"], partition["split_sha256"]
-        ledger = read_json(folder / COMMUNICATION) if (folder / COMMUNICATION).is_file() else None
+        ledger = _ledger(folder, settings)
         training = dict(settings.get("training") or {})
         return Run(summary, ledger, training, data, settings["seed"], *hashes, tuple(partition["class_names"]))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
+
+
+def _ledger(folder: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the run's `communication.json`, counted again from its rounds if it is of an older version."""
+    path = folder / COMMUNICATION
+    ledger = read_json(path) if path.is_file() else None
+    if not is_older(ledger) or not (folder / ROUNDS).is_file():
+        return ledger
+    try:
+        target = Target.from_config("link", settings.get("link"))
+        if target.resolve("link") is Link:
+            return communication(read_rounds(folder / ROUNDS), [target.build("link")])
+    except (QuantflError, KeyError, TypeError):  # lines without bytes per client, contact windows that are gone
+        pass
+    return ledger
 
 
 def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:

@@ -9,6 +9,10 @@ from fl.results import MIB
 
 NO_RUN = "no run lies beside this model, so what travelled while it was trained is not known"
 NO_LEDGER = "the run has no communication.json: only its sums are known, not what FP32 or a link would have taken"
+OLD_LEDGER = (
+    "the run's communication.json charges FP32 for a first model that its own traffic had for nothing, and its "
+    "rounds.jsonl cannot be counted again: only its sums are shown"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ def communication_costs(
     return totals
 
 
+def is_older(ledger: Any) -> bool:
+    """Tells whether a `communication.json` still charges FP32 for a first model that the run itself did not send."""
+    told = ledger.get("measured") if isinstance(ledger, Mapping) else None
+    return isinstance(told, Mapping) and "total" in told and "shared_start_bytes" not in told
+
+
 def measured_traffic(
     run: Mapping[str, Any] | None, ledger: Mapping[str, Any] | None, cost_per_mb_usd: float
 ) -> dict[str, Any]:
@@ -84,22 +94,32 @@ def measured_traffic(
         "total_mb": total_mb,
         "total_cost_usd": total_mb * cost_per_mb_usd,
         "compression_ratio": None,
+        "shared_start_bytes": None,
         "links": {},
     }
     if ledger is None:
         return {**report, "reason": NO_LEDGER}
     try:
+        if is_older(ledger):
+            return {**report, "reason": OLD_LEDGER}
         links = {
             name: {
                 "cost_usd": entry["cost_usd"]["total"],
                 "total_s": entry["round_s"]["total"],
                 "if_fp32": entry["if_fp32"],
+                "shared_start": entry["shared_start"],
                 "price_source": entry["price_source"],
                 "price_as_of": entry["price_as_of"],
             }
             for name, entry in ledger["modelled"]["links"].items()
         }
-        return {**report, "compression_ratio": ledger["measured"]["total"]["compression_ratio"], "links": links}
+        told = ledger["measured"]
+        known = {
+            "compression_ratio": told["total"]["compression_ratio"],
+            "shared_start_bytes": told["shared_start_bytes"],
+            "links": links,
+        }
+        return {**report, **known}
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"communication.json: is damaged ({error!r})") from error
 

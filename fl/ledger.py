@@ -9,7 +9,7 @@ import numpy as np
 
 from fl.errors import ConfigError
 from fl.link import LONGEST_S, Both, Exchange, Link, LinkRound, simulate
-from fl.results import SIZES, traffic
+from fl.results import SIZES, traffic, upgraded
 
 COMMUNICATION = "communication.json"
 MILESTONES_PERCENT = (70, 80, 85, 90)
@@ -30,14 +30,14 @@ def communication(records: Sequence[Record], links: Sequence[Link]) -> dict[str,
     """Returns the content of `communication.json`.
 
     Args:
-        records: the lines of a run's `rounds.jsonl`.
+        records: the lines of a run's `rounds.jsonl`, of any version.
         links: to send it over, of different names.
 
     Raises:
         ConfigError: the records do not say what each client received and sent.
     """
-    rounds, as_fp32 = exchanges(records), fp32_exchanges(records)
-    ledger = modelled(links, rounds, as_fp32)
+    records = _checked(records)
+    ledger = modelled(links, exchanges(records), fp32_exchanges(records), fp32_exchanges(records, shared_start=False))
     for link in links:
         entry = ledger["links"][link.name]
         spent, passed = np.cumsum([each["cost_usd"] for each in entry["rounds"]]), _ends_s(entry["rounds"])
@@ -54,11 +54,12 @@ def measured(records: Sequence[Record]) -> dict[str, Any]:
     Directions and clients include what evaluation on clients took; `evaluation` says how much that is.
 
     `compression_ratio` is FP32 payload bytes / payload bytes, as in `quantization_comparison.json`; None for no bytes.
+    Both start from the same first model; what that saves where clients make it from the seed is `shared_start_bytes`.
 
     Raises:
         ConfigError: see `communication`.
     """
-    _check(records)
+    records = _checked(records)
     sums = {name: {key: sum(traffic(r, name)[key] for r in records) for key in SIZES} for name in DIRECTIONS}
     sums["total"] = {key: sum(sums[name][key] for name in DIRECTIONS) for key in SIZES}
     evaluations = [r["evaluation_traffic"] for r in records if r.get("evaluation_traffic")]
@@ -67,6 +68,7 @@ def measured(records: Sequence[Record]) -> dict[str, Any]:
         **{name: {**each, "compression_ratio": _ratio(each)} for name, each in sums.items()},
         "evaluation": {key: sum(each[key] for each in evaluations) for key in ("payload_bytes", "message_bytes")},
         "control": {"message_bytes": sum(r["control_message_bytes"] for r in records)},
+        "shared_start_bytes": sum(r["shared_start_bytes"] for r in records),
         "clients": _clients(records),
         "reached": {
             str(percent): number and _bytes_until(records[:number]) for percent, number in _milestones(records).items()
@@ -74,7 +76,9 @@ def measured(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def modelled(links: Sequence[Link], rounds: Rounds, as_fp32: Rounds | None = None) -> dict[str, Any]:
+def modelled(
+    links: Sequence[Link], rounds: Rounds, as_fp32: Rounds | None = None, with_first: Rounds | None = None
+) -> dict[str, Any]:
     """Returns for each link what the rounds take, beside the same rounds with FP32 payloads and with one-byte messages.
 
     One-byte messages are what no codec can go below: what passes and started minutes alone cost.
@@ -82,7 +86,8 @@ def modelled(links: Sequence[Link], rounds: Rounds, as_fp32: Rounds | None = Non
     Args:
         links: to send over, of different names.
         rounds: payload bytes of every client.
-        as_fp32: the same clients with FP32 payloads, None where that is not known.
+        as_fp32: the same clients with FP32 payloads from the same start, None where that is not known.
+        with_first: the same as FP32 that has to send the first model too; None where it does so anyway.
 
     Raises:
         ConfigError: two links of one name.
@@ -92,11 +97,11 @@ def modelled(links: Sequence[Link], rounds: Rounds, as_fp32: Rounds | None = Non
         raise ConfigError(f"link: {', '.join(names)}: two links of one name; give one another name")
     return {
         "not_modelled": list(NOT_MODELLED),
-        "links": {link.name: _on_link(link, rounds, as_fp32) for link in links},
+        "links": {link.name: _on_link(link, rounds, as_fp32, with_first) for link in links},
     }
 
 
-def _on_link(link: Link, rounds: Rounds, as_fp32: Rounds | None) -> dict[str, Any]:
+def _on_link(link: Link, rounds: Rounds, as_fp32: Rounds | None, with_first: Rounds | None) -> dict[str, Any]:
     results = simulate(link, rounds)
     sums = _sums(results)
     smallest = [
@@ -111,10 +116,13 @@ def _on_link(link: Link, rounds: Rounds, as_fp32: Rounds | None) -> dict[str, An
         "if_one_byte": _brief(_sums(simulate(link, smallest))),
         "if_fp32": None,
         "saved_percent": None,
+        "shared_start": None,
         "rounds": [_round(number, each) for number, each in enumerate(results, start=1)],
     }
     if as_fp32 is not None:
         entry["if_fp32"] = _brief(_sums(simulate(link, as_fp32)))
+        whole = entry["if_fp32"] if with_first is None else _brief(_sums(simulate(link, with_first)))
+        entry["shared_start"] = {key: whole[key] - same for key, same in entry["if_fp32"].items()}
         entry["saved_percent"] = {
             key: 100 * (1 - _brief(sums)[key] / before) if before else 0.0 for key, before in entry["if_fp32"].items()
         }
@@ -167,8 +175,7 @@ def exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
     Raises:
         ConfigError: see `communication`.
     """
-    _check(records)
-    return [[_exchange(client) for client in (*r["clients"], *r.get("evaluated", ()))] for r in records]
+    return [[_exchange(client) for client in (*r["clients"], *r.get("evaluated", ()))] for r in _checked(records)]
 
 
 def _exchange(client: Mapping[str, Any]) -> Exchange:
@@ -184,34 +191,35 @@ def _exchange(client: Mapping[str, Any]) -> Exchange:
     return found
 
 
-def fp32_exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
-    """Returns the same rounds with what plain FP32 arrays would have been: as large for every client of a round.
+def fp32_exchanges(records: Sequence[Record], *, shared_start: bool = True) -> list[list[Exchange]]:
+    """Returns the same rounds with plain FP32 arrays wherever anything was sent.
+
+    Args:
+        records: see `communication`.
+        shared_start: as in the run, clients make the first model from the seed; else FP32 has to send it to them.
 
     Raises:
         ConfigError: see `communication`.
     """
+    records = _checked(records)
     result = []
     for record, clients in zip(records, exchanges(records), strict=True):
-        broadcast, update = _fp32_message_bytes(record)
-        sizes = [(broadcast, update if each.update_bytes else 0) for each in clients]
-        result.append([e._replace(broadcast_bytes=b, update_bytes=u) for e, (b, u) in zip(clients, sizes, strict=True)])
+        model, asked = record["fp32_model_bytes"], len(record["clients"])
+        first = not shared_start and record["shared_start_bytes"] > 0
+        sent = [each.broadcast_bytes > 0 or (first and place < asked) for place, each in enumerate(clients)]
+        result.append(
+            [
+                each._replace(broadcast_bytes=model * received, update_bytes=model * (each.update_bytes > 0))
+                for each, received in zip(clients, sent, strict=True)
+            ]
+        )
     return result
-
-
-def _fp32_message_bytes(record: Record) -> tuple[int, int]:
-    """Returns the FP32 payload bytes of one broadcast and of one update: all messages of a round hold one model."""
-    asked, answered = len(record["clients"]), sum(c["update_payload_bytes"] > 0 for c in record["clients"])
-    return (
-        record["broadcast"]["fp32_payload_bytes"] // max(1, asked),
-        record["update"]["fp32_payload_bytes"] // max(1, answered),
-    )
 
 
 def _clients(records: Sequence[Record]) -> list[dict[str, Any]]:
     totals: dict[int, dict[str, Any]] = {}
     keys = [f"{name}_{size}" for size in ("payload_bytes", "message_bytes") for name in DIRECTIONS]
     for record in records:
-        fp32_broadcast, fp32_update = _fp32_message_bytes(record)
         asked = [(client, 1) for client in record["clients"]]
         for client, trains in asked + [(client, 0) for client in record.get("evaluated", ())]:
             number, answered = client["partition_id"], client["update_payload_bytes"] > 0
@@ -219,12 +227,13 @@ def _clients(records: Sequence[Record]) -> list[dict[str, Any]]:
             sums = totals.setdefault(number, {**fresh, **dict.fromkeys(keys, 0), "train_s": 0.0})
             sums["rounds_asked"] += trains
             sums["rounds_answered"] += answered
-            sums["fp32_payload_bytes"] += fp32_broadcast + fp32_update * answered
+            sent = answered + (client["broadcast_payload_bytes"] > 0)
+            sums["fp32_payload_bytes"] += record["fp32_model_bytes"] * sent
             for key in (*keys, "train_s"):
                 sums[key] += client[key]
     for sums in totals.values():
-        sent = {"payload_bytes": sums["broadcast_payload_bytes"] + sums["update_payload_bytes"]}
-        sums["compression_ratio"] = _ratio({**sent, "fp32_payload_bytes": sums["fp32_payload_bytes"]})
+        payload = sums["broadcast_payload_bytes"] + sums["update_payload_bytes"]
+        sums["compression_ratio"] = _ratio({**sums, "payload_bytes": payload})
     return [totals[number] for number in sorted(totals)]
 
 
@@ -250,8 +259,8 @@ def _ends_s(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
     return [float(end) for end in np.cumsum([each["round_s"] for each in rounds])]
 
 
-def _check(records: Sequence[Record]) -> None:
-    """Refuses records without bytes per client."""
+def _checked(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Returns the records in this version, and refuses those without bytes per client."""
     if not records:
         raise ConfigError("rounds.jsonl: holds no finished round")
     for record, key in _needed(records):
@@ -260,6 +269,7 @@ def _check(records: Sequence[Record]) -> None:
                 f"rounds.jsonl: round {record.get('round')} has no {key}: the run was made before bytes were recorded "
                 "per client; train again, or give sizes (python -m fl.communication --broadcast-bytes ...)"
             )
+    return [upgraded(record) for record in records]
 
 
 def _needed(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:

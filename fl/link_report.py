@@ -22,7 +22,7 @@ def show_traffic(documents: Documents) -> None:
     if any("measured" in document for document in documents.values()):
         say("\nMeasured: payload bytes that travelled")
         show_table(
-            ["traffic", "broadcast", "update", "total", "against FP32", "of it evaluation", "control"],
+            ["traffic", "broadcast", "update", "total", "against FP32", "shared start", "of it evaluation", "control"],
             _sizes(documents),
         )
     say("\nModelled: the same traffic over each link (a lower bound: no satellite waits for another's antenna)")
@@ -91,7 +91,7 @@ def _sizes(documents: Documents) -> Iterator[list[str]]:
         ratio = told["total"]["compression_ratio"]
         fewer = ABSENT if ratio is None else f"{ratio:.2f}x fewer"
         apart = [_megabytes(told[name]["message_bytes"]) for name in ("evaluation", "control")]
-        yield [label, *sizes, fewer, *apart]
+        yield [label, *sizes, fewer, _megabytes(told["shared_start_bytes"]), *apart]
 
 
 def _links(documents: Documents) -> Iterator[list[str]]:

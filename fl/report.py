@@ -95,7 +95,10 @@ def traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None
     total = f"{told['total_mb']:.2f} MB (broadcast {broadcast:.2f}, update {update:.2f})"
     say(f"Sent in {told['num_rounds']} rounds: {total}")
     if told["compression_ratio"]:
-        say(f"  {told['compression_ratio']:.2f}x fewer than FP32 arrays")
+        say(f"  {told['compression_ratio']:.2f}x fewer than FP32 arrays from the same start")
+    if told.get("shared_start_bytes"):
+        shared = told["shared_start_bytes"] / MIB
+        say(f"  The first model came from the seed: {shared:.2f} MB that FP32 would not send either")
     price = communication["assumptions"]["cost_per_mb_usd"]
     say(f"  Cost at ${price:g}/MB: ${told['total_cost_usd']:.2f}")
     supposed = (f"{titles[name]} ${cost['total_cost_usd']:.2f}" for name, cost in communication["precisions"].items())

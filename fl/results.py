@@ -18,6 +18,8 @@ from fl.errors import ConfigError
 MIB = 1024**2
 SIZES = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
 """What is recorded of each direction."""
+VERSION = 2
+"""Of the lines of `rounds.jsonl`. Version 1 charged FP32 for every message, even where the client held the model."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Traffic:
     Attributes:
         payload_bytes: length of the payloads, or of the serialized tensors where there is no codec.
         message_bytes: protobuf length of the messages' content.
-        fp32_payload_bytes: length of the same models as plain serialized tensors.
+        fp32_payload_bytes: what FP32 would have sent from the same start: one model as plain serialized tensors with
+            every message that carried anything, nothing with one to a client that held the model already.
     """
 
     payload_bytes: int
@@ -82,6 +85,8 @@ class ClientRecord:
 class RoundRecord:
     """One line of `rounds.jsonl`.
 
+    `fp32_model_bytes` is the length of one model as plain serialized tensors, `shared_start_bytes` that of the first
+    model for every client that had it from the seed, which no payload and no `fp32_payload_bytes` holds.
     `federated` is the clients' own evaluation, where it was asked for; `evaluated` and `evaluation_traffic` are what
     that took, which `broadcast`, `update` and `clients` leave out. `exact` and `reference` are the test scores of
     the server's model and of what clients hold of it, where they differ; `test` is the one that was chosen.
@@ -95,6 +100,8 @@ class RoundRecord:
     reference: Score | None
     federated: Score | None
     train_loss: float
+    fp32_model_bytes: int
+    shared_start_bytes: int
     clients_asked: int
     clients_completed: int
     clients_failed: tuple[ClientFailure, ...]
@@ -111,7 +118,7 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as written: scores flat (`test_loss`, `test_accuracy`, ...), absent ones left out."""
-        record = asdict(self)
+        record = {"version": VERSION, **asdict(self)}
         for name in ("test", "validation", "exact", "reference", "federated"):
             score = record.pop(name)
             if score is not None:
@@ -123,26 +130,73 @@ class RoundRecord:
         return record
 
 
+def read_rounds(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a `rounds.jsonl`, older ones as `upgraded` makes them.
+
+    Raises:
+        ConfigError: a line is damaged, or of a version that is not known.
+    """
+    lines = read_jsonl(path)
+    try:
+        return [upgraded(line) for line in lines]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: is damaged ({error!r})") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path.parent}/{error}") from error
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a line of `rounds.jsonl` as this version writes it.
+
+    Version 1 counted a model as FP32 for every message; which of them were empty stands in its bytes per client. A line
+    without those (from before there were codecs) stays as it is.
+
+    Raises:
+        ConfigError: its version is not known.
+    """
+    version, number = record.get("version", 1), record.get("round")
+    if version == VERSION:
+        return dict(record)
+    if version != 1:
+        raise ConfigError(f"rounds.jsonl: round {number} is of version {version!r}; this program knows 1 to {VERSION}")
+    clients = record.get("clients")
+    if not clients or "fp32_payload_bytes" not in record.get("broadcast", {}):
+        return dict(record)
+    model = record["broadcast"]["fp32_payload_bytes"] // len(clients)
+    parts = {"broadcast": [c["broadcast_payload_bytes"] for c in clients]}
+    if "evaluated" in record:
+        parts["evaluation_traffic"] = [c["broadcast_payload_bytes"] for c in record["evaluated"]]
+    new = {"version": VERSION, **record, "fp32_model_bytes": model, "shared_start_bytes": 0}
+    for name, payloads in parts.items():
+        new[name] = {**record[name], "fp32_payload_bytes": model * sum(payload > 0 for payload in payloads)}
+    if number == 1:
+        new["shared_start_bytes"] = model * parts["broadcast"].count(0)
+    counted = Traffic(*(new["broadcast"][key] for key in SIZES))
+    new["broadcast"]["compression_ratio"] = counted.compression_ratio
+    return new
+
+
 def traffic(record: Mapping[str, Any], direction: str) -> dict[str, int]:
     """Returns all bytes of a direction in a round, those of clients' evaluation included.
 
-    With a codec the model that a client evaluates is the one it would be sent to train on, and travels once.
-
     Args:
-        record: a line of `rounds.jsonl`.
+        record: a line of `rounds.jsonl`, as `upgraded` returns it.
         direction: "broadcast" or "update".
     """
     sums = {key: int(record[direction].get(key, record[direction]["payload_bytes"])) for key in SIZES}
-    evaluated = record.get("evaluated", ())
-    for key in ("payload_bytes", "message_bytes"):
-        sums[key] += sum(client[f"{direction}_{key}"] for client in evaluated)
-    if evaluated and direction == "broadcast":
-        sums["fp32_payload_bytes"] += record["evaluation_traffic"]["fp32_payload_bytes"]
+    for client in record.get("evaluated", ()):
+        for key in ("payload_bytes", "message_bytes"):
+            sums[key] += client[f"{direction}_{key}"]
+        sums["fp32_payload_bytes"] += record["fp32_model_bytes"] * (client[f"{direction}_payload_bytes"] > 0)
     return sums
 
 
 def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns sums over rounds of bytes, seconds and clients; `evaluation_traffic` is part of both directions."""
+    """Returns sums over rounds of bytes, seconds and clients; `evaluation_traffic` is part of both directions.
+
+    Args:
+        records: lines of `rounds.jsonl`, as `upgraded` returns them.
+    """
     sums: dict[str, Any] = {}
     for direction in ("broadcast", "update"):
         each = [traffic(record, direction) for record in records]
@@ -150,6 +204,7 @@ def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     evaluations = [record["evaluation_traffic"] for record in records if "evaluation_traffic" in record]
     if evaluations:
         sums["evaluation_traffic"] = {key: sum(counts[key] for counts in evaluations) for key in SIZES}
+    sums["shared_start_bytes"] = sum(record.get("shared_start_bytes", 0) for record in records)
     for key in ("train_s", "evaluate_s", "aggregate_s", "clients_asked", "clients_completed"):
         sums[key] = sum(record[key] for record in records)
     return sums | {"clients_failed": sums["clients_asked"] - sums["clients_completed"]}

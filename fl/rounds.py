@@ -120,11 +120,13 @@ def run_rounds(
             reference=scores.reference,
             federated=evaluation.score,
             train_loss=number(metrics, "train-loss"),
+            fp32_model_bytes=fp32_bytes,
+            shared_start_bytes=_shared_start_bytes(server_round, sent.values(), fp32_bytes),
             clients_asked=len(sampled),
             clients_completed=len(valid),
             clients_failed=tuple(failures),
-            broadcast=_total(sent.values(), len(sent) * fp32_bytes),
-            update=_total(arrived.values(), sum(payload > 0 for payload, _ in arrived.values()) * fp32_bytes),
+            broadcast=_total(sent.values(), fp32_bytes),
+            update=_total(arrived.values(), fp32_bytes),
             control_message_bytes=control_bytes,
             clients=clients,
             evaluated=evaluation.clients,
@@ -177,8 +179,14 @@ def _weigh(message: Message) -> tuple[int, int]:
 
 
 def _total(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
+    """Returns sums; FP32 from the same start sends a model where a payload was sent, and nothing where none was."""
     payloads, messages = zip(*weights, strict=True)
-    return Traffic(sum(payloads), sum(messages), fp32_bytes)
+    return Traffic(sum(payloads), sum(messages), fp32_bytes * sum(payload > 0 for payload in payloads))
+
+
+def _shared_start_bytes(server_round: int, sent: Iterable[tuple[int, int]], fp32_bytes: int) -> int:
+    """Returns the FP32 bytes that did not travel because clients make the first model from the seed."""
+    return fp32_bytes * sum(payload == 0 for payload, _ in sent) if server_round == 1 else 0
 
 
 def _client_records(
@@ -324,7 +332,7 @@ def _evaluate_on_clients(
             replies.append(reply)
         else:
             failures.append(ClientFailure(partition_of[reply.metadata.src_node_id], f"evaluation: {problem}"))
-    fp32_bytes = len(messages) * payload_bytes(RecordDict({ARRAYS: arrays}))
+    fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
     score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
     clients = _client_records(sampled, sent, arrived, ())

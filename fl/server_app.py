@@ -17,7 +17,7 @@ from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
 from fl.environment import compute_with, environment
-from fl.errors import QuantflError
+from fl.errors import ConfigError, QuantflError
 from fl.inference import evaluate_as_told
 from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
 from fl.link import Link
@@ -26,7 +26,20 @@ from fl.messages import is_statistic
 from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
-from fl.results import MIB, RoundRecord, Score, Scores, plain, read_jsonl, totals, traffic, write_json, write_jsonl
+from fl.results import (
+    MIB,
+    VERSION,
+    RoundRecord,
+    Score,
+    Scores,
+    plain,
+    read_jsonl,
+    read_rounds,
+    totals,
+    traffic,
+    write_json,
+    write_jsonl,
+)
 from fl.rounds import RoundSettings, run_rounds
 from fl.selection import Keep, keep_model
 from fl.strategy import Aggregator
@@ -122,7 +135,13 @@ def _restore(
     if isinstance(grid, LocalGrid):
         grid.load_state(checkpoint.clients)
     arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
-    return arrays, read_jsonl(settings.run_dir / ROUNDS)[: checkpoint.round]
+    records = read_rounds(settings.run_dir / ROUNDS)[: checkpoint.round]
+    if any(record.get("version") != VERSION for record in records):
+        raise ConfigError(
+            f"{settings.run_dir / ROUNDS}: is of a version without bytes per client, which cannot go on in this one's "
+            "lines; start the run again"
+        )
+    return arrays, records
 
 
 class _Run:

@@ -112,13 +112,13 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 
 
 def _read_job(number: int, overrides: Sequence[str], folder: Path | None) -> Job:
-    from fl.results import read_json, read_jsonl
+    from fl.results import read_json, read_rounds
 
     texts = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     if folder is None:
         return Job(number, texts, None, "not started", None, None, ())
     rounds, summary, data = folder / "rounds.jsonl", folder / "summary.json", folder / "partition.json"
-    records = tuple(read_jsonl(rounds)) if rounds.exists() else ()
+    records = tuple(read_rounds(rounds)) if rounds.exists() else ()
     told = read_json(summary) if summary.exists() else {"state": "unfinished"}
     state = told["state"] if records or told["state"] not in DONE else "unfinished"
     opened = read_json(data) if data.exists() else {}

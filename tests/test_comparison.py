@@ -113,6 +113,25 @@ def test_an_older_report_without_measured_traffic_is_still_verified(compared, tm
     assert "communication.measured: not in this older report" in capsys.readouterr().out
 
 
+def test_an_older_report_that_charged_fp32_for_the_first_model_is_verified_but_for_that(compared, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(compared[0], folder)
+    report = read_json(folder / "quantization_comparison.json")
+    told = report["communication"]["measured"]
+    del told["shared_start_bytes"]
+    told["compression_ratio"] = 1000.0
+    for link in told["links"].values():
+        del link["shared_start"]
+    jsonschema.validate(report, SCHEMA)
+    told["update_payload_bytes"] += 1
+    (folder / "quantization_comparison.json").write_text(json.dumps(report))
+    with pytest.raises(VerificationError, match="1 of its values"):
+        verify(folder / "final_model.pt", None, None)
+    said = capsys.readouterr().out
+    assert "this older report charged it for the first model" in said
+    assert "DIFFERS  communication.measured.update_payload_bytes" in said
+
+
 def test_the_console_keeps_the_form_users_know(compared):
     _, said = compared
     for line in (

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from conftest import SMALL, composed
 from test_link import TWO_PASSES, by_minute, preset
 
+from fl.comparison_inputs import find_run
+from fl.costs import is_older, measured_traffic
 from fl.errors import ConfigError
-from fl.ledger import communication
-from fl.results import MIB
+from fl.experiment import run
+from fl.ledger import COMMUNICATION, communication
+from fl.results import MIB, read_json, read_jsonl, read_rounds, totals, upgraded, write_json, write_jsonl
 
 MODEL = 4 * MIB
 """FP32 bytes of one message."""
@@ -15,6 +19,7 @@ MODEL = 4 * MIB
 
 def record(number, accuracy, *clients, evaluation=None):
     """One line of rounds.jsonl; clients as (partition id, broadcast bytes, update bytes, seconds)."""
+    shared = MODEL * sum(client[1] == 0 for client in clients)
 
     def traffic(place):
         sent = [client[place] for client in clients if client[place]]
@@ -29,12 +34,16 @@ def record(number, accuracy, *clients, evaluation=None):
         {"broadcast_message_bytes": b + 100, "update_message_bytes": u + 100 if u else 0} for _, b, u, _ in clients
     ]
     line = {
+        "version": 2,
         "round": number,
         "test_accuracy": accuracy,
+        "fp32_model_bytes": MODEL,
+        "shared_start_bytes": shared if number == 1 else 0,
         "broadcast": traffic(1),
         "update": traffic(2),
         "control_message_bytes": 50,
-        "train_s": 9.0,
+        **{"train_s": 9.0, "evaluate_s": 1.0, "aggregate_s": 0.0},
+        **{"clients_asked": len(clients), "clients_completed": sum(client[2] > 0 for client in clients)},
         "clients": [dict(zip(names, c, strict=True)) | m for c, m in zip(clients, messages, strict=True)],
     }
     if evaluation:
@@ -57,6 +66,29 @@ RUN = [
     record(2, 0.80, (1, MIB, MIB, 8.0), (2, 3 * MIB, 0, 0.0)),
     record(3, 0.84, (0, MIB, MIB, 5.0)),
 ]
+
+
+def version_1(line):
+    """The same line as the first version wrote it: FP32 was charged for every message."""
+    old = {
+        key: value for key, value in line.items() if key not in ("version", "fp32_model_bytes", "shared_start_bytes")
+    }
+    charged = {"broadcast": line["clients"], "evaluation_traffic": line.get("evaluated")}
+    for name, messages in charged.items():
+        if messages:
+            old[name] = {**line[name], "fp32_payload_bytes": line["fp32_model_bytes"] * len(messages)}
+    if old["broadcast"].get("compression_ratio", 0) != 0:  # null for no bytes, then as now
+        whole, sent = (old["broadcast"][key] for key in ("fp32_payload_bytes", "payload_bytes"))
+        old["broadcast"]["compression_ratio"] = whole / sent if sent else None
+    return old
+
+
+SEEDED = [
+    record(1, 0.60, (0, 0, MIB, 5.0), (1, 0, 2 * MIB, 8.0)),
+    record(2, 0.80, (1, MIB, MIB, 8.0), (2, 3 * MIB, 0, 0.0), evaluation=(0, MIB)),
+    record(3, 0.84, (0, 0, MIB, 5.0), (2, 2 * MIB, MIB, 1.0)),
+]
+"""The first model from the seed; client 0 evaluates in round 2 the model that it trains in round 3."""
 
 
 def test_measured_totals_by_hand():
@@ -200,3 +232,190 @@ def test_a_run_without_fp32_sizes_is_refused_plainly():
 def test_a_run_without_rounds_is_refused():
     with pytest.raises(ConfigError, match="no finished round"):
         communication([], [])
+
+
+def test_fp32_is_charged_for_no_model_that_clients_hold_already():
+    """Broadcast 1 + 3 + 1 + 2 MiB in four messages, update 3 + 1 + 2 in five; round 1's two messages were empty."""
+    told = communication(SEEDED, [])["measured"]
+    assert told["broadcast"]["fp32_payload_bytes"] == 4 * MODEL
+    assert told["broadcast"]["compression_ratio"] == 16 / 7
+    assert told["update"]["fp32_payload_bytes"] == 5 * MODEL
+    assert told["total"]["compression_ratio"] == 36 / 13
+    assert told["shared_start_bytes"] == totals(SEEDED)["shared_start_bytes"] == 2 * MODEL
+    assert [client["fp32_payload_bytes"] for client in told["clients"]] == [3 * MODEL, 3 * MODEL, 3 * MODEL]
+    assert totals(SEEDED)["broadcast"]["fp32_payload_bytes"] == 4 * MODEL
+    assert totals(SEEDED)["update"]["fp32_payload_bytes"] == 5 * MODEL
+
+
+def test_a_link_says_what_the_codec_saves_and_what_the_shared_start_saves_apart():
+    """$5/MB: 13 MiB cost $65, nine FP32 models $180; with the first model sent to two clients it would be $220."""
+    entry = communication(SEEDED, [preset("flat_rate")])["modelled"]["links"]["flat_rate"]
+    assert entry["cost_usd"]["total"] == 65.0
+    assert entry["if_fp32"]["cost_usd"] == 180.0
+    assert entry["shared_start"] == {"cost_usd": 40.0, "total_s": 0.0}
+    assert entry["saved_percent"]["cost_usd"] == pytest.approx(100 * 115 / 180)
+
+
+def test_the_shared_start_saves_the_wait_for_the_first_pass():
+    """8 bps, 10 bytes: from the seed training starts at 0 s and is over at 60 s, so the update goes at 100-110 s; sent,
+    the model arrives at 110 s, and after 60 s of training the update goes at 170-180 s, with another started minute."""
+    line = record(1, 0.9, (0, 0, 5, 60.0))
+    line = {**line, "fp32_model_bytes": 10, "shared_start_bytes": 10}
+    link = by_minute(ground_to_sat_bps=8.0, sat_to_ground_bps=8.0, windows=TWO_PASSES, acquisition_s=0.0)
+    entry = communication([line], [link])["modelled"]["links"]["cubesat_sband"]
+    assert entry["round_s"]["total"] == 105.0
+    assert entry["if_fp32"] == {"cost_usd": 10.0, "total_s": 110.0}
+    assert entry["shared_start"] == {"cost_usd": 10.0, "total_s": 70.0}
+    assert entry["saved_percent"]["total_s"] == pytest.approx(100 * 5 / 110)
+
+
+def test_a_plain_run_shares_no_start():
+    told = communication(RUN, [preset("flat_rate"), preset("cubesat_sband")])
+    assert told["measured"]["shared_start_bytes"] == 0
+    for entry in told["modelled"]["links"].values():
+        assert entry["shared_start"] == {"cost_usd": 0.0, "total_s": 0.0}
+
+
+@pytest.mark.parametrize("lines", [RUN, SEEDED])
+def test_lines_of_the_first_version_give_the_same_ledger(lines):
+    """An empty broadcast of version 1 is one that FP32 from the same start would not have sent either."""
+    old = [version_1(line) for line in lines]
+    assert all("version" not in line for line in old)
+    links = [preset("flat_rate"), preset("cubesat_sband")]
+    assert communication(old, links) == communication(lines, links)
+
+
+def test_a_version_that_is_not_known_is_refused(tmp_path):
+    write_jsonl(tmp_path / "rounds.jsonl", [{**RUN[0], "version": 3}])
+    with pytest.raises(ConfigError, match="round 1 is of version 3; this program knows 1 to 2") as caught:
+        read_rounds(tmp_path / "rounds.jsonl")
+    assert str(tmp_path / "rounds.jsonl") in str(caught.value)
+    with pytest.raises(ConfigError, match="version 3"):
+        communication([{**RUN[0], "version": 3}], [])
+
+
+FAILS = {("train", 2, 1), ("evaluate", 1, 3)}
+"""Kind of message, round and client of those that raise."""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    from fl.engine import in_process
+
+    carry = in_process._Grid.answer
+
+    def failing(self, message, context):
+        config = message.content.config_records.get("config", {})
+        partition = context.node_config["partition-id"]
+        if (message.metadata.message_type, config.get("server-round"), partition) in FAILS:
+            raise OSError("solar panel is stuck")
+        return carry(self, message, context)
+
+    monkeypatch.setattr(in_process._Grid, "answer", failing)
+
+
+PARTIAL = ["data.num_images=60", "num_rounds=3", "fraction_train=0.5", "fraction_evaluate=0.5", "min_completed=1"]
+
+
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        "codec@broadcast=int8 codec@update=int4",
+        "codec@broadcast=raw codec@update=raw",
+        "codec@broadcast=ecq",
+        "codec@update=int8",
+        "",
+    ],
+)
+def test_fp32_is_charged_by_who_holds_which_model(codecs, tmp_path, failing):
+    """Half of the clients each round, two that raise: FP32 is sent to whoever does not hold the model of the moment.
+
+    A plain broadcast knows nothing of what clients hold, from the seed or from evaluating: it sends it to all.
+    """
+    run(composed(*SMALL, *PARTIAL, *codecs.split()), tmp_path)
+    lines, model = read_jsonl(tmp_path / "rounds.jsonl"), 0
+    knows = "broadcast" in codecs
+    holds = dict.fromkeys(range(4), 0)
+    for line in lines:
+        assert line["version"] == 2
+        model = line["fp32_model_bytes"]
+        for current, asked, told, failed in (
+            (line["round"] - 1, line["clients"], line["broadcast"], line["clients_failed"]),
+            (line["round"], line["evaluated"], line["evaluation_traffic"], line["evaluation_failed"]),
+        ):
+            lacking = [client for client in asked if not knows or holds[client["partition_id"]] != current]
+            assert told["fp32_payload_bytes"] == model * len(lacking)
+            silent = {failure["partition_id"] for failure in failed}
+            holds |= {c["partition_id"]: current for c in asked if c["partition_id"] not in silent}
+        assert line["update"]["fp32_payload_bytes"] == model * line["clients_completed"]
+        assert line["shared_start_bytes"] == (2 * model if knows and line["round"] == 1 else 0)
+        assert upgraded(version_1(line)) == line
+    assert [len(line["clients_failed"]) for line in lines] == [0, 1, 0]
+    assert [len(line["evaluation_failed"]) for line in lines] == [1, 0, 0]
+    told = read_json(tmp_path / COMMUNICATION)["measured"]
+    assert told["total"]["fp32_payload_bytes"] == sum(client["fp32_payload_bytes"] for client in told["clients"])
+    assert told["shared_start_bytes"] == 2 * model * knows
+    if not codecs:
+        assert told["total"]["compression_ratio"] == 1.0
+
+
+CODED = ["data.num_images=60", "codec@broadcast=int8", "codec@update=int8", "link=cubesat_sband", "link.train_s=100"]
+
+
+def as_old(folder):
+    """Makes the records of a run what the first version wrote: no versions, FP32 charged for the first model."""
+    lines = [version_1(line) for line in read_jsonl(folder / "rounds.jsonl")]
+    write_jsonl(folder / "rounds.jsonl", lines)
+    ledger = read_json(folder / COMMUNICATION)
+    del ledger["measured"]["shared_start_bytes"]
+    ledger["measured"]["total"]["compression_ratio"] = 1000.0
+    for entry in ledger["modelled"]["links"].values():
+        del entry["shared_start"]
+    write_json(folder / COMMUNICATION, ledger)
+
+
+def test_a_run_of_the_first_version_goes_on_in_lines_of_this_one_and_is_compared_by_them(tmp_path):
+    folder = tmp_path / "stopped"
+    for made in (folder, tmp_path / "whole"):
+        made.mkdir()
+    run(composed(*SMALL, *CODED), tmp_path / "whole")
+    run(composed(*SMALL, *CODED, "time_limit_min=1e-9"), folder)
+    (folder / "final_model.pt").unlink()
+    as_old(folder)
+    assert "version" not in read_jsonl(folder / "rounds.jsonl")[0]
+    run(read_json(folder / "settings.json"), folder, resume=True)
+    assert (
+        read_json(folder / "summary.json")["model_sha256"] == read_json(tmp_path / "whole/summary.json")["model_sha256"]
+    )
+
+    def figures(folder):
+        lines = read_jsonl(folder / "rounds.jsonl")
+        seconds = ("train_s", "evaluate_s", "aggregate_s", "clients")
+        return [{key: value for key, value in line.items() if key not in seconds} for line in lines]
+
+    assert figures(folder) == figures(tmp_path / "whole")
+    assert [line["version"] for line in read_jsonl(folder / "rounds.jsonl")] == [2, 2]
+
+    now = read_json(folder / COMMUNICATION)
+    as_old(folder)
+    summary = read_json(folder / "summary.json")
+    found = find_run(folder / "final_model.pt", summary["model_sha256"])
+    assert found.ledger == now
+    (folder / "rounds.jsonl").unlink()
+    found = find_run(folder / "final_model.pt", summary["model_sha256"])
+    assert is_older(found.ledger)
+    told = measured_traffic(found.summary, found.ledger, 5.0)
+    assert "charges FP32 for a first model" in told["reason"]
+    assert (told["compression_ratio"], told["links"]) == (None, {})
+
+
+def test_lines_without_bytes_per_client_are_not_continued(tmp_path):
+    run(composed(*SMALL, *CODED, "time_limit_min=1e-9"), tmp_path)
+    (tmp_path / "final_model.pt").unlink()
+    ancient = [
+        {key: value for key, value in version_1(line).items() if key != "clients"}
+        for line in read_jsonl(tmp_path / "rounds.jsonl")
+    ]
+    write_jsonl(tmp_path / "rounds.jsonl", ancient)
+    with pytest.raises(ConfigError, match="without bytes per client"):
+        run(read_json(tmp_path / "settings.json"), tmp_path, resume=True)
