@@ -300,7 +300,7 @@ def bench(options: argparse.Namespace) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, report)
     plot_bench(output.with_suffix(".png"), report)
-    show_table(COLUMNS, table_rows(report))
+    show_table(COLUMNS, table_rows(report), keys=2)
     say(
         f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak, on "
         "CUDA what torch allocated there"
@@ -316,7 +316,7 @@ COLUMNS = (
     "ms p95",
     "images/s",
     "speed-up",
-    "weights",
+    "weight bytes",
     "peak memory",
     "largest difference",
     "same answers",

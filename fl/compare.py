@@ -135,7 +135,9 @@ def compare(
     summary(report, titles)
     if chosen_formats:
         heading("DEPLOYMENT FORMATS (on the CPU)")
-        show_table(COLUMNS, table_rows(report["formats"], report["precisions"] if target.type == "cpu" else None))
+        show_table(
+            COLUMNS, table_rows(report["formats"], report["precisions"] if target.type == "cpu" else None), keys=2
+        )
     costs(report["communication"], titles)
     traffic(report["communication"], titles)
     heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(PLOT_NAME)}")

@@ -114,7 +114,7 @@ def export(options: argparse.Namespace) -> Path:
         for file in Path(scratch).iterdir():
             file.replace(folder / file.name)
     if rows:
-        show_table(COLUMNS, rows)
+        show_table(COLUMNS, rows, keys=2)
     say(f"Round {choice.round}: {choice.reason}")
     ratio = source.num_bytes / len(content)
     say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")

@@ -1,6 +1,6 @@
 """Tables of measured traffic and of what it takes over modelled links; several runs side by side."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fl.console import say, show_table
@@ -11,6 +11,8 @@ Documents = Mapping[str, Mapping[str, Any]]
 """By label: what `fl.ledger.communication` returns, or, for traffic that is supposed, its `modelled` part alone."""
 ABSENT = "–"
 MOSTLY_PERCENT = 50.0
+LONGEST_NAME = 24
+"""In a table; longer ones are said once, above it."""
 
 
 def show_traffic(documents: Documents) -> None:
@@ -19,6 +21,11 @@ def show_traffic(documents: Documents) -> None:
     Args:
         documents: see `Documents`.
     """
+    names = short_names(list(documents))
+    for label, name in names.items():
+        if name != label:
+            say(f"{name}: {label}")
+    documents = {names[label]: document for label, document in documents.items()}
     if any("measured" in document for document in documents.values()):
         say("\nMeasured: payload bytes that travelled")
         show_table(
@@ -27,27 +34,41 @@ def show_traffic(documents: Documents) -> None:
         )
     say("\nModelled: the same traffic over each link (a lower bound: no satellite waits for another's antenna)")
     columns = ["traffic", "link", "wire up", "wire down", "round median", "p95", "straggler", "idle", "contacts"]
-    show_table([*columns, "cost", "energy"], _links(documents))
+    show_table([*columns, "cost", "energy"], _links(documents), keys=2)
     say("\nModelled: what fewer bytes save, and what no codec can (the same rounds with one-byte messages)")
     columns = [
         "traffic",
         "link",
         "cost as FP32",
         "cost",
-        "saved",
-        "one byte",
+        "cost saved",
+        "cost of one byte",
         "time as FP32",
         "time",
-        "saved",
-        "one byte",
+        "time saved",
+        "time of one byte",
     ]
-    show_table(columns, _savings(documents))
-    for line in (*verdicts(documents), *_prices(documents)):
+    show_table(columns, _savings(documents), keys=2)
+    for line in (*verdicts(documents), *_shared_starts(documents), *_prices(documents)):
         say(line)
     if any("measured" in document for document in documents.values()):
         say("\nTo reach a test accuracy: measured payload, modelled cost")
         columns = ["traffic", "by", *(f"{percent} %" for percent in MILESTONES_PERCENT)]
-        show_table(columns, _reached(documents))
+        show_table(columns, _reached(documents), keys=2)
+
+
+def short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Returns for each label what tables call it: itself, or, where one is long, as few last parts of its path as tell
+    all of them apart.
+    """
+    if max(map(len, labels), default=0) <= LONGEST_NAME:
+        return {label: label for label in labels}
+    parts = {label: label.rstrip("/").split("/") for label in labels}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        names = {label: "/".join(each[-count:]) for label, each in parts.items()}
+        if len(set(names.values())) == len(labels):
+            return names
+    return {label: label for label in labels}
 
 
 def verdicts(documents: Documents) -> Iterator[str]:
@@ -69,6 +90,15 @@ def verdicts(documents: Documents) -> Iterator[str]:
             else f"{100 - time:.1f} % of the time goes with the bytes"
         )
         yield f"{label} over {link}: {price}; {pace}"
+
+
+def _shared_starts(documents: Documents) -> Iterator[str]:
+    """Yields for each traffic and link what FP32 is spared by a first model that nobody has to send."""
+    for label, link, entry in _entries(documents):
+        spared = entry["shared_start"]
+        if spared and any(spared.values()):
+            told = f"{_dollars(spared['cost_usd'])} and {_duration(spared['total_s'])} more"
+            yield f"{label} over {link}: the first model comes from the seed; FP32 that sends it too takes {told}"
 
 
 def _entries(documents: Documents) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -146,7 +176,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _megabytes(size: float) -> str:
-    return f"{size / MIB:.2f} MB"
+    return f"{size / MIB:.2f} MB" if not size or size >= MIB / 100 else f"{size:,.0f} B"
 
 
 def _dollars(value: float) -> str:

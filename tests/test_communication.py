@@ -1,11 +1,14 @@
 """`python -m fl.communication` on real files: runs, precisions and sizes over links, side by side."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from test_ledger import RUN
+from test_ledger import RUN, SEEDED
 
+from fl.communication import main
 from fl.results import MIB, read_json, read_jsonl, write_json, write_jsonl
 
 SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
@@ -151,3 +154,79 @@ def test_bad_runs_are_refused_in_one_line(refused, run_folder):
     compared = run_folder("compared")
     (compared / "quantization_comparison.json").write_text("{}")
     refused("fl.communication", compared, "--precisions", words=["quantization_comparison.json is damaged"])
+
+
+@pytest.mark.parametrize("width", [80, 100, 140, None])
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_number_is_cut_at_any_width(count, width, run_folder, tmp_path, monkeypatch, capsys):
+    """Long folders, three links, sums of five digits: every figure of the JSON, rounded, is a whole cell."""
+    long = tmp_path / "a folder whose name is longer than anybody would type" / "2026-11-25"
+    long.mkdir(parents=True)
+    folders = [run_folder(long / f"10-00-0{number}", RUN * 20 * (number + 1)) for number in range(count)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width:
+        monkeypatch.setenv("COLUMNS", str(width))
+    arguments = ["fl.communication", *map(str, folders), "--json", str(tmp_path / "out.json"), "--train-s", "1000"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    said = capsys.readouterr().out
+    assert "…" not in said
+    table_lines = [line for line in said.splitlines() if line and line[0] in "┏┃┡│└"]
+    assert width is None or max(map(len, table_lines)) <= width
+    cells = {cell.strip() for line in table_lines for cell in line.strip("│").split("│")}
+    documents = read_json(tmp_path / "out.json")
+    for folder, document in documents.items():
+        assert folder in said
+        assert Path(folder).name in cells
+        for name in ("broadcast", "update", "total"):
+            assert f"{document['measured'][name]['payload_bytes'] / MIB:.2f} MB" in cells
+        assert f"{document['measured']['control']['message_bytes']:,} B" in cells
+        assert "3.00x fewer" in cells
+        for link, entry in document["modelled"]["links"].items():
+            assert link in cells
+            for value in (entry["cost_usd"]["total"], entry["if_fp32"]["cost_usd"], entry["if_one_byte"]["cost_usd"]):
+                assert f"${value:,.2f}" in cells
+            assert {f"{value:.1f} %" for value in entry["saved_percent"].values()} <= cells
+            assert f"{100 * entry['idle_share']:.0f} %" in cells
+            assert str(entry["contacts"]["total"]) in cells
+            assert f"client {entry['straggler']['partition_id']}" in cells
+            assert f"{entry['round_s']['total'] / 3600:.2f} h" in cells
+            assert not entry["energy_j"] or f"{entry['energy_j']['total']:,.0f} J" in cells
+            assert f"${entry['reached']['80']['cost_usd']:,.2f}" in cells
+
+
+def test_what_the_shared_start_saves_is_said_apart(run_folder, capsys, monkeypatch):
+    folder = run_folder("seeded", SEEDED)
+    monkeypatch.setattr(sys, "argv", ["fl.communication", str(folder), "--link", "flat_rate"])
+    main()
+    said = capsys.readouterr().out
+    assert "2.77x fewer" in said
+    assert "8.00 MB" in said
+    assert (
+        "over flat_rate: the first model comes from the seed; FP32 that sends it too takes $40.00 and 0.0 s more"
+        in said
+    )
+    monkeypatch.setattr(sys, "argv", ["fl.communication", str(run_folder()), "--link", "flat_rate"])
+    main()
+    assert "comes from the seed" not in capsys.readouterr().out
+
+
+def test_file_sizes_stand_only_where_the_run_sent_anything(run_folder, tmp_path, capsys, monkeypatch):
+    """SEEDED has four broadcasts and five updates: nine messages of 2 MiB at $5/MB, and nine of 4 MiB as FP32."""
+    folder = run_folder("seeded", SEEDED)
+    write_json(folder / "quantization_comparison.json", {"precisions": {"fp16": {"file_size_bytes": 2 * MIB}}})
+    arguments = [
+        "fl.communication",
+        str(folder),
+        "--precisions",
+        "--link",
+        "flat_rate",
+        "--json",
+        str(tmp_path / "o.json"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    entry = read_json(tmp_path / "o.json")[f"{folder} if fp16 files"]["modelled"]["links"]["flat_rate"]
+    assert entry["cost_usd"]["total"] == 90.0
+    assert entry["if_fp32"]["cost_usd"] == 180.0
+    assert entry["shared_start"]["cost_usd"] == 40.0
