@@ -1,16 +1,18 @@
 """The ledger adds up what was measured, keeps it apart from what is modelled, and every figure follows by hand."""
 
 import json
+import re
 
 import pytest
-from conftest import SMALL, composed
+from conftest import REPOSITORY, SMALL, composed
 from test_link import TWO_PASSES, by_minute, preset
 
 from fl.comparison_inputs import find_run
-from fl.costs import is_older, measured_traffic
+from fl.costs import CostAssumptions, communication_report, is_older, measured_traffic
 from fl.errors import ConfigError
 from fl.experiment import run
 from fl.ledger import COMMUNICATION, communication
+from fl.link import Exchange, simulate
 from fl.results import MIB, read_json, read_jsonl, read_rounds, totals, upgraded, write_json, write_jsonl
 
 MODEL = 4 * MIB
@@ -419,3 +421,72 @@ def test_lines_without_bytes_per_client_are_not_continued(tmp_path):
     write_jsonl(tmp_path / "rounds.jsonl", ancient)
     with pytest.raises(ConfigError, match="without bytes per client"):
         run(read_json(tmp_path / "settings.json"), tmp_path, resume=True)
+
+
+DOCUMENT = (REPOSITORY / "docs" / "measured-and-modelled.md").read_text()
+BY_CALCULATOR = [
+    {**record(1, 0.60, (0, 0, 10, 0.0), (1, 0, 60, 0.0)), "fp32_model_bytes": 80, "shared_start_bytes": 160},
+    {**record(2, 0.80, (0, 10, 10, 0.0), (1, 10, 60, 0.0)), "fp32_model_bytes": 80},
+]
+for _line in BY_CALCULATOR:
+    for _name in ("broadcast", "update"):
+        sent = sum(client[f"{_name}_payload_bytes"] > 0 for client in _line["clients"])
+        _line[_name] = {**_line[_name], "fp32_payload_bytes": 80 * sent}
+CALCULATED_LINK = {
+    "ground_to_sat_bps": 8.0,
+    "sat_to_ground_bps": 8.0,
+    "windows": TWO_PASSES,
+    "acquisition_s": 10.0,
+    "train_s": 10.0,
+    "tx_w": 2.0,
+    "rx_w": 1.0,
+}
+
+
+def test_the_documents_figures_are_those_of_the_ledger():
+    """Every row of "By calculator": the figure's place in the JSON, the arithmetic, the value."""
+    told = communication(BY_CALCULATOR, [by_minute(**CALCULATED_LINK)])
+    section = DOCUMENT.split("## By calculator")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    assert len(rows) > 25
+    for place, _, value in rows:
+        keys = place.strip("`").split(".")
+        found = told if keys[0] == "measured" else told["modelled"]["links"]["cubesat_sband"]
+        for key in keys:
+            found = found[key]
+        assert found == pytest.approx(float(value), rel=2e-4), place
+
+
+def keys_of(value):
+    """Yields every key of a JSON document."""
+    for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        yield from keys_of(item)
+    yield from value if isinstance(value, dict) else ()
+
+
+def test_the_document_explains_every_key():
+    links = [preset("flat_rate"), preset("cubesat_sband")]
+    told = communication(SEEDED, links)
+    traffic = measured_traffic({"rounds_completed": 3, "totals": totals(SEEDED)}, told, 5.0)
+    told["comparison"] = communication_report({"fp32": MIB}, CostAssumptions(1, 1, 1, 5.0, "run"), [(20, 100)], traffic)
+    ancient = measured_traffic({"rounds_completed": 3, "totals": totals(SEEDED)}, None, 5.0)
+    names = {"flat_rate", "cubesat_sband", "70", "80", "85", "90", "comparison", "fp32"}
+    explained = set(re.findall(r"`([a-z0-9_]+)`", DOCUMENT))
+    missing = {*keys_of(told), *keys_of(ancient), *keys_of(SEEDED[0]["clients"])} - names - explained
+    assert not missing, f"docs/measured-and-modelled.md does not explain {sorted(missing)}"
+
+
+def test_250_kbps_of_symbols_would_cost_a_fifth_of_the_rate_and_no_money_here():
+    """Frames of 1,024 bytes in BCH (63, 56): 147 blocks of 8 and 10 bytes of start and tail."""
+    assert -(-1024 // 7) * 8 + 10 == 1186
+    frames = preset("cubesat_sband")
+    coded = {"frame_bytes": 1186, "frame_data_bytes": 1016, "pdu_bytes": 1024, "pdu_header_bytes": 22}
+    symbols = preset("cubesat_sband", ground_to_sat_framing=coded)
+    assert symbols.ground_to_sat_framing.wire_bytes(10**8) / 10**8 == pytest.approx(1.19, abs=0.003)
+    for size, seconds in ((1_750_000, (57.67, 66.8)), (440_000, (14.52, 16.8))):
+        costs = set()
+        for link, expected in zip((frames, symbols), seconds, strict=True):
+            up = 8 * link.ground_to_sat_framing.wire_bytes(size) / 250e3
+            assert up == pytest.approx(expected, abs=0.05)
+            costs.add(sum(sum(each.cost_usd) for each in simulate(link, [[Exchange(0, size, size, 1000.0)]])))
+        assert len(costs) == 1
