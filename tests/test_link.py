@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fl.contacts import Contacts, transfer
+from fl.contacts import Contacts, Use, transfer
 from fl.costs import CostAssumptions, communication_costs
 from fl.errors import ConfigError
-from fl.link import WINDOWS, Both, Exchange, Framing, Link, billed_minutes, send, simulate
+from fl.link import WINDOWS, Both, Exchange, Framing, Link, Trip, billed_minutes, send, simulate
 from fl.results import MIB, read_json
 from fl.targets import Target
 
@@ -333,3 +333,67 @@ def test_a_link_can_be_made_in_python():
     link = Link(**{**vars(preset("flat_rate")), "windows": TWO_PASSES})
     assert link.windows is TWO_PASSES
     assert link.name == "flat_rate"
+
+
+@pytest.mark.parametrize(
+    ("payload", "frames"), [(1, 1), (5, 1), (6, 2), (45, 5), (46, 6), (50, 6), (51, 7), (100, 11), (101, 12)]
+)
+def test_a_part_of_a_packet_or_of_a_frame_is_a_whole_one(payload, frames):
+    """Packets of at most 50 bytes, each 5 longer by its header, in frames of 100 that hold 10."""
+    assert Framing(100, 10, 50, 5).wire_bytes(payload) == 100 * frames
+
+
+def trip_of(broadcast, update):
+    """One client's uses of contacts, nothing else."""
+    return Trip(0, True, Both(1, 1), 0.0, 0.0, 0.0, broadcast, update)
+
+
+def test_a_minute_of_rounding_errors_is_not_started():
+    [use] = transfer(1585 / 7, 29.7, 8.0)
+    assert use.length_s + 30.3 > 60.0, "another example is needed: this one has no rounding error"
+    assert billed_minutes(trip_of((use,), ()), 30.3) == Both(1, 0)
+
+
+def test_a_shared_minute_is_split_by_seconds_of_transfer():
+    """10 s up and 20 s down in one pass, held for 40 s: one minute, a third of it up, in 1024ths."""
+    minutes = billed_minutes(trip_of((Use(3, 0.0, 10.0),), (Use(3, 20.0, 40.0),)), 5.0)
+    assert minutes == pytest.approx((1 / 3, 2 / 3), abs=1e-3)
+    assert sum(minutes) == 1.0
+
+
+def test_who_did_not_answer_is_neither_busy_nor_idle():
+    """Client 0 is busy for 25 of 125 s; client 1 was sent 90 bytes and failed."""
+    link = by_minute(ground_to_sat_bps=8.0, sat_to_ground_bps=8.0, windows=TWO_PASSES, acquisition_s=0.0)
+    [result] = simulate(link, [[Exchange(0, 10, 10, 5.0), Exchange(1, 90, 0, 0.0)]])
+    assert result.idle_share == pytest.approx(1 - 25 / 125)
+
+
+def test_always_connected_each_direction_of_a_round_is_a_contact():
+    [result] = simulate(preset("flat_rate"), [[Exchange(0, 10, 10, 5.0), Exchange(1, 90, 0, 0.0)]])
+    assert (result.contacts, result.distinct_contacts) == ((2, 1), 3)
+
+
+def test_each_direction_takes_its_own_power_at_its_own_rate():
+    """100 bytes up at 8 bps and 1 W are 100 J, 100 bytes down at 80 bps and 2 W are 20."""
+    link = by_minute(ground_to_sat_bps=8.0, sat_to_ground_bps=80.0, tx_w=2.0, rx_w=1.0)
+    [result] = simulate(link, [[Exchange(0, 100, 100, 0.0)]])
+    assert result.energy_j == (100.0, 20.0)
+
+
+def test_a_contact_that_is_acquisition_from_end_to_end_is_refused():
+    with pytest.raises(ConfigError, match=r"acquisition_s=100\.0: satellite 0 has no contact longer than that"):
+        by_minute(windows=TWO_PASSES, acquisition_s=100.0)
+
+
+def test_the_next_contact_is_the_satellites_own_in_its_own_repetition():
+    """Period 100 s: satellite 0 is there at 0-10 and 20-30 s, satellite 1 at 50-60 and 70-80 s."""
+    contacts = Contacts(100.0, (((0.0, 10.0), (20.0, 30.0)), ((50.0, 60.0), (70.0, 80.0))))
+    assert next(contacts.after(1, 40.0)) == (0, 50.0, 60.0)
+    assert next(contacts.after(0, 40.0)) == (2, 100.0, 110.0)
+    assert next(contacts.after(1, 765.0)) == (15, 770.0, 780.0)
+    assert finish(40.0, 5, 8.0, contacts, 1) == 55.0
+
+
+def test_a_pass_that_is_acquisition_from_end_to_end_is_not_used():
+    contacts = Contacts(100.0, (((0.0, 10.0), (20.0, 60.0)),))
+    assert [use.contact for use in transfer(0.0, 5, 8.0, contacts, 0, 10.0)] == [1]
