@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Uniform
-from fl.codec.base import encode_exact
-from fl.codec.entropy import pack, unpack
+from fl.codec.base import CODED, composition, encode_exact
+from fl.codec.entropy import _ans, _best_split, pack, unpack
 from fl.codec.payload import Header, assemble, dissect, specs_of
 from fl.model import initial_model
 
@@ -135,16 +136,27 @@ def test_names_shapes_and_dtypes_survive_any_values(codec, data):
 @every_codec
 @some
 @given(data=st.data())
-def test_residual_and_decoded_are_the_input_within_rounding(codec, data):
-    tensors = data.draw(models(("normal", "laplace", "heavy", "sparse", "constant", "zero")))
+def test_what_is_decoded_points_to_the_input_and_its_error_is_bounded(codec, data):
+    """Of each tensor, so that neither a sign nor a scale nor an order of elements can be wrong."""
+    tensors = data.draw(models(("normal", "laplace", "constant", "zero")))
     _, decoded = through(codec, tensors)
     for name, array in tensors.items():
         if codec.travels_as_value(name, array.dtype):
+            if array.dtype.kind != "f":
+                assert np.array_equal(decoded[name], array)
             continue
-        total = (array - decoded[name]) + decoded[name]
-        size = np.maximum(np.abs(array), np.abs(decoded[name])).astype(np.float64)
-        with np.errstate(under="ignore"):
-            assert (np.abs(total.astype(np.float64) - array) <= 2 * np.finfo(array.dtype).eps * size + 1e-7).all()
+        before, after = (each.astype(np.float64).reshape(-1) for each in (array, decoded[name]))
+        if not before.any():
+            assert not after.any()
+            continue
+        along = before @ after / (before @ before)
+        most = 2.0 if isinstance(codec, Eden) else 1.05  # one block, unbiased: 0.57 on average
+        sent = np.count_nonzero(after) / after.size
+        assert np.square(before - after).sum() <= most * np.square(before).sum()
+        assert along > (0 if sent < 0.1 else 0.3)
+        assert along < 1.6
+        if codec.description in ("fp16", "raw", "int8 per channel", "int8 per tensor", "eden4"):
+            assert along == pytest.approx(1, abs=0.05)
 
 
 @every_codec
@@ -154,7 +166,23 @@ def test_variances_stay_positive(codec, exponent, spread, seed):
     variance = np.clip(np.random.default_rng(seed).lognormal(exponent, spread, 1500), 1e-44, 3e38).astype(np.float32)
     _, decoded = through(codec, {"bn.running_var": variance})
     assert (decoded["bn.running_var"] > 0).all()
-    assert np.allclose(decoded["bn.running_var"], variance, rtol=2**-10, atol=0)
+    assert np.allclose(decoded["bn.running_var"], variance, rtol=2**-5 if codec.small_bytes == 1 else 2**-10, atol=0)
+
+
+@every_codec
+def test_statistics_and_counters_keep_their_values(codec):
+    """Also where a mean in floats was made of a counter, and a variance is tiny beside another."""
+    tensors = {
+        "bn.running_mean": np.linspace(-3, 3, 96, dtype=np.float32),
+        "bn.running_var": np.array([1e-8, 1, 50], np.float32),
+        "bn.num_batches_tracked": np.array(1035.0),
+        "bn2.num_batches_tracked": np.array(2**40 + 1),
+    }
+    _, decoded = through(codec, tensors)
+    assert decoded["bn.num_batches_tracked"] == 1035
+    assert decoded["bn2.num_batches_tracked"] == 2**40 + 1
+    assert np.allclose(decoded["bn.running_mean"], tensors["bn.running_mean"], rtol=2**-5, atol=3 * 2**-11)
+    assert np.allclose(decoded["bn.running_var"], tensors["bn.running_var"], rtol=2**-10, atol=0)
 
 
 @every_codec
@@ -196,8 +224,55 @@ def test_biases_and_weights_of_normalizations_lose_next_to_nothing(codec):
     shapes = {"fc.weight": (2048, 16), "fc.bias": (2048,), "norm.weight": (4096,), "norm.bias": (4096,)}
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     _, decoded = through(codec, tensors)
+    part = 2**-5 if codec.small_bytes == 1 else 2**-11
     for name in ("fc.bias", "norm.weight", "norm.bias"):
-        assert np.allclose(decoded[name], tensors[name], rtol=2**-11, atol=2**-11 * np.abs(tensors[name]).max())
+        assert np.allclose(decoded[name], tensors[name], rtol=part, atol=2**-11 * np.abs(tensors[name]).max())
+        assert np.square(decoded[name] - tensors[name]).sum() < 4e-4 * np.square(tensors[name]).sum()
+
+
+@every_codec
+@pytest.mark.parametrize("size", [3, 40, 4000])
+def test_a_mask_that_does_not_change_stays_and_nothing_else_becomes_infinite(codec, size):
+    """As attention has one: constant, and never a number."""
+    rng, mask = np.random.default_rng(0), np.triu(np.full((size, size // 2), -np.inf, np.float32), 1)
+    mask[0, 0] = np.nan
+    base = {"mask": mask, "bn.running_mean": mask[:, 0].copy(), "fc.weight": rng.normal(size=(40, 50)).astype("f4")}
+    new = base | {"fc.weight": base["fc.weight"] + rng.normal(size=(40, 50)).astype("f4")}
+    _, change = through(codec, codec.differences(new, base))
+    assert all(np.isfinite(array).all() for array in change.values())
+    after = codec.applied(base, change)
+    for name in ("mask", "bn.running_mean"):
+        assert np.array_equal(after[name], base[name], equal_nan=True)
+    assert np.isfinite(after["fc.weight"]).all()
+    assert (after["fc.weight"] != base["fc.weight"]).any()
+    changed = {name: array.copy() for name, array in base.items()}
+    changed["mask"][1, 0] = -np.inf  # was a number
+    with pytest.raises(PayloadError, match="mask holds NaN or infinity"):
+        codec.encode(codec.differences(changed, base), rng)
+    changed["mask"] = np.zeros_like(mask)
+    with pytest.raises(PayloadError, match="mask holds NaN or infinity, which may not change"):
+        codec.encode(codec.differences(changed, base), rng)
+
+
+@every_codec
+def test_what_a_payload_brings_cannot_become_infinite(codec):
+    base = {"w": np.array([1, -np.inf, 3e38], np.float32)}
+    for change in ([np.nan, 0, 0], [0, 0, -np.inf], *([[0, 0, 3e38]] if not codec.exact else [])):
+        with pytest.raises(PayloadError, match="w holds NaN or infinity"):
+            codec.applied(base, {"w": np.array(change, np.float32)})
+    assert codec.applied(base, {"w": np.array([1, 5, 0], np.float32)})["w"][1] == -np.inf
+
+
+@every_codec
+def test_the_composition_of_a_payload_adds_up(codec):
+    state = network(trained)
+    payload, _ = through(codec, state)
+    parts = composition(payload, specs_of(state))
+    assert parts.coded_bytes + parts.small_bytes + parts.frame_bytes == len(payload)
+    _, bodies = dissect(payload, specs_of(state))
+    coded = [spec.size for spec, (kind, _) in zip(specs_of(state).values(), bodies, strict=True) if kind == CODED]
+    assert parts.coded_elements == sum(coded) == (0 if codec.exact else 433_760 + 842 * isinstance(codec, Fp16))
+    assert parts.bits == pytest.approx(8 * parts.coded_bytes / 433_760 if coded else 0, rel=0.003)
 
 
 @every_codec
@@ -336,13 +411,15 @@ def test_eden_has_smaller_errors_with_more_bits_in_every_block():
 @pytest.mark.parametrize("values", [gaussian, laplacian, trained])
 def test_ecq_hits_its_rate_and_its_error_falls_with_it(values, entropy):
     state = network(values)
-    elements = sum(array.size for array in state.values())
-    rates = (0.1, 0.15, 0.2, 0.25, 0.32, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0) if entropy == "ans" else (0.25, 1.0, 4.0)
+    elements = sum(array.size for array in state.values() if array.ndim > 1)
+    rates = (0.05, 0.1, 0.15, 0.2, 0.32, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0) if entropy == "ans" else (0.25, 1.0, 4.0)
     errors = []
     for bits in rates:
         payload, decoded = through(Ecq(bits, entropy=entropy), state)
-        assert 8 * len(payload) / elements == pytest.approx(bits, rel=0.02)
-        assert 8 * len(payload) / elements <= bits
+        parts = composition(payload, specs_of(state))
+        assert parts.coded_elements == elements
+        assert parts.bits == pytest.approx(bits, rel=0.02)
+        assert parts.bits <= bits
         errors.append(sum(np.square(decoded[n].astype(np.float64) - a).sum() for n, a in state.items()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 50
@@ -372,8 +449,76 @@ def test_ecq_gives_small_tensors_finer_steps():
 
 def test_ecq_without_entropy_coding_stays_below_its_rate():
     state = network(laplacian)
-    payload, _ = through(Ecq(2.0, entropy="none"), state)
-    assert 1 < 8 * len(payload) / sum(array.size for array in state.values()) <= 2
+    payload, _ = through(Ecq(2.5, entropy="none"), state)
+    assert 1 < composition(payload, specs_of(state)).bits <= 2.5
+    with pytest.raises(PayloadError, match=r"ecq: bits=2 is less than .* takes; choose at least 2\.0"):
+        through(Ecq(2.0, entropy="none"), state)
+
+
+def silent(decoded, tensors):
+    return [name for name, array in tensors.items() if array.any() and not decoded[name].any()]
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS.values() if not isinstance(c, Fp16 | Raw)], ids=str)
+@pytest.mark.parametrize("scale", [1, 1e-2, 1e-6])
+def test_no_tensor_is_silent_beside_others(codec, scale):
+    rng = np.random.default_rng(0)
+    tensors = {f"{n}.weight": rng.normal(size=(64, 64)).astype("f4") * np.float32(scale**n) for n in range(4)}
+    tensors["still.weight"] = np.zeros((64, 64), np.float32)
+    decoded = through(codec, tensors)[1]
+    assert silent(decoded, tensors) == []
+    assert not decoded["still.weight"].any()
+
+
+def test_ecq_gives_each_tensor_a_quarter_of_the_rate():
+    rng = np.random.default_rng(0)
+    tensors = {f"{n}.weight": rng.normal(size=(100, 100)).astype("f4") * np.float32(10.0**-n) for n in range(4)}
+    payload, _ = through(Ecq(1.0), tensors)
+    _, bodies = dissect(payload, specs_of(tensors))
+    assert min(len(body) for _, body in bodies) > 0.24 * 10_000 / 8
+    assert sum(len(body) for _, body in bodies) <= 40_000 / 8
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+@pytest.mark.parametrize("entropy", ["ans", "zstd"])
+def test_a_rate_below_the_floor_is_refused_and_the_floor_works(entropy, scale):
+    rng = np.random.default_rng(0)
+    tensors = {f"{n}.weight": rng.normal(size=(32, 32 + n)).astype("f4") * np.float32(scale**n) for n in range(6)}
+    with pytest.raises(PayloadError, match=r"ecq: bits=0\.02 is less than one element of each .* at least ") as caught:
+        through(Ecq(0.02, entropy=entropy), tensors)
+    floor = float(str(caught.value).rsplit(" ", 1)[1])
+    payload, decoded = through(Ecq(floor, entropy=entropy), tensors)
+    assert silent(decoded, tensors) == []
+    assert 0.02 < composition(payload, specs_of(tensors)).bits <= floor < 0.4
+    through(Ecq(0.02), {name: np.zeros_like(array) for name, array in tensors.items()})  # nothing to say is no rate
+
+
+@pytest.mark.parametrize("bits", [0.1, 0.5, 0.9])
+def test_ecq_sends_some_of_many_that_are_equally_large(bits):
+    """As the first step of Adam moves all elements by the same length."""
+    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (64, 64))
+    payload, decoded = through(Ecq(bits), {"w": signs})
+    assert 0.8 * bits < composition(payload, specs_of({"w": signs})).bits <= bits
+    sent = decoded["w"] != 0
+    assert (np.sign(decoded["w"][sent]) == signs[sent]).all()
+    others = (
+        Ecq(bits).decode(Ecq(bits).encode({"w": signs}, np.random.default_rng(1)), specs_of({"w": signs}))["w"] != 0
+    )
+    assert (others != sent).any(), "other ones with another seed, so that none is left behind"
+
+
+def test_few_tensors_that_change_do_not_get_the_rate_of_all():
+    tensors = {"frozen.weight": np.zeros((400, 400), np.float32), "head.weight": large()["weight"]}
+    payload, _ = through(Ecq(1.0), tensors)
+    (_, still), (_, body) = dissect(payload, specs_of(tensors))[1]
+    assert len(still) == 0
+    assert len(body) <= 4000 / 8
+
+
+@pytest.mark.parametrize("bits", [0, -1, 33, float("nan"), float("inf"), True, "1 bit"])
+def test_a_rate_that_is_none_is_refused(bits):
+    with pytest.raises(ValidationError, match="bits"):
+        Ecq(bits=bits)
 
 
 @pytest.mark.parametrize("offset", [0, 0.123456789, 0.4, 0.5])
@@ -391,15 +536,25 @@ def test_ecq_decodes_each_element_within_its_bin(offset):
 @pytest.mark.parametrize("fraction", [0.001, 0.01, 0.3, 1.0])
 @pytest.mark.parametrize("values", ["normal", "constant", "sparse", "zero"])
 def test_stc_sends_the_right_fraction(fraction, values):
-    tensors = {f"weight{n}": drawn(values, (50, 60), "f4", 5) for n in range(2)}
+    tensors = {f"weight{n}": drawn(values, (50, 60), "f4", 5 + n) for n in range(2)}
     _, decoded = through(Stc(fraction), tensors)
     before, after = (np.concatenate([each.reshape(-1) for each in side.values()]) for side in (tensors, decoded))
-    sent = np.count_nonzero(after)
-    assert sent == min(max(1, round(fraction * 6000)), np.count_nonzero(before))
+    sent, wanted = np.count_nonzero(after), min(max(1, round(fraction * 6000)), np.count_nonzero(before))
+    assert sent == wanted if values != "constant" else wanted <= sent <= wanted + 1
     if sent:
-        assert np.abs(after).max() == pytest.approx(np.abs(before[after != 0]).mean(), rel=1e-6)
-        assert np.abs(before[after != 0]).min() >= np.abs(before[after == 0]).max(initial=0)
+        assert np.abs(before[after != 0]).min() >= np.abs(before[after == 0]).max(initial=0) or values == "constant"
         assert (np.sign(after[after != 0]) == np.sign(before[after != 0])).all()
+    for name, array in tensors.items():
+        if array.any():
+            chosen = decoded[name] != 0
+            assert np.allclose(np.abs(decoded[name][chosen]), np.abs(array[chosen]).mean(), rtol=1e-6)
+
+
+def test_stc_leaves_no_tensor_silent():
+    tensors = {"big.weight": large()["weight"], "small.weight": large(1)["weight"] * np.float32(1e-4)}
+    _, decoded = through(Stc(), tensors)
+    (place,) = np.argwhere(decoded["small.weight"])
+    assert np.abs(tensors["small.weight"]).max() == np.abs(decoded["small.weight"][tuple(place)])
 
 
 # Packing
@@ -465,6 +620,21 @@ def test_ans_is_close_to_the_entropy_and_never_longer_than_plain_packing(kind, s
     entropy_bytes = -(counts * np.log2(counts / size)).sum() / 8
     assert len(coded) <= 1.02 * entropy_bytes + stored_model_bytes(symbols) + 64
     assert len(coded) <= len(pack(symbols, "none")) + 64
+
+
+@pytest.mark.parametrize(("width", "size"), [(12, 4096), (12, 100_000), (20, 20_000), (28, 5000)])
+def test_the_split_of_wide_symbols_is_the_shortest(width, size):
+    """Of all that could have been taken, by their true length: costs are neither doubled nor left out."""
+    symbols = np.rint(np.random.default_rng(width).laplace(0, 2.0**width / 16, size)).astype(np.int32)
+    offsets = (symbols - symbols.min()).astype(np.uint32)
+    span, lengths = int(offsets.max()), {}
+    for shift in range(max(0, span.bit_length() - 9) + 1):
+        listed = len(np.unique(offsets >> shift))
+        if span >> shift < 512 or 2 <= listed <= size * 3 // 4:
+            low = (size * shift + 7) // 8
+            lengths[shift] = len(_ans(offsets >> shift, span >> shift)) + low
+    assert lengths[_best_split(offsets, span)] <= 1.001 * min(lengths.values()) + 8
+    assert max(lengths.values()) > 1.05 * min(lengths.values()), "it matters"
 
 
 @some

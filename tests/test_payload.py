@@ -1,6 +1,8 @@
 """The payload format: what docs/payload.md says, and that nothing but PayloadError comes of damaged or forged ones."""
 
+import base64
 import bisect
+import json
 import math
 import random
 import re
@@ -8,6 +10,7 @@ import struct
 import tracemalloc
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +19,8 @@ from conftest import REPOSITORY, composed
 from hydra.utils import instantiate
 
 from fl.codec import Codec, Ecq, PayloadError, Uniform
-from fl.codec.base import CODED, PLANES
-from fl.codec.payload import assemble, base_of, dissect, seal, specs_of
+from fl.codec.base import CODED, PLANES, fingerprint
+from fl.codec.payload import assemble, base_of, dissect, seal, specs_of, varint
 from fl.model import initial_model
 
 FILES = sorted((REPOSITORY / "conf" / "codec").glob("*.yaml"))
@@ -101,14 +104,14 @@ def mutant(payload: bytes, parts: tuple[bytes, list[tuple[int, bytes]]], rng: ra
             if way == 0:
                 rows[one], rows[other] = rows[other], rows[one]
             elif way == 1:
-                rows[one] = rng.choice([0, 1, 2, 3, 4, 255]), body
+                rows[one] = rng.choice([0, 1, 2, 3, 4, 5, 255]), body
             elif way == 2:
                 rows[one] = rng.choice(
                     [(PLANES, frame) for frame in HUGE_FRAMES] + [(kind, body[:10] + HUGE_FRAMES[0])]
                 )
             else:
                 rows[one] = kind, changed(body, rng)
-        table = b"".join(struct.pack("<BI", kind, len(body)) for kind, body in rows)
+        table = b"".join(bytes([kind]) + varint(len(body)) for kind, body in rows)
         content = head + table + b"".join(body for _, body in rows)
     if rng.random() < 0.5:
         return content[: len(payload) + rng.choice([-4, 0])] + payload[-4:]
@@ -203,12 +206,13 @@ def test_decoding_takes_memory_in_proportion_to_the_model_whatever_a_header_clai
         (lambda payload: payload[:-1], "says it is"),
         (lambda payload: payload + b"\0", "says it is"),
         (lambda payload: b"PK" + payload[2:], "begins with"),
-        (lambda payload: payload[:4] + b"\2" + payload[5:], "version 2"),
+        (lambda payload: payload[:4] + b"\3" + payload[5:], "version 3, not .* version 1 to 2"),
         (lambda payload: payload[:-1] + bytes([payload[-1] ^ 1]), "checksum"),
         (lambda payload: seal(payload[:10] + b"\xff" + payload[11:-4]), "not ASCII"),
         (lambda payload: seal(payload[:10] + b"X" + payload[11:-4]), "was coded by"),
         (lambda payload: seal(payload[:9] + b"\xff" + payload[10:-4]), "another model|ends within|ASCII"),
-        (lambda payload: seal(payload[:44] + b"\1" + payload[45:-4]), "add up"),
+        (lambda payload: seal(payload[:41] + b"\1" + payload[42:-4]), "add up"),
+        (lambda payload: seal(payload[:41] + b"\xff" * 6 + payload[47:-4]), "add up|ends within"),
     ],
 )
 def test_a_refusal_says_the_reason(damage, reason):
@@ -232,6 +236,21 @@ def test_another_model_is_refused():
             codec.decode(payload, specs_of(other))
 
 
+OLD = json.loads((Path(__file__).parent / "data" / "payloads_v1.json").read_text())
+"""Payloads of the format's first version, and the fingerprint of what they decoded to then."""
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_payloads_of_the_first_version_decode_to_the_same(name):
+    codec, specs, payload = CODECS[name], specs_of(small_model()), base64.b85decode(OLD[name]["payload"])
+    assert payload[4] == 1
+    assert codec.description == OLD[name]["description"]
+    assert fingerprint(codec.decode(payload, specs)).hex() == OLD[name]["decoded"]
+    for damaged in (payload[:-1], seal(payload[:30] + payload[40:-4]), seal(payload[:9] + b"\xff" + payload[10:-4])):
+        with pytest.raises(PayloadError):
+            codec.decode(damaged, specs)
+
+
 # The document
 
 
@@ -253,11 +272,13 @@ def test_the_document_shows_the_bytes_that_its_command_prints(capsys):
 
 @pytest.mark.parametrize(
     "codec",
-    [Uniform(b, scales=s, entropy=e) for b in (8, 4, 3) for s in ("channel", "tensor") for e in ("none", "ans")],
+    [Uniform(b, scales=s, entropy=e) for b in (8, 4, 3, 2) for s in ("channel", "tensor") for e in ("none", "ans")],
     ids=str,
 )
 def test_the_document_is_enough_to_write_a_decoder(codec):
     model = {name: array for name, array in small_model().items() if name != "steps"}  # which zstandard shortens
+    rng = np.random.default_rng(1)  # with columns that tell
+    model["wide.weight"] = (rng.laplace(size=(50, 80)) * np.repeat([1, 4, 0.2, 9], 20)).astype(np.float32)
     payload = codec.encode(model, np.random.default_rng(0))
     decoded = decoded_by_the_document(payload, {n: (a.shape, a.dtype.str) for n, a in model.items()})
     for name, array in codec.decode(payload, specs_of(model)).items():
@@ -272,16 +293,19 @@ def decoded_by_the_document(payload, model):
         model: shape and type of each tensor, by name.
     """
     magic, version, length, described = struct.unpack_from("<4sBIB", payload)
-    assert (magic, version, length) == (b"QFPL", 1, len(payload))
+    assert (magic, version, length) == (b"QFPL", 2, len(payload))
     assert struct.unpack("<I", payload[-4:])[0] == zlib.crc32(payload[:-4])
     bits, scales = re.fullmatch(r"int(\d) per (channel|tensor)", payload[10 : 10 + described].decode("ascii")).groups()
     at = 10 + described
     _, signature, count = struct.unpack_from("<8sIH", payload, at)
     text = "".join(f"{name}:{dtype}:[{','.join(map(str, shape))}];" for name, (shape, dtype) in model.items())
     assert (signature, count) == (zlib.crc32(text.encode()), len(model))
-    table, at, decoded = at + 14, at + 14 + 5 * count, {}
-    for number, (name, (shape, dtype)) in enumerate(model.items()):
-        kind, size_bytes = struct.unpack_from("<BI", payload, table + 5 * number)
+    at, rows, decoded = at + 14, [], {}
+    for _ in range(count):
+        (size_bytes,), end = varints(payload, at + 1, 1)
+        rows.append((payload[at], size_bytes))
+        at = end
+    for (kind, size_bytes), (name, (shape, dtype)) in zip(rows, model.items(), strict=True):
         body, size = payload[at : at + size_bytes], math.prod(shape)
         at += size_bytes
         if kind == 0:
@@ -289,13 +313,18 @@ def decoded_by_the_document(payload, model):
         elif kind == 2:
             exponent, *halves = struct.unpack(f"<h{size}e", body)
             decoded[name] = [as_float32(math.ldexp(half, exponent)) for half in halves]
+        elif kind == 4:
+            exponent, *codes = struct.unpack(f"<h{size}B", body)
+            steps = [code if code < 16 else (16 + code % 16) << (code // 16 - 1) for code in range(128)]
+            signed = [steps[code % 128] * (1 if code < 128 else -1) for code in codes]
+            decoded[name] = [as_float32(math.ldexp(each, exponent)) for each in signed]
         else:
             assert kind == 3
-            rows = shape[0] if scales == "channel" and len(shape) > 1 else 1
-            steps = struct.unpack(f"<{rows}f", body[: 4 * rows])
-            symbols = unpacked(body[4 * rows :], size)
+            scaled = shape[0] if scales == "channel" and len(shape) > 1 else 1
+            steps = struct.unpack(f"<{scaled}f", body[: 4 * scaled])
+            symbols = unpacked(body[4 * scaled :], size, size // shape[0] if len(shape) > 1 else size)
             assert max(map(abs, symbols)) < 2 ** (int(bits) - 1)
-            decoded[name] = [as_float32(each * steps[n * rows // size]) for n, each in enumerate(symbols)]
+            decoded[name] = [as_float32(each * steps[n * scaled // size]) for n, each in enumerate(symbols)]
     assert at == len(payload) - 4
     return decoded
 
@@ -304,8 +333,50 @@ def as_float32(value):
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
-def unpacked(content, size):
-    """Returns symbols that are packed plainly or by ANS with a histogram."""
+def varints(content, at, count):
+    """Returns integers of seven bits a byte, and where they end."""
+    found = []
+    for _ in range(count):
+        value = place = 0
+        while content[at] >= 128:
+            value, place, at = value | (content[at] & 127) << place, place + 7, at + 1
+        found.append(value | content[at] << place)
+        at += 1
+    return found, at
+
+
+class Words:
+    """Decodes the words of asymmetric numeral systems."""
+
+    def __init__(self, content):
+        self.words, self.state = list(struct.unpack(f"<{len(content) // 4}I", content)), 0
+
+    def next(self, counts, size):
+        """Returns indices into a histogram."""
+        scale, before, lefts = (2**24 - len(counts)) / sum(counts), 0, []
+        for index, one in enumerate(counts):
+            lefts.append(int(before * scale) + index)
+            before += one
+        lefts.append(2**24)
+        found = []
+        for _ in range(size):
+            while self.state < 2**32 and self.words:
+                self.state = self.state << 32 | self.words.pop()
+            place = self.state % 2**24
+            index = bisect.bisect_right(lefts, place) - 1
+            self.state = (self.state >> 24) * (lefts[index + 1] - lefts[index]) + place - lefts[index]
+            found.append(index)
+        return found
+
+    def end(self):
+        """Nothing is left."""
+        assert (self.state, self.words) == (0, [])
+
+
+def unpacked(content, size, columns):
+    """Returns symbols that are packed plainly, by ANS with a histogram, or with one for each group of columns."""
+    if content[0] == 3:
+        return by_columns(content[1:], size // columns, columns)
     mode, shift, low, span = struct.unpack_from("<BBiI", content)
     assert shift == 0
     body = content[10:]
@@ -314,26 +385,45 @@ def unpacked(content, size):
         assert len(body) == (size * width + 7) // 8
         return [low + (bits >> n * width & (1 << width) - 1) for n in range(size)]
     assert mode == 2
-    counts, at = [], 0
-    for _ in range(span + 1):
-        value = place = 0
-        while body[at] >= 128:
-            value, place, at = value | (body[at] & 127) << place, place + 7, at + 1
-        counts.append(value | body[at] << place)
-        at += 1
-    scale, before, lefts = (2**24 - len(counts)) / size, 0, []
-    for index, one in enumerate(counts):
-        lefts.append(int(before * scale) + index)
-        before += one
-    lefts.append(2**24)
-    words = list(struct.unpack(f"<{(len(body) - at) // 4}I", body[at:]))
-    state, symbols = 0, []
-    for _ in range(size):
-        while state < 2**32 and words:
-            state = state << 32 | words.pop()
-        place = state % 2**24
-        index = bisect.bisect_right(lefts, place) - 1
-        state = (state >> 24) * (lefts[index + 1] - lefts[index]) + place - lefts[index]
-        symbols.append(low + index)
-    assert (state, words) == (0, [])
+    counts, at = varints(body, 0, span + 1)
+    words = Words(body[at:])
+    symbols = [low + index for index in words.next(counts, size)]
+    words.end()
     return symbols
+
+
+def by_columns(content, rows, columns):
+    """Returns the symbols of a matrix whose columns are grouped by what the rows before hold."""
+    highest = content[0]
+    overall, at = varints(content, 1, highest + 1)
+    words, matrix, sums, first = Words(content[at:]), [], [0] * columns, 0
+    counts = [[640 * each // sum(overall) + 1 for each in overall] for _ in range(6)]
+    for bound in (3, 4, 6, 8, 12, 18, 24, 36, 48):
+        last = (rows * bound + 47) // 48
+        if last == first:
+            continue
+        edge = [sums[0]] * 4 + sums + [sums[-1]] * 4
+        likely = [9 * sums[n] + 2 * sum(edge[n : n + 9]) for n in range(columns)]
+        order = sorted(range(columns), key=lambda n: likely[n])
+        ranked = [likely[n] for n in order]
+        starts = [bisect.bisect_left(ranked, ranked[columns * group // 6]) for group in range(6)]
+        groups = list(enumerate(zip(starts, [*starts[1:], columns], strict=True)))
+        if not first:
+            order, groups = list(range(columns)), [(None, (0, columns))]
+        block = [[0] * columns for _ in range(first, last)]
+        for group, (start, end) in groups:
+            table = overall if group is None else counts[group]
+            both = [*table[:0:-1], 2 * table[0], *table[1:]]
+            found = iter(words.next(both, len(block) * (end - start)) if end > start else [])
+            for row in block:
+                for n in order[start:end]:
+                    row[n] = next(found) - highest
+        for group, (start, end) in groups:
+            for row in block:
+                for n in order[start:end]:
+                    sums[n] += min(abs(row[n]), 3)
+                    if group is not None:
+                        counts[group][abs(row[n])] += 16
+        matrix, first = matrix + block, last
+    words.end()
+    return [each for row in matrix for each in row]

@@ -1,6 +1,6 @@
 """What crosses the link: codecs, the payload format, and the mod and strategy that apply them to any Flower app."""
 
-from fl.codec.base import Codec, fingerprint
+from fl.codec.base import Codec, Composition, composition, fingerprint
 from fl.codec.codecs import Fp16, Raw, Stc, Uniform
 from fl.codec.ecq import Ecq
 from fl.codec.eden import Eden
@@ -10,6 +10,7 @@ from fl.errors import PayloadError
 __all__ = [
     "Codec",
     "CodecStrategy",
+    "Composition",
     "Ecq",
     "Eden",
     "Fp16",
@@ -19,5 +20,6 @@ __all__ = [
     "Stc",
     "Uniform",
     "codec_mod",
+    "composition",
     "fingerprint",
 ]

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -12,11 +13,13 @@ from fl.codec.entropy import compress, decompress
 from fl.codec.payload import NO_STATE, Header, Spec, Tensors, assemble, dissect, specs_of
 from fl.errors import PayloadError
 
-PLAIN, PLANES, SCALED_HALF, CODED = range(4)
-"""How a tensor's body is laid out: bytes as they are; compressed; FP16 times a power of two; the codec's own."""
+PLAIN, PLANES, SCALED_HALF, CODED, SCALED_BYTE = range(5)
+"""How a body is laid out: bytes as they are; compressed; FP16 or a byte times a power of two; the codec's own."""
 Decay = Annotated[float, Field(ge=0, le=1, strict=True)]
 TINY = 1024
-"""Smaller tensors, and vectors (`is_vector`), cost little and would lose much: FP16 times a power of two."""
+"""Smaller tensors, and vectors (`is_vector`), cost little and would lose much: no codec of its own codes them."""
+BYTE_STEPS = np.array([code if code < 16 else (16 + code % 16) << (code // 16 - 1) for code in range(128)])
+"""Magnitudes of a byte: 0 to 31, then 16 for each doubling up to 1,984."""
 
 
 def is_statistic(name: str) -> bool:
@@ -47,25 +50,62 @@ def fingerprint(tensors: Tensors) -> bytes:
     return digest.digest()[:8]
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What a payload's bytes are.
+
+    Attributes:
+        coded_elements: elements of the tensors that the codec itself codes.
+        coded_bytes: of their bodies, histograms, steps and scales included.
+        small_bytes: of the bodies of all other tensors.
+        frame_bytes: of header, tensor table and checksum.
+    """
+
+    coded_elements: int
+    coded_bytes: int
+    small_bytes: int
+    frame_bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits for each element that the codec codes; 0 where it codes none."""
+        return 8 * self.coded_bytes / self.coded_elements if self.coded_elements else 0.0
+
+
+def composition(payload: bytes, specs: Mapping[str, Spec]) -> Composition:
+    """Returns what the bytes of a payload for this model are; their sum is its length.
+
+    Raises:
+        PayloadError: not a whole payload for this model.
+    """
+    _, bodies = dissect(payload, specs)
+    coded = [(spec.size, len(body)) for spec, (kind, body) in zip(specs.values(), bodies, strict=True) if kind == CODED]
+    all_bytes, coded_bytes = sum(len(body) for _, body in bodies), sum(length for _, length in coded)
+    elements = sum(size for size, _ in coded)
+    return Composition(elements, coded_bytes, all_bytes - coded_bytes, len(payload) - all_bytes)
+
+
 class Codec(ABC):
     """Tensors to one payload and back: names, shapes and dtypes survive, values lose what the codec gives up.
 
     A codec is a class with three members: `description`, `encode_large` and `decode_large`. Which tensors reach them is
     decided here, once for all codecs: integers and booleans are exact; BatchNorm's statistics, biases and weights of
-    normalizations, and tensors of fewer than `TINY` elements are FP16 times a power of two, or exact where that would
-    turn a value into zero; the rest is the codec's.
+    normalizations, and tensors of fewer than `TINY` elements are FP16 or a byte times a power of two, statistics exact
+    where that would move one far; the rest is the codec's.
 
     Attributes:
         error_feedback: whether a sender adds what was lost to what it sends next (arXiv 1901.09847).
         decay: what is kept of the loss until then, from 0 to 1.
         exact: whether every tensor travels as it is, and no difference is taken.
         tiny: tensors with fewer elements are never the codec's, nor, unless it is 0, is any `is_vector`.
+        small_bytes: for each element of those: 2, or 1 where the codec's own have less than half a byte.
     """
 
     error_feedback: bool = False
     decay: float = 1.0
     exact: bool = False
     tiny: int = TINY
+    small_bytes: int = 2
 
     @property
     @abstractmethod
@@ -98,19 +138,40 @@ class Codec(ABC):
         return self.exact or is_value(name, dtype)
 
     def differences(self, new: Tensors, base: Tensors) -> dict[str, np.ndarray]:
-        """Returns what has to travel for who holds `base` to come to `new`."""
-        with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
-            return {n: a if self.travels_as_value(n, a.dtype) else np.asarray(a - base[n]) for n, a in new.items()}
+        """Returns what has to travel for who holds `base` to come to `new`; zeros where `base` is not finite.
+
+        Raises:
+            PayloadError: an element of `base` is not finite, as in a mask, and another one in `new`.
+        """
+        changes = {}
+        for name, array in new.items():
+            with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
+                change = array if self.travels_as_value(name, array.dtype) else np.asarray(array - base[name])
+            if (fixed := _not_finite(base[name])) is not None:
+                if not np.array_equal(array[fixed], base[name][fixed], equal_nan=True):
+                    raise PayloadError(f"payload: {name} holds NaN or infinity, which may not change")
+                change = np.where(fixed, change.dtype.type(0), change)
+            changes[name] = change
+        return changes
 
     def applied(self, base: Tensors, decoded: Tensors) -> dict[str, np.ndarray]:
         """Returns `base` with what was decoded; both ends of a link come to the same bits.
 
+        What is not finite in `base` stays as it is, and nothing else becomes so.
+
         Raises:
             PayloadError: a sum is not finite.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            new = {n: d if self.travels_as_value(n, d.dtype) else np.asarray(base[n] + d) for n, d in decoded.items()}
-        self._check(new)
+        new = {}
+        for name, change in decoded.items():
+            with np.errstate(over="ignore", invalid="ignore"):
+                array = change if self.travels_as_value(name, change.dtype) else np.asarray(base[name] + change)
+            if (fixed := _not_finite(base[name])) is not None:
+                self._check({name: np.where(fixed, array.dtype.type(0), array)})
+                array = np.where(fixed, base[name], array)
+            else:
+                self._check({name: array})
+            new[name] = array
         return new
 
     def encode(self, tensors: Tensors, rng: np.random.Generator, *, base: bytes = NO_STATE) -> bytes:
@@ -129,7 +190,7 @@ class Codec(ABC):
         bodies: dict[str, tuple[int, bytes]] = {}
         for name, array in tensors.items():
             if name not in large:
-                bodies[name] = encode_exact(array) if self.exact else _encode_small(name, array)
+                bodies[name] = encode_exact(array) if self.exact else _encode_small(name, array, self.small_bytes)
         specs = specs_of(tensors)
         if large:
             empty = [bodies.get(name, (CODED, b"")) for name in tensors]
@@ -177,6 +238,13 @@ class Codec(ABC):
         return not small and not self.travels_as_value(name, array.dtype)
 
 
+def _not_finite(array: np.ndarray) -> np.ndarray | None:
+    """Returns where an array is not finite, None if it is everywhere."""
+    if not np.issubdtype(array.dtype, np.inexact) or (finite := np.isfinite(array)).all():
+        return None
+    return ~finite
+
+
 def _little(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
@@ -208,23 +276,43 @@ def encode_exact(array: np.ndarray) -> tuple[int, bytes]:
     return (PLANES, planes) if len(planes) < len(plain) else (PLAIN, plain)
 
 
-def _encode_small(name: str, array: np.ndarray) -> tuple[int, bytes]:
+def _encode_small(name: str, array: np.ndarray, num_bytes: int) -> tuple[int, bytes]:
     if not array.size or not np.issubdtype(array.dtype, np.floating) or array.dtype.itemsize > 8:
         return encode_exact(array)
     largest = float(np.abs(array).max())
-    exponent = int(np.clip(np.frexp(largest)[1] - 15, -1100, 1100)) if largest else 0
+    exponent = int(np.frexp(largest)[1]) if largest else 0
+    if num_bytes == 1 and not name.endswith(".num_batches_tracked"):
+        body = _byte_body(array, exponent)
+        if not name.endswith(".running_var") or _is_close(SCALED_BYTE, body, array, 2**-5):
+            return SCALED_BYTE, body
+    body = _half_body(array, exponent)
+    if not is_statistic(name) or _is_close(SCALED_HALF, body, array, 2**-10):
+        return SCALED_HALF, body
+    return encode_exact(array)
+
+
+def _is_close(kind: int, body: bytes, array: np.ndarray, part: float) -> bool:
+    """Tells whether no element moves by more than a part of itself, so that none becomes zero."""
+    decoded = _decode_small(kind, memoryview(body), Spec(array.shape, array.dtype))
+    return bool((np.abs(decoded - array) <= part * np.abs(array)).all())
+
+
+def _half_body(array: np.ndarray, exponent: int) -> bytes:
+    exponent = int(np.clip(exponent - 15, -1100, 1100))
     half = np.ldexp(array.astype(np.float64), -exponent).astype(np.float16)
-    body = np.array([exponent], "<i2").tobytes() + half.astype("<f2").tobytes()
-    if is_statistic(name):
-        decoded = _decode_small(SCALED_HALF, memoryview(body), Spec(array.shape, array.dtype))
-        if (np.abs(decoded - array) > 2**-10 * np.abs(array)).any():
-            return encode_exact(array)
-    return SCALED_HALF, body
+    return np.array([exponent], "<i2").tobytes() + half.astype("<f2").tobytes()
+
+
+def _byte_body(array: np.ndarray, exponent: int) -> bytes:
+    exponent -= 11  # magnitudes up to 2,048, of which those beyond 1,984 become it
+    wide = np.ldexp(array.astype(np.float64).reshape(-1), -exponent)
+    codes = np.searchsorted((BYTE_STEPS[1:] + BYTE_STEPS[:-1]) / 2, np.abs(wide), side="right")
+    return np.array([exponent], "<i2").tobytes() + (codes + 128 * (wide < 0)).astype(np.uint8).tobytes()
 
 
 def _decode_small(kind: int, body: memoryview, spec: Spec) -> np.ndarray:
-    width = {PLAIN: spec.dtype.itemsize, SCALED_HALF: 2}.get(kind)
-    offset = 2 if kind == SCALED_HALF else 0
+    width = {PLAIN: spec.dtype.itemsize, SCALED_HALF: 2, SCALED_BYTE: 1}.get(kind)
+    offset = 2 if kind in (SCALED_HALF, SCALED_BYTE) else 0
     if kind == PLANES:
         little = decompress(body, spec.size, spec.dtype.newbyteorder("<"))
         return _refuse_odd_bits(little).astype(spec.dtype, copy=False).reshape(spec.shape)
@@ -234,11 +322,15 @@ def _decode_small(kind: int, body: memoryview, spec: Spec) -> np.ndarray:
         little = np.frombuffer(body, spec.dtype.newbyteorder("<"))
         return _refuse_odd_bits(little).astype(spec.dtype).reshape(spec.shape)
     if not np.issubdtype(spec.dtype, np.floating):
-        raise PayloadError(f"payload: FP16 for a tensor of {spec.dtype}")
+        raise PayloadError(f"payload: floating-point numbers for a tensor of {spec.dtype}")
     exponent = int(np.frombuffer(body[:2], "<i2")[0])
-    half = np.frombuffer(body[2:], "<f2").reshape(spec.shape)
+    if kind == SCALED_HALF:
+        values = np.frombuffer(body[2:], "<f2").astype(np.float64)
+    else:
+        codes = np.frombuffer(body[2:], np.uint8)
+        values = np.where(codes < 128, 1.0, -1.0) * BYTE_STEPS[codes % 128]
     with np.errstate(over="ignore", invalid="ignore"):
-        return _within(np.ldexp(half.astype(np.float64), exponent), spec.dtype)
+        return _within(np.ldexp(values, exponent), spec.dtype).reshape(spec.shape)
 
 
 def _refuse_odd_bits(array: np.ndarray) -> np.ndarray:

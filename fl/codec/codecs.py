@@ -89,13 +89,17 @@ class Uniform(Codec):
     def description(self) -> str:
         return f"int{self.bits} per {self.scales}"
 
+    @property
+    def small_bytes(self) -> int:  # type: ignore[override]
+        return 1 if self.bits < 4 else 2
+
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:
         return [self._encode(array, rng) for array in arrays]
 
     def _encode(self, array: np.ndarray, rng: np.random.Generator) -> bytes:
-        levels = 2 ** (self.bits - 1) - 1
+        levels, shape = 2 ** (self.bits - 1) - 1, array.shape
         array = array if self.scales == "channel" else array.reshape(1, -1)
         symbols, scales = np.empty(array.shape, np.int8), np.empty(len(array), np.float32)
         coarsest = LARGEST / np.float32(levels) * np.float32(1 - 1e-7)  # the product does not overflow
@@ -112,14 +116,14 @@ class Uniform(Codec):
             else:
                 np.rint(scaled, out=scaled)
             symbols[part] = scaled
-        return scales.astype("<f4").tobytes() + pack(symbols, self.entropy)
+        return scales.astype("<f4").tobytes() + pack(symbols.reshape(shape), self.entropy)
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
         rows, columns = shape if self.scales == "channel" else (1, shape[0] * shape[1])
         if len(body) < 4 * rows:
             raise PayloadError(f"payload: ends within {rows} scales")
         scales = np.frombuffer(body[: 4 * rows], "<f4").astype(np.float32)
-        symbols = unpack(body[4 * rows :], rows * columns).reshape(rows, columns)
+        symbols = unpack(body[4 * rows :], rows * columns, shape[1]).reshape(rows, columns)
         array = np.empty((rows, columns), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for part in _blocks(array.shape):
@@ -137,10 +141,12 @@ def _blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
 
 @dataclass(frozen=True)
 class Stc(Codec):
-    """Sparse ternary compression (arXiv 1903.02891): the largest elements, each as plus or minus their mean.
+    """Sparse ternary compression (arXiv 1903.02891): the largest elements, each as plus or minus their tensor's mean.
+
+    A tensor without any of them sends its largest element, so that none is silent beside others.
 
     Args:
-        fraction: of the elements of all tensors that are sent.
+        fraction: of the elements of all tensors that are sent, those largest ones of a tensor beside.
         entropy: how the signs and gaps are packed.
         error_feedback: see `Codec`; the published baseline needs it.
         decay: see `Codec`.
@@ -150,6 +156,7 @@ class Stc(Codec):
     entropy: Entropy = "ans"
     error_feedback: bool = True
     decay: Decay = 1.0
+    small_bytes = 1
 
     @property
     def description(self) -> str:
@@ -165,15 +172,20 @@ class Stc(Codec):
         chosen = magnitudes > threshold
         if threshold:  # of equal ones, the first
             chosen[np.flatnonzero(magnitudes == threshold)[: kept - np.count_nonzero(chosen)]] = True
+        ends = np.cumsum([array.size for array in arrays])[:-1]
+        return [self._body(*each) for each in zip(arrays, np.split(chosen, ends), strict=True)]
+
+    def _body(self, array: np.ndarray, chosen: np.ndarray) -> bytes:
+        vector, magnitudes = array.reshape(-1), np.abs(array).reshape(-1)
+        if not chosen.any() and magnitudes.any():
+            chosen[magnitudes.argmax()] = True
         mean = magnitudes[chosen].mean(dtype=np.float64) if chosen.any() else 0
-        head = np.array([mean], "<f4").tobytes()
         symbols = np.where(chosen, np.sign(vector), 0).astype(np.int8)
-        ends = np.cumsum([array.size for array in arrays])
-        return [head + pack(each, self.entropy) for each in np.split(symbols, ends[:-1])]
+        return np.array([mean], "<f4").tobytes() + pack(symbols.reshape(array.shape), self.entropy)
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
         if len(body) < 4:
             raise PayloadError("payload: ends within the mean magnitude")
-        symbols = unpack(body[4:], shape[0] * shape[1]).reshape(shape)
+        symbols = unpack(body[4:], shape[0] * shape[1], shape[1]).reshape(shape)
         with np.errstate(over="ignore", invalid="ignore"):
             return symbols.astype(np.float32) * np.frombuffer(body[:4], "<f4")[0]

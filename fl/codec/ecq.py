@@ -1,5 +1,6 @@
-"""Entropy-coded quantization: one step for all tensors, found so that the payload has the size that was asked for."""
+"""Entropy-coded quantization: one step for all tensors, found so that what it codes has the size that was asked for."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -8,39 +9,51 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from fl.codec.base import Codec, Decay
-from fl.codec.entropy import WIDE_CHUNK, Entropy, pack, unpack
+from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, unpack
+from fl.codec.rate import BIN_BITS, Curve, largest_within
 from fl.errors import PayloadError
 
-LARGEST = np.finfo(np.float32).max
+LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
 MOST_BINS = 15
 """Bins whose mean is stored; a value beyond decodes to the middle of its bin."""
 MOST_GAIN = 2.0
 """Levels are raised no further: beyond that the error would be larger than if nothing were sent."""
-STEPS = 30
+LEAST_SHARE = 0.25
+"""Of the rate, for each tensor: so that one of small values is not silent beside one of large values."""
 TOLERANCE = 0.005
+HEAD_BYTES = 15
+"""Of a body: step, number of bins, and the head of its symbols."""
+CHUNK = 1 << 16
+"""Elements that are worked on together: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Ecq(Codec):
-    """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element of the model.
+    """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element that it codes.
 
     A magnitude falls into bin `floor(x / step + offset)`, bin 0 is the dead zone, and each bin decodes to its mean. One
-    global step serves all tensors, and bisection finds the one at which the whole payload, tables and small tensors
-    included, has `bits` for each element of the model; less is used where nothing is left to say.
+    global step serves all tensors: the one at which their bodies together have `bits` for each of their elements, or
+    up to 0.5 % less; a tensor that did not change takes nothing. Tensors that are not the codec's and the payload's
+    header come on top (`composition` tells what). Less is used where nothing is left to say, at 27 bits or sooner.
 
     A tensor's own step is the global one times a power of its size. Power 0 gives the smallest squared error (Gersho
     and Gray 1992, section 8.3), but an error in a small tensor harms the model more: `benchmarks/sensitivity.py`
-    measures about the same harm for the same error per *tensor*. Around a bit, where the error of an unbiased tensor
-    falls as one over its bits, that asks for bits as one over the square root of the size: about power 1/4.
+    measures about the same harm for the same error per *tensor*. Around a bit, where the error falls as one over a
+    tensor's bits, that asks for bits as one over the square root of the size: about power 1/4.
+
+    No tensor is silent beside others: its step is so fine that its largest element has a bin beyond the dead zone, and
+    that it has a quarter of the rate, or eight bins where that takes less. Where so many elements are as large as the
+    largest that it takes too much, some of them are sent, chosen at random. If one of each tensor takes too much, the
+    rate is refused.
 
     Bin means make the error smallest, but shrink what is sent: at 1 bit by a third. That is right with error feedback,
     which sends the rest later. Without it the levels of each tensor are raised by one factor, so that what is decoded
-    has the length of what was encoded along its direction, as EDEN does (arXiv 2108.08842, section 4); at very low
-    rates no more than twofold, where the error of the unbiased tensor would exceed that of sending nothing. Up to about
-    half a bit the squared error is then that of sending nothing, and falls from there on.
+    has the length of what was encoded along its direction, as in EDEN (arXiv 2108.08842, section 4). The factor is at
+    most 2, where the squared error comes to that of sending nothing: at half a bit and below large tensors arrive
+    shorter than they were, on average too.
 
     Args:
-        bits: per element of the model, above 0: 1 means a 32nd of FP32. Tables and small tensors alone may take more.
+        bits: per element that is coded, above 0: 1 means a 32nd of FP32.
         offset: 0.5 rounds to the nearest; less widens the dead zone.
         size_power: of a tensor's size in its step; 0 gives all tensors the same step.
         entropy: how bins are packed; "none" takes whole bits for each, 2 at least, and may stay well below the rate.
@@ -73,78 +86,167 @@ class Ecq(Codec):
     def description(self) -> str:
         return f"ecq(offset={self.offset})"
 
+    @property
+    def small_bytes(self) -> int:  # type: ignore[override]
+        """As few as are no coarser than what is coded."""
+        return 1 if self.bits < 4 else 2
+
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:
-        wanted = self.bits * total / 8 - other_bytes
+        changed = [array for array in arrays if array.any()]
+        wanted = target = self.bits * sum(array.size for array in changed) / 8
+        bodies: list[bytes] = []
+        while changed and not bodies:
+            bodies = self._found(changed, target, rng).bodies()
+            if (excess := sum(map(len, bodies)) - wanted) > 0:  # entropies tell what is coded to a few bytes
+                bodies, target = [], target - excess
+        return [bodies.pop(0) if array.any() else b"" for array in arrays]
+
+    def _found(self, arrays: Sequence[np.ndarray], wanted: float, rng: np.random.Generator) -> "_Attempt":
+        """Returns the tensors quantized so finely that they take about so many bytes."""
         biggest = max(array.size for array in arrays)
+        curves = [Curve(array, self.offset) for array in arrays]
         finer = [(array.size / biggest) ** self.size_power for array in arrays]
-        largest = max(float(np.abs(array).max()) / f for array, f in zip(arrays, finer, strict=True))
+        coarsest = [curve.coarsest for curve in curves]
+        begin = max(math.log2(each / f) for each, f in zip(coarsest, finer, strict=True))
+        slack = max(TOLERANCE * wanted, 4 * len(arrays))
+        if self.entropy == "none":  # three bins at least
+            self._refuse_below(sum(HEAD_BYTES + 1 + math.ceil(array.size / 4) for array in arrays), arrays, wanted)
+        for limits in ([self._fair(curve) for curve in curves], coarsest):
 
-        def coded(exponent: float) -> list[bytes]:
-            steps = [np.float32(min(2.0**exponent * f, float(LARGEST))) for f in finer]
-            return [self._encode(array, step) for array, step in zip(arrays, steps, strict=True)]
+            def steps(exponent: float) -> list[float]:
+                return [min(2.0**exponent * f, limit) for f, limit in zip(finer, limits, strict=True)]  # noqa: B023
 
-        # A step of twice the largest magnitude empties every bin, one of a 2 ** 30th makes bins of 30 bits.
-        exponent = np.log2(largest) if largest else 0.0
-        fine = max(exponent - 30, -126.0)
-        coarse = max(fine, exponent + 1.1)
-        best = coded(coarse)
-        for _ in range(STEPS if largest else 0):
-            middle = (coarse + fine) / 2
-            bodies = coded(middle)
-            size = sum(map(len, bodies))
-            if size > wanted:
-                fine = middle
-                continue
-            best, coarse = bodies, middle
-            if size >= (1 - TOLERANCE) * wanted:
-                break
-        return best if self.error_feedback else [self._unbiased(*each) for each in zip(arrays, best, strict=True)]
+            def expected(exponent: float) -> float:
+                return sum(curve.expected_bytes(step) for curve, step in zip(curves, steps(exponent), strict=True))
 
-    def _unbiased(self, array: np.ndarray, body: bytes) -> bytes:
-        """Returns the body with a step by which the decoded array is as long as the encoded one, along this."""
-        decoded = self.decode_large(memoryview(body), (array.shape[0], array.shape[1]))
-        # No dot product of a library: its order, and with it the bits, depends on the number of threads.
-        energy = float(np.multiply(array, array, dtype=np.float64).sum())
-        product = float(np.multiply(array, decoded, dtype=np.float64).sum())
-        gain = min(energy / product, MOST_GAIN) if product else 1.0
-        step = min(float(np.frombuffer(body[:4], "<f4")[0]) * gain, float(LARGEST))
-        return np.array([step], "<f4").tobytes() + body[4:]
+            ends = begin - BIN_BITS, begin
+            if found := largest_within(lambda each: _Attempt(self, arrays, steps(each)), expected, wanted, slack, ends):
+                return found
+        seed = int(rng.integers(2**32))  # many elements are as large as the largest: only some are sent
+        self._refuse_below(_Attempt(self, arrays, coarsest, 0.0, seed).size, arrays, wanted)
+        some = largest_within(
+            lambda each: _Attempt(self, arrays, coarsest, 2.0**-each, seed),
+            lambda each: 25 * len(arrays) + expected(begin) * 2.0**-each,
+            wanted,
+            slack,
+            (0.0, 40.0),
+        )
+        return some or _Attempt(self, arrays, coarsest, 0.0, seed)
 
-    def _encode(self, array: np.ndarray, step: np.float32) -> bytes:
-        scaled = array.reshape(-1).astype(np.float64)
-        scaled /= float(step)
-        bins = (scaled + np.copysign(self.offset, scaled)).astype(np.int32)
-        used = min(int(max(bins.max(), -bins.min())), MOST_BINS)
-        inside = np.minimum(np.abs(bins), used + 1)
-        counts = np.bincount(inside, minlength=used + 1)[1 : used + 1]
-        sums = np.bincount(inside, weights=np.abs(scaled), minlength=used + 1)[1 : used + 1]
+    def _refuse_below(self, least: float, arrays: Sequence[np.ndarray], wanted: float) -> None:
+        if least > wanted:
+            floor = math.ceil(1.02 * 8000 * least / sum(array.size for array in arrays)) / 1000
+            raise PayloadError(
+                f"ecq: bits={self.bits:g} is less than one element of each of the {len(arrays)} tensors takes; "
+                f"choose at least {floor:g}"
+            )
+
+    def _fair(self, curve: Curve) -> float:
+        """Returns the coarsest step at which a tensor has its share, or its largest element a few bins."""
+        share = curve.step_for(LEAST_SHARE * self.bits * curve.size)
+        return max(share, curve.largest / 8)
+
+    def _encode(self, array: np.ndarray, step: float) -> bytes:
+        """Returns the body of one tensor."""
+        return _Attempt(self, [array], [step]).bodies()[0]
+
+    def _quantized(self, array: np.ndarray, step: float) -> np.ndarray:
+        """Returns the bins, of the array's shape: int8 where they fit."""
+        largest = float(max(array.max(), -array.min()))
+        bins = np.empty(array.shape, np.int8 if largest / step < 126 else np.int32)
+        flat, out, offset, width = array.reshape(-1), bins.reshape(-1), np.float32(self.offset), np.float32(step)
+        for start in range(0, len(flat), CHUNK):
+            part = flat[start : start + CHUNK]
+            scaled = part / width
+            scaled += np.copysign(offset, part)
+            out[start : start + CHUNK] = scaled  # towards zero
+        return bins
+
+    def _body(self, array: np.ndarray, bins: np.ndarray, step: float, packing: Packing) -> bytes:
+        """Returns the bins with their means, raised without error feedback.
+
+        Only sums of NumPy: the order of a library's dot product, and so the bits, depends on the number of threads.
+        """
+        used = min(max(int(bins.max()), -int(bins.min())), MOST_BINS)
+        counts, sums = np.zeros(used + 2, np.int64), np.zeros(used + 2)
+        energy = beyond = 0.0
+        flat, symbols = array.reshape(-1), bins.reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            part, each = np.abs(flat[start : start + CHUNK]).astype(np.float64), np.abs(symbols[start : start + CHUNK])
+            inside = np.minimum(each, used + 1)
+            counts += np.bincount(inside, minlength=used + 2)
+            sums += np.bincount(inside, weights=part, minlength=used + 2)
+            energy += float(np.square(part).sum())
+            if used == MOST_BINS:
+                far = inside > used
+                beyond += float((part[far] * (each[far] + (0.5 - self.offset))).sum())
         lower = np.arange(1, used + 1) - self.offset
-        places = np.where(counts > 0, sums / np.maximum(counts, 1) - lower, 0.5)
-        head = np.array([step], "<f4").tobytes() + bytes([used])
-        head += np.clip(np.rint(255 * places), 0, 255).astype(np.uint8).tobytes()
-        return head + pack(bins, self.entropy)
+        means = sums[1:-1] / np.maximum(counts[1:-1], 1) / step - lower
+        places = np.clip(np.rint(255 * np.where(counts[1:-1] > 0, means, 0.5)), 0, 255).astype(np.uint8)
+        product = step * (float((sums[1:-1] * (lower + places / 255)).sum()) + beyond)
+        if product > 0 and not self.error_feedback:
+            step *= min(energy / product, MOST_GAIN)
+        head = np.array([min(step, float(LARGEST))], "<f4").tobytes() + bytes([used])
+        return head + places.tobytes() + packing.coded()
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
+        if not len(body):
+            return np.zeros(shape, np.float32)
         if len(body) < 5 or len(body) < 5 + body[4]:
             raise PayloadError("payload: ends within the bins' means")
         step, used = np.frombuffer(body[:4], "<f4")[0], body[4]
-        symbols = unpack(body[5 + used :], shape[0] * shape[1])
+        symbols = unpack(body[5 + used :], shape[0] * shape[1], shape[1])
         if used > MOST_BINS:
             raise PayloadError(f"payload: {used} bins have means, at most {MOST_BINS} may")
         places = np.frombuffer(body[5 : 5 + used], np.uint8) / 255
-        means = np.concatenate([[0.0], np.arange(1, used + 1) - self.offset + places])
         with np.errstate(over="ignore", invalid="ignore"):
-            levels = np.clip(means * float(step), -LARGEST, LARGEST).astype(np.float32)
-            both_signs = np.concatenate([-levels[:0:-1], levels])
+            means = (np.arange(1, used + 1) - self.offset + places) * float(step)
+            means = np.clip(means, -LARGEST, LARGEST).astype(np.float32)
             array = np.empty(len(symbols), np.float32)
+            if symbols.dtype == np.int8:  # whose levels fit into a table
+                table = self._levels(np.arange(256, dtype=np.uint8).view(np.int8), means, step)
+                for start in range(0, len(symbols), CHUNK):
+                    array[start : start + CHUNK] = table[symbols[start : start + CHUNK].view(np.uint8)]
+                return array.reshape(shape)
             for start in range(0, len(symbols), WIDE_CHUNK):  # what is in between takes more memory than the result
-                part = symbols[start : start + WIDE_CHUNK]
-                chunk = both_signs[np.clip(part, -used, used) + used]
-                beyond = np.flatnonzero((part < -used) | (part > used))
-                bins = part[beyond].astype(np.float32)
-                values = (np.abs(bins) + np.float32(0.5 - self.offset)) * step
-                chunk[beyond] = np.clip(np.copysign(values, bins), -LARGEST, LARGEST)
-                array[start : start + WIDE_CHUNK] = chunk
+                array[start : start + WIDE_CHUNK] = self._levels(symbols[start : start + WIDE_CHUNK], means, step)
         return array.reshape(shape)
+
+    def _levels(self, symbols: np.ndarray, means: np.ndarray, step: np.float32) -> np.ndarray:
+        """Returns what symbols decode to, float32."""
+        bins = np.abs(symbols.astype(np.float32))
+        levels = np.clip((bins + np.float32(0.5 - self.offset)) * step, -LARGEST, LARGEST)
+        known = np.concatenate([np.zeros(1, np.float32), means])
+        inside = bins <= len(means)
+        levels[inside] = known[bins[inside].astype(np.int64)]
+        return np.where(symbols < 0, -levels, levels)
+
+
+class _Attempt:
+    """Tensors quantized with a step each, and counted.
+
+    Attributes:
+        size: about how many bytes their bodies take.
+    """
+
+    def __init__(
+        self, codec: Ecq, arrays: Sequence[np.ndarray], steps: Sequence[float], part: float = 1.0, seed: int = 0
+    ) -> None:
+        self._codec, self._arrays = codec, arrays
+        self._steps = [float(np.clip(np.float32(step), SMALLEST, LARGEST)) for step in steps]
+        self._bins = [codec._quantized(*each) for each in zip(arrays, self._steps, strict=True)]
+        if part < 1:
+            rng = np.random.default_rng(seed)
+            for bins in self._bins:
+                places = rng.permutation(np.flatnonzero(bins))
+                bins.reshape(-1)[places[max(1, round(part * len(places))) :]] = 0
+        self._packings = [Packing(bins, codec.entropy) for bins in self._bins]
+        used = [min(max(int(bins.max()), -int(bins.min())), MOST_BINS) for bins in self._bins]
+        self.size = sum(packing.size + 5 + each for packing, each in zip(self._packings, used, strict=True))
+
+    def bodies(self) -> list[bytes]:
+        """Returns them coded."""
+        several = zip(self._arrays, self._bins, self._steps, self._packings, strict=True)
+        return [self._codec._body(*each) for each in several]

@@ -43,6 +43,10 @@ class Eden(Codec):
     def description(self) -> str:
         return f"eden{self.bits}"
 
+    @property
+    def small_bytes(self) -> int:  # type: ignore[override]
+        return 1 if self.bits < 4 else 2
+
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:

@@ -3,14 +3,14 @@
 import struct
 from typing import Literal
 
-import constriction
 import numpy as np
 import zstandard
 
+from fl.codec.contexts import HIGHEST, ColumnCoding, Reader, Writer, decode_columns, model_of
 from fl.errors import PayloadError
 
 Entropy = Literal["none", "zstd", "ans"]
-PLAIN, ZSTD, ANS = range(3)
+PLAIN, ZSTD, ANS, COLUMNS = range(4)
 MODEL_BITS = 9
 """Fewer than 2 ** 9 different symbols have a histogram; of more, the high bits are coded and the rest is packed."""
 ZSTD_LEVEL = 9
@@ -25,28 +25,99 @@ def pack(symbols: np.ndarray, entropy: Entropy) -> bytes:
     """Returns the symbols as bytes; `ans` and `zstd` fall back to plain packing where that is shorter.
 
     Args:
-        symbols: integers from 1 - 2 ** 31 to 2 ** 31 - 1, any shape; all equal ones take no bytes but the head's.
+        symbols: integers from 1 - 2 ** 31 to 2 ** 31 - 1, any shape; all equal ones take no bytes but the head's. With
+            `ans` a matrix of int8 has histograms for groups of columns where that is shorter.
         entropy: how.
     """
-    if not symbols.size:
-        return b""
-    low, high = int(symbols.min()), int(symbols.max())
-    span = high - low
+    return Packing(symbols, entropy).coded() if symbols.size else b""
+
+
+class Packing:
+    """Symbols, at least one, that have been counted, but not yet coded.
+
+    Attributes:
+        size: about how many bytes they take; where no histogram tells, they are coded for it.
+    """
+
+    def __init__(self, symbols: np.ndarray, entropy: Entropy) -> None:
+        self._symbols, self._entropy = symbols, entropy
+        self._low, self._span, self._counts = _survey(symbols)
+        self._plain_bytes = (symbols.size * self._span.bit_length() + 7) // 8
+        self._columns: ColumnCoding | None = None
+        self._done: bytes | None = None
+        if not self._span or entropy != "ans" or not len(self._counts):
+            self._done = self.coded()
+            self.size: float = len(self._done)
+            return
+        columns, whole = _columns(symbols, self._low, self._counts), _expected_bytes(self._counts)
+        if columns is not None and columns.bits / 8 < min(whole, self._plain_bytes):
+            self._columns, self.size = columns, columns.bits / 8
+        else:
+            self.size = min(whole, _HEAD.size + self._plain_bytes)
+
+    def coded(self) -> bytes:
+        """Returns what `pack` does."""
+        if self._done is not None:
+            return self._done
+        if self._columns is not None:
+            return bytes([COLUMNS]) + self._columns.head + self._columns.words()
+        offsets = _offsets(self._symbols, self._low, self._span)
+        mode, shift, body = PLAIN, 0, None
+        if self._span and self._entropy == "zstd":
+            mode, body = ZSTD, compress(offsets, ZSTD_LEVEL)
+        elif self._span and self._entropy == "ans":
+            shift = _best_split(offsets, self._span)
+            high = offsets >> shift if shift else offsets
+            mode, body = ANS, _ans(high, self._span >> shift) + _plain(offsets & ((1 << shift) - 1), shift)
+        if body is None or len(body) >= self._plain_bytes:
+            mode, shift, body = PLAIN, 0, _plain(offsets, self._span.bit_length())
+        return _HEAD.pack(mode, shift, self._low, self._span) + body
+
+
+def _survey(symbols: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Returns the lowest symbol, the span, and how often each comes, or nothing where a histogram is too long."""
+    low, span = int(symbols.min()), int(symbols.max()) - int(symbols.min())
+    if span >= 2**MODEL_BITS:
+        return low, span, np.empty(0, np.int64)
+    return low, span, _counted(_offsets(symbols, low, span), span)
+
+
+def _counted(offsets: np.ndarray, span: int) -> np.ndarray:
+    counts = np.zeros(span + 1, np.int64)
+    for start in range(0, len(offsets), CHUNK):  # NumPy counts int64
+        counts += np.bincount(offsets[start : start + CHUNK], minlength=span + 1)
+    return counts
+
+
+def _offsets(symbols: np.ndarray, low: int, span: int) -> np.ndarray:
+    """Returns what each symbol is above the lowest, in the smallest unsigned type."""
     unsigned = np.ascontiguousarray(symbols).reshape(-1).view(f"u{symbols.itemsize}")
-    offsets = (unsigned - unsigned.dtype.type(low % 2 ** (8 * symbols.itemsize))).astype(_unsigned(span), copy=False)
-    mode, shift, body = PLAIN, 0, None
-    if span and entropy == "zstd":
-        mode, body = ZSTD, compress(offsets, ZSTD_LEVEL)
-    elif span and entropy == "ans":
-        shift = _best_split(offsets, span)
-        mode, body = ANS, _ans(offsets >> shift, span >> shift) + _plain(offsets & ((1 << shift) - 1), shift)
-    if body is None or len(body) >= (symbols.size * span.bit_length() + 7) // 8:
-        mode, shift, body = PLAIN, 0, _plain(offsets, span.bit_length())
-    return _HEAD.pack(mode, shift, low, span) + body
+    return (unsigned - unsigned.dtype.type(low % 2 ** (8 * symbols.itemsize))).astype(_unsigned(span), copy=False)
 
 
-def unpack(content: memoryview, size: int) -> np.ndarray:
+def _expected_bytes(counts: np.ndarray) -> float:
+    """Returns about how long symbols become that are coded with their histogram."""
+    used = counts[counts > 0]
+    bits = float((used * np.log2(used.sum() / used)).sum())
+    return _HEAD.size + len(_varints(counts)) + bits / 8 + 8
+
+
+def _columns(symbols: np.ndarray, low: int, counts: np.ndarray) -> ColumnCoding | None:
+    """Returns the coding of a matrix by groups of columns, None where there is no matrix or little to learn."""
+    highest = max(-low, low + len(counts) - 1)
+    if symbols.dtype != np.int8 or symbols.ndim != 2 or len(symbols) < 2 or not 0 < highest <= HIGHEST:
+        return None
+    magnitudes = np.bincount(np.abs(np.arange(low, low + len(counts))), counts, highest + 1).astype(np.int64)
+    return ColumnCoding(symbols, magnitudes, bytes([highest]) + _varints(magnitudes))
+
+
+def unpack(content: memoryview, size: int, columns: int = 1) -> np.ndarray:
     """Returns `size` symbols, as int8 where that is how they come cheapest, else as int32.
+
+    Args:
+        content: what `pack` returned.
+        size: how many symbols.
+        columns: of the matrix that they were.
 
     Raises:
         PayloadError: not what `pack` makes of so many symbols.
@@ -54,6 +125,8 @@ def unpack(content: memoryview, size: int) -> np.ndarray:
     if not size:
         _require(not len(content), "symbols for an empty tensor")
         return np.zeros(0, np.int32)
+    if len(content) and content[0] == COLUMNS:
+        return _read_columns(content[1:], size, columns)
     _require(len(content) >= _HEAD.size, "symbols end within their head")
     mode, shift, low, span = _HEAD.unpack_from(content)
     body = content[_HEAD.size :]
@@ -68,6 +141,7 @@ def unpack(content: memoryview, size: int) -> np.ndarray:
         _require(span > 0 and len(body) >= low_bytes, "symbols end early")
         offsets = _read_ans(body[: len(body) - low_bytes], size, span >> shift)
         if shift:
+            offsets = offsets.astype(np.uint32, copy=False)
             offsets <<= np.uint32(shift)
             offsets |= _read_plain(body[len(body) - low_bytes :], size, shift)
     else:
@@ -77,6 +151,13 @@ def unpack(content: memoryview, size: int) -> np.ndarray:
     offsets = offsets.astype(kind, copy=False)
     offsets += kind(low % (np.iinfo(kind).max + 1))  # around the end of the type, which is how signed ones add
     return offsets.view(np.int8 if kind is np.uint8 else np.int32)
+
+
+def _read_columns(content: memoryview, size: int, columns: int) -> np.ndarray:
+    _require(len(content) > 0 and 0 < content[0] <= HIGHEST, "columns have no histogram")
+    magnitudes, at = _read_varints(content[1:], content[0] + 1)
+    _require(int(magnitudes.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
+    return decode_columns(content[1 + at :], (size // columns, columns), magnitudes).reshape(-1)
 
 
 def compress(array: np.ndarray, level: int) -> bytes:
@@ -183,18 +264,18 @@ def _listed(symbols: np.ndarray, counts: np.ndarray) -> bytes:
 def _ans(symbols: np.ndarray, highest: int) -> bytes:
     """Histogram as variable-length counts, or a list of symbols and counts, then the coded words."""
     if highest < 2**MODEL_BITS:
-        counts = np.bincount(symbols, minlength=highest + 1)
+        counts = _counted(symbols, highest)
         model = _varints(counts)
     else:
         listed, symbols, counts = np.unique(symbols, return_inverse=True, return_counts=True)
         model = _listed(listed, counts)
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(symbols.astype(np.int32), _model(counts))
-    return model + coder.get_compressed().astype("<u4").tobytes()
+    writer = Writer()
+    writer.put_before(symbols, model_of(counts))
+    return model + writer.words()
 
 
 def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
-    """Returns new symbols, uint32."""
+    """Returns new symbols, unsigned."""
     listed = None
     if highest < 2**MODEL_BITS:
         counts, at = _read_varints(content, highest + 1)
@@ -209,28 +290,15 @@ def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
         _require(rising, "the list of symbols is damaged")
         np.cumsum(listed, out=listed)
     _require(int(counts.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
-    words = content[at:]
-    _require(len(words) % 4 == 0, "coded words are incomplete")
-    try:
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        symbols = np.asarray(coder.decode(_model(counts), size), dtype=np.int32)
-    except Exception as error:  # whatever the library makes of bytes it did not write
-        raise PayloadError(f"payload: coded symbols are damaged ({error})") from error
-    _require(coder.is_empty(), "coded symbols do not end where they should")
-    if listed is not None:
-        for start in range(0, size, WIDE_CHUNK):
-            part = symbols[start : start + WIDE_CHUNK]
-            part[:] = listed[part].view(np.int32)
-    return symbols.view(np.uint32)
+    reader, symbols = Reader(content[at:]), np.empty(size, _unsigned(highest))
+    reader.fill(symbols, model_of(counts), listed)
+    reader.end()
+    return symbols
 
 
 def _longest_list(size: int) -> int:
     """Returns how many different symbols of `size` a decoder has room for."""
     return size * 3 // 4
-
-
-def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
 
 
 def _varints(values: np.ndarray) -> bytes:

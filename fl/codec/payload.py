@@ -9,12 +9,12 @@ import numpy as np
 
 from fl.errors import PayloadError
 
-MAGIC, VERSION = b"QFPL", 1
+MAGIC, VERSION = b"QFPL", 2
 NO_STATE = bytes(8)
 """As base: the payload says nothing of what its differences are added to, or holds values."""
 _HEADER = struct.Struct("<4sBIB")  # magic, version, length of the whole payload, length of the codec's description
 _MODEL = struct.Struct("<8sIH")  # base, signature of the model, number of tensors
-_ROW = struct.Struct("<BI")  # kind, length of the body
+_OLD_ROW = struct.Struct("<BI")  # of version 1: kind, length of the body
 _CHECKSUM = struct.Struct("<I")
 LONGEST, MOST_TENSORS = 2**32 - 1, 2**16 - 1
 
@@ -80,7 +80,7 @@ def assemble(header: Header, specs: Mapping[str, Spec], bodies: Sequence[tuple[i
         bodies: kind and content for each.
     """
     codec = header.codec.encode("ascii")
-    table = b"".join(_ROW.pack(kind, len(body)) for kind, body in bodies)
+    table = b"".join(bytes([kind]) + varint(len(body)) for kind, body in bodies)
     length = (
         _HEADER.size + len(codec) + _MODEL.size + len(table) + sum(len(body) for _, body in bodies) + _CHECKSUM.size
     )
@@ -89,6 +89,15 @@ def assemble(header: Header, specs: Mapping[str, Spec], bodies: Sequence[tuple[i
     model = _MODEL.pack(header.base, signature(specs), len(specs))
     parts = [_HEADER.pack(MAGIC, VERSION, length, len(codec)), codec, model, table, *(body for _, body in bodies)]
     return seal(*parts)
+
+
+def varint(number: int) -> bytes:
+    """Returns seven bits a byte, least significant first; the highest bit says that more follow."""
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
 
 
 def seal(*parts: bytes) -> bytes:
@@ -105,7 +114,7 @@ def dissect(payload: bytes, specs: Mapping[str, Spec]) -> tuple[Header, list[tup
     Raises:
         PayloadError: not a whole payload for this model.
     """
-    header, at = _read_header(payload)
+    version, header, at = _read_header(payload)
     view = memoryview(payload)
     try:
         base, received, count = _MODEL.unpack_from(payload, at)
@@ -113,13 +122,9 @@ def dissect(payload: bytes, specs: Mapping[str, Spec]) -> tuple[Header, list[tup
         raise PayloadError("payload: ends within its header") from error
     if received != signature(specs) or count != len(specs):
         raise PayloadError(f"payload: is for another model ({count} tensors, signature {received:08x})")
-    at += _MODEL.size
-    body_at, bodies = at + count * _ROW.size, []
-    for number in range(count):
-        try:
-            kind, length = _ROW.unpack_from(payload, at + number * _ROW.size)
-        except struct.error as error:
-            raise PayloadError("payload: ends within its tensor table") from error
+    rows, body_at = (_read_old_table if version == 1 else _read_table)(view, at + _MODEL.size, count)
+    bodies = []
+    for kind, length in rows:
         bodies.append((kind, view[body_at : body_at + length]))
         body_at += length
     if body_at != len(payload) - _CHECKSUM.size:
@@ -127,13 +132,36 @@ def dissect(payload: bytes, specs: Mapping[str, Spec]) -> tuple[Header, list[tup
     return Header(header, base), bodies
 
 
-def _read_header(payload: bytes) -> tuple[str, int]:
-    """Returns the codec's description and where it ends, after checking length and checksum."""
+def _read_table(view: memoryview, at: int, count: int) -> tuple[list[tuple[int, int]], int]:
+    """Returns kind and length of each body, and where the first begins."""
+    rows = []
+    try:
+        for _ in range(count):
+            kind, length, place = view[at], 0, 0
+            while view[at := at + 1] > 127 and place < 28:
+                length, place = length | (view[at] & 127) << place, place + 7
+            length |= view[at] << place
+            rows.append((kind, length))
+            at += 1
+    except IndexError as error:
+        raise PayloadError("payload: ends within its tensor table") from error
+    return rows, at
+
+
+def _read_old_table(view: memoryview, at: int, count: int) -> tuple[list[tuple[int, int]], int]:
+    end = at + count * _OLD_ROW.size
+    if end > len(view):
+        raise PayloadError("payload: ends within its tensor table")
+    return list(_OLD_ROW.iter_unpack(view[at:end])), end
+
+
+def _read_header(payload: bytes) -> tuple[int, str, int]:
+    """Returns version, the codec's description and where it ends, after checking length and checksum."""
     if len(payload) < _HEADER.size + _CHECKSUM.size:
         raise PayloadError(f"payload: is {len(payload)} bytes, too short for one")
     magic, version, length, described = _HEADER.unpack_from(payload)
-    if magic != MAGIC or version != VERSION:
-        raise PayloadError(f"payload: begins with {magic!r} version {version}, not {MAGIC!r} version {VERSION}")
+    if magic != MAGIC or not 1 <= version <= VERSION:
+        raise PayloadError(f"payload: begins with {magic!r} version {version}, not {MAGIC!r} version 1 to {VERSION}")
     if length != len(payload):
         raise PayloadError(f"payload: says it is {length} bytes, but is {len(payload)}")
     (checksum,) = _CHECKSUM.unpack_from(payload, len(payload) - _CHECKSUM.size)
@@ -141,7 +169,7 @@ def _read_header(payload: bytes) -> tuple[str, int]:
         raise PayloadError("payload: its checksum is wrong")
     end = _HEADER.size + described
     try:
-        return payload[_HEADER.size : end].decode("ascii"), end
+        return version, payload[_HEADER.size : end].decode("ascii"), end
     except UnicodeDecodeError as error:
         raise PayloadError("payload: the codec's description is not ASCII") from error
 
@@ -157,7 +185,7 @@ def base_of(payload: bytes) -> bytes:
     Raises:
         PayloadError: not a whole payload.
     """
-    _, at = _read_header(payload)
+    _, _, at = _read_header(payload)
     try:
         base: bytes = _MODEL.unpack_from(payload, at)[0]
     except struct.error as error:
