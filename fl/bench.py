@@ -60,6 +60,7 @@ class Candidate:
         weight_bytes: of all its tensors.
         device: where it runs.
         made_from: SHA-256 of the model it was converted from, None where that is not known.
+        tell: says what was done to read the file, if anything was.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Candidate:
     weight_bytes: int
     device: str
     made_from: str | None
+    tell: Callable[[Path], None] = lambda path: None
 
 
 @dataclass
@@ -101,7 +103,7 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
     is_fp32 = file.info.get("precision", "fp32") == "fp32"
-    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256)
+    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell)
 
 
 def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: int) -> list[Timing]:
@@ -240,6 +242,8 @@ def bench(options: argparse.Namespace) -> Path:
     else:
         compute_with(threads)
     candidates = [opened(path, device, threads) for path in options.models]
+    for each in candidates:
+        each.tell(each.path)
     baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
     if baseline is None:
         raise ConfigError(

@@ -59,4 +59,4 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise RunError(f"{run_dir}: holds no {FILE}; no round was completed, start the run again") from error
     except Exception as error:  # whatever torch makes of bytes it did not write
-        raise RunError(f"{run_dir / FILE}: is damaged ({str(error).splitlines()[:1]}); start the run again") from error
+        raise RunError(f"{run_dir / FILE}: is damaged ({type(error).__name__}); start the run again") from error

@@ -82,6 +82,7 @@ def compare(
     titles = {name: f"{method.title} QAT" if trained_with[name] else method.title for name, method in methods.items()}
     output_dir, json_path = _places(model_path, output)
     opening(model_path, output_dir, num_parameters(model))
+    file.tell(model_path)
     say("\nLoading test set...")
     inputs = find_inputs(run, data, model.fc3.out_features)
     loaded = f"Test set loaded: {len(inputs.test.labels)} images of {inputs.test.title}"
@@ -123,6 +124,8 @@ def compare(
                 calibrated_on=inputs.calibrated_on,
             )
             precision_section(report["precisions"][name])
+        if file.notes:
+            report["model_notes"] = list(file.notes)
         if chosen_formats:
             evaluations = {name: each.evaluation for name, each in measured.items()} if target.type == "cpu" else {}
             report["formats"] = _deployed(model, chosen_formats, inputs, run, evaluations, batch_size, Path(scratch))
@@ -272,6 +275,8 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
     model, _ = load_fp32(baseline_path)
     source_file = read_file(source if source.is_file() else baseline_path)
     source_sha256 = source_file.made_from or source_file.sha256
+    foreign = source.is_file() and source_file.made_from is None
+    notes = load_fp32(source)[1].notes if foreign else stored.get("model_notes", ())
     run = find_run(source, source_sha256)
     inputs = find_inputs(run, data, model.fc3.out_features)
     batch_size, device = stored["evaluation"]["batch_size"], _device(stored["evaluation"]["device"])
@@ -291,7 +296,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         counts = (supposed["num_clients"], supposed["num_rounds"], supposed["num_clients"])
         assumptions = CostAssumptions(*counts, supposed["cost_per_mb_usd"], "options")
     left_out = precisions(list(stored["skipped"]))
-    return build_report(
+    report = build_report(
         model_path=stored["model_path"],
         model=model,
         source_sha256=source_sha256,
@@ -308,6 +313,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         calibrated_on=inputs.calibrated_on,
         formats=formats_now,
     )
+    return {**report, **({"model_notes": list(notes)} if notes else {})}
 
 
 def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, Any]:

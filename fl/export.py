@@ -61,6 +61,7 @@ def export(options: argparse.Namespace) -> Path:
     summary, records = read_json(run_dir / SUMMARY), read_jsonl(run_dir / ROUNDS)
     choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
     model, source = load_fp32(choice.path)
+    source.tell(choice.path)
     name = "fp16" if options.quantize == "fp16" else "fp32"
     kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
     exported = Precision(name).convert(model, None, **kept)
@@ -140,7 +141,6 @@ def tensor_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     total = sum(tensor.numel() for tensor in after.values())
     smaller, larger = (sum(t.numel() * t.element_size() for t in state.values()) for state in (after, before))
     return {
-        "dtype": "float16" if half else "float32",
         "fp16_parameters": half,
         "non_fp16_parameters": total - half,
         "total_parameters": total,

@@ -19,6 +19,8 @@ class Net(nn.Module):
 
     convolution: type[nn.Conv2d] = nn.Conv2d
     input_dtype = torch.float32
+    features = 128
+    """Inputs of the last layer."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -29,8 +31,8 @@ class Net(nn.Module):
         self.conv3 = self.convolution(64, 96, 3)
         self.bn3 = nn.BatchNorm2d(96)
         self.fc1 = nn.Linear(2400, 128)
-        self.fc2 = nn.Linear(128, 128)
-        self.fc3 = nn.Linear(128, num_classes)
+        self.fc2 = nn.Linear(128, self.features)
+        self.fc3 = nn.Linear(self.features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)

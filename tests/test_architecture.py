@@ -36,6 +36,8 @@ LAYERS = [
         "data",
         "checkpoint",
         "model_file",
+        "file_content",
+        "state_dicts",
         "plots",
         "sweep_plots",
         "report",

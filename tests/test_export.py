@@ -97,7 +97,7 @@ def test_what_is_exported_is_fp16_and_says_what_it_is(validated_run, command, tm
         assert state[name].dtype == (torch.float16 if tensor.is_floating_point() else tensor.dtype)
         assert torch.equal(state[name], tensor.to(state[name].dtype))
     assert {key: info[key] for key in ("dtype", "fp16_parameters", "non_fp16_parameters", "total_parameters")} == {
-        "dtype": "float16",
+        "dtype": "fp16",
         "fp16_parameters": 434_986,
         "non_fp16_parameters": 3,
         "total_parameters": 434_989,
@@ -112,7 +112,7 @@ def test_what_is_exported_is_fp16_and_says_what_it_is(validated_run, command, tm
         for fp16, dtype in ((None, torch.float16), ("auto", torch.float32), (True, torch.float16)):
             model = fl.load_model(out / "model_fp16.pt", fp16=fp16)
             assert model.fc1.weight.dtype == dtype
-            assert model.quantization_info == {**info, **({"loaded_as": "torch.float32"} if fp16 == "auto" else {})}
+            assert model.quantization_info == {**info, **({"loaded_as": "fp32"} if fp16 == "auto" else {})}
             assert torch.allclose(model(to_input(images)).float(), expected, atol=0.02)
 
 

@@ -17,6 +17,7 @@ from fl.deployment import deployed, measure_file, open_file
 from fl.errors import ConfigError, ModelFileError
 from fl.formats import FORMATS, formats
 from fl.model import to_input
+from fl.model_file import load_fp32
 from fl.quantization import Precision
 from fl.results import read_json
 
@@ -90,6 +91,15 @@ def test_files_are_as_small_as_their_precision(precision, files):
         path = each.path(files, precision)
         if precision in each.precisions and path.is_file():
             assert path.stat().st_size <= limit * each.path(files, "fp32").stat().st_size, path.name
+
+
+@pytest.mark.parametrize("each", FORMATS, ids=lambda each: each.name)
+def test_a_deployment_file_is_named_where_a_model_file_is_wanted(each, files, tmp_path):
+    if not each.path(files, "fp32").is_file():
+        pytest.skip(f"the extra [{each.extra}] is not installed")
+    shutil.copy(each.path(files, "fp32"), tmp_path / "model.pt")
+    with pytest.raises(ModelFileError, match=f"fl.bench runs it under the name model_PRECISION{each.suffix}"):
+        load_fp32(tmp_path / "model.pt")
 
 
 def test_onnx_int8_convolves_in_integers(files):

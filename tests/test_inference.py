@@ -156,7 +156,7 @@ def test_a_file_is_loaded_in_the_precision_asked_for(model, x, tmp_path, capsys)
             with torch.inference_mode():
                 assert torch.allclose(loaded(x).float(), model(x), atol=0.02)
     assert "memory efficiency" in capsys.readouterr().out
-    assert fl.load_model(tmp_path / "half.pt", fp16="no").quantization_info["loaded_as"] == "torch.float32"
+    assert fl.load_model(tmp_path / "half.pt", fp16="no").quantization_info["loaded_as"] == "fp32"
     with pytest.raises(ModelFileError, match="INT8"):
         fl.load_model(tmp_path / "int8.pt", fp16="yes")
     assert fl.load_model(tmp_path / "half.pt", device="auto").fc1.weight.dtype == torch.float16

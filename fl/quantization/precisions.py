@@ -12,6 +12,7 @@ from fl.model import Net, num_parameters
 from fl.quantization import methods
 
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""The words for types of numbers; int8, int4 and int2 are the others."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Precision:
         converted = _method(self.name)(model, calibration, **options)
         info: dict[str, Any] = {
             "precision": self.name,
+            "dtype": word(self.name),
             "num_parameters": num_parameters(model),
             "num_classes": model.fc3.out_features,
         }
@@ -68,6 +70,11 @@ def empty_model(info: Mapping[str, Any]) -> nn.Module:
     model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
     model.quantization_info = dict(info)  # type: ignore[assignment]
     return model
+
+
+def word(precision: str) -> str:
+    """Returns the word for what a precision's weights are, as users' loaders ask for it; of int8_static it is int8."""
+    return precision.partition("_")[0]
 
 
 def kernels_of(model: nn.Module) -> str:
