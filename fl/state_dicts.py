@@ -1,5 +1,6 @@
 """State dicts of the network as others save them: within checkpoints, under longer names, in other types."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ def renamed(state: Mapping[Any, Any]) -> tuple[dict[str, list[str]], list[str]]:
     removed: list[str] = []
     names = {str(name): str(name).split(".") for name in state}
     for name, parts in names.items():
-        removed += [part for part in parts[:-1] if part in WRAPPERS and part not in removed]
+        removed += [part for part in parts[:-1] if part in WRAPPERS]
         names[name] = [part for part in parts[:-1] if part not in WRAPPERS] + parts[-1:]
     layers = {name.split(".")[0] for name in expected(1)}
     while len(firsts := {parts[0] for parts in names.values() if len(parts) > 1}) == 1 and not firsts & layers:
@@ -88,9 +89,10 @@ def renamed(state: Mapping[Any, Any]) -> tuple[dict[str, list[str]], list[str]]:
     found: dict[str, list[str]] = {}
     for name, parts in names.items():
         found.setdefault(".".join(parts), []).append(name)
-    return found, removed
+    return found, list(dict.fromkeys(removed))
 
 
+@functools.lru_cache(maxsize=8)
 def expected(num_classes: int) -> dict[str, Tensor]:
     """Returns the network's state dict without values."""
     with torch.device("meta"):

@@ -36,7 +36,7 @@ PREFIXES = {
     "'module.', 'net.', 'inner.'": lambda name: f"net.module.inner.{name}",
 }
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-TYPES = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint64]
+TYPES = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.uint8]
 GUIDE = """
 checkpoint = torch.load(path)
 model.load_state_dict(checkpoint['model_state_dict'])
@@ -93,7 +93,7 @@ def foreign(network, rename, dtype, counter):
     return {rename(name): tensor for name, tensor in state.items()}, notes
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from(WRAPPERS),
     st.booleans(),
@@ -198,12 +198,12 @@ def test_the_comparison_stores_what_was_done_and_verifies_it(noted, capsys):
     report = read_json(noted / "quantization_comparison.json")
     assert report["model_notes"] == ["removed prefix '_orig_mod.'", "counters float64 to int64"]
     jsonschema.validate(report, json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text()))
-    verify(noted / "final.safetensors", None, None)
+    verify(noted / "final.safetensors", None, "synthetic")
     changed = {**report, "model_notes": ["nothing"]}
     try:
         (noted / "quantization_comparison.json").write_text(json.dumps(changed))
         with pytest.raises(VerificationError):
-            verify(noted / "final.safetensors", None, None)
+            verify(noted / "final.safetensors", None, "synthetic")
         assert "DIFFERS  model_notes" in capsys.readouterr().out
     finally:
         (noted / "quantization_comparison.json").write_text(json.dumps(report))
