@@ -108,7 +108,7 @@ def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         ModelFileError: other names or shapes, weights that are integers or do not fit; without the path.
     """
     names, removed = renamed(state)
-    twice = [f"{' and '.join(old)} are both {new}" for new, old in names.items() if len(old) > 1]
+    twice = [f"{' and '.join(sorted(old))} are both {new}" for new, old in names.items() if len(old) > 1]
     if twice:
         raise ModelFileError(f"{len(twice)} names stand for one tensor: {'; '.join(twice[:SHOWN])}")
     given = {new: state[old[0]] for new, old in names.items()}
