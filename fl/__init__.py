@@ -1,7 +1,7 @@
 """quantfl: federated training on satellite images, and what each byte of it costs.
 
-`fl.load_model(path)` opens any model file that this project writes. Imports are lazy, so that `import fl` and
-`--help` answer at once.
+`fl.load_model(path)` opens any model file that this project writes, and state dicts of its network that others saved.
+Imports are lazy, so that `import fl` and `--help` answer at once.
 """
 
 from typing import TYPE_CHECKING, Any
