@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Uniform
+from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Tcq, Uniform
 from fl.codec.base import CODED, composition, encode_exact
 from fl.codec.entropy import _ans, _best_split, pack, unpack
 from fl.codec.payload import Header, assemble, dissect, specs_of
@@ -30,6 +30,8 @@ CODECS = {
     "ecq-3-nearest": Ecq(3, offset=0.5, entropy="none"),
     "ecq-zstd": Ecq(0.5, entropy="zstd"),
     "ecq-feedback": Ecq(2.0, error_feedback=True),
+    "tcq": Tcq(2.0),
+    "tcq-feedback": Tcq(3.0, error_feedback=True),
     "eden": Eden(),
     "eden-feedback": Eden(error_feedback=True),
     "eden-4": Eden(4, entropy="ans"),

@@ -5,6 +5,7 @@ from fl.codec.codecs import Fp16, Raw, Stc, Uniform
 from fl.codec.ecq import Ecq
 from fl.codec.eden import Eden
 from fl.codec.flower import CodecStrategy, ServerLink, codec_mod
+from fl.codec.tcq import Tcq
 from fl.errors import PayloadError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Raw",
     "ServerLink",
     "Stc",
+    "Tcq",
     "Uniform",
     "codec_mod",
     "composition",

@@ -99,7 +99,7 @@ def _expected_bytes(counts: np.ndarray) -> float:
     """Returns about how long symbols become that are coded with their histogram."""
     used = counts[counts > 0]
     bits = float((used * np.log2(used.sum() / used)).sum())
-    return _HEAD.size + len(_varints(counts)) + bits / 8 + 8
+    return _HEAD.size + len(varints(counts)) + bits / 8 + 8
 
 
 def _columns(symbols: np.ndarray, low: int, counts: np.ndarray) -> ColumnCoding | None:
@@ -108,7 +108,7 @@ def _columns(symbols: np.ndarray, low: int, counts: np.ndarray) -> ColumnCoding 
     if symbols.dtype != np.int8 or symbols.ndim != 2 or len(symbols) < 2 or not 0 < highest <= HIGHEST:
         return None
     magnitudes = np.bincount(np.abs(np.arange(low, low + len(counts))), counts, highest + 1).astype(np.int64)
-    return ColumnCoding(symbols, magnitudes, bytes([highest]) + _varints(magnitudes))
+    return ColumnCoding(symbols, magnitudes, bytes([highest]) + varints(magnitudes))
 
 
 def unpack(content: memoryview, size: int, columns: int = 1) -> np.ndarray:
@@ -155,7 +155,7 @@ def unpack(content: memoryview, size: int, columns: int = 1) -> np.ndarray:
 
 def _read_columns(content: memoryview, size: int, columns: int) -> np.ndarray:
     _require(len(content) > 0 and 0 < content[0] <= HIGHEST, "columns have no histogram")
-    magnitudes, at = _read_varints(content[1:], content[0] + 1)
+    magnitudes, at = read_varints(content[1:], content[0] + 1)
     _require(int(magnitudes.sum(dtype=np.uint64)) == size, "the histogram is of another number of symbols")
     return decode_columns(content[1 + at :], (size // columns, columns), magnitudes).reshape(-1)
 
@@ -258,14 +258,14 @@ def _best_split(offsets: np.ndarray, span: int) -> int:
 def _listed(symbols: np.ndarray, counts: np.ndarray) -> bytes:
     """How many symbols, each one's distance to the one before, and their counts."""
     distances = np.diff(symbols.astype(np.int64), prepend=0)
-    return _varints(np.concatenate([[len(symbols)], distances, counts]))
+    return varints(np.concatenate([[len(symbols)], distances, counts]))
 
 
 def _ans(symbols: np.ndarray, highest: int) -> bytes:
     """Histogram as variable-length counts, or a list of symbols and counts, then the coded words."""
     if highest < 2**MODEL_BITS:
         counts = _counted(symbols, highest)
-        model = _varints(counts)
+        model = varints(counts)
     else:
         listed, symbols, counts = np.unique(symbols, return_inverse=True, return_counts=True)
         model = _listed(listed, counts)
@@ -278,13 +278,13 @@ def _read_ans(content: memoryview, size: int, highest: int) -> np.ndarray:
     """Returns new symbols, unsigned."""
     listed = None
     if highest < 2**MODEL_BITS:
-        counts, at = _read_varints(content, highest + 1)
+        counts, at = read_varints(content, highest + 1)
     else:
-        (number,), at = _read_varints(content, 1)
+        (number,), at = read_varints(content, 1)
         most = min(_longest_list(size), (len(content) - at) // 2)
         _require(2 <= number <= most, "the list of symbols is damaged")
-        listed, more = _read_varints(content[at:], int(number))
-        counts, last = _read_varints(content[at + more :], int(number))
+        listed, more = read_varints(content[at:], int(number))
+        counts, last = read_varints(content[at + more :], int(number))
         at += more + last
         rising = bool((listed[1:] > 0).all()) and int(listed.sum(dtype=np.uint64)) <= highest
         _require(rising, "the list of symbols is damaged")
@@ -301,7 +301,7 @@ def _longest_list(size: int) -> int:
     return size * 3 // 4
 
 
-def _varints(values: np.ndarray) -> bytes:
+def varints(values: np.ndarray) -> bytes:
     """Seven bits a byte, least significant first, the highest bit says that more follow."""
     parts = values[:, None] >> np.arange(0, 35, 7)
     used = parts > 0
@@ -310,7 +310,7 @@ def _varints(values: np.ndarray) -> bytes:
     return ((parts & 127) | (more << 7))[used].astype(np.uint8).tobytes()
 
 
-def _read_varints(content: memoryview, count: int) -> tuple[np.ndarray, int]:
+def read_varints(content: memoryview, count: int) -> tuple[np.ndarray, int]:
     """Returns `count` integers, uint32, and where they end."""
     values, at = np.empty(count, np.uint32), 0
     for start in range(0, count, WIDE_CHUNK):
