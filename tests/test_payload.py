@@ -18,7 +18,7 @@ import zstandard
 from conftest import REPOSITORY, composed
 from hydra.utils import instantiate
 
-from fl.codec import Codec, Ecq, PayloadError, Uniform
+from fl.codec import Codec, Ecq, PayloadError, Tcq, Uniform
 from fl.codec.base import CODED, PLANES, fingerprint
 from fl.codec.payload import assemble, base_of, dissect, seal, specs_of, varint
 from fl.model import initial_model
@@ -32,7 +32,8 @@ CODECS = PRESETS | {
     for entropy in ("none", "zstd", "ans")
     if entropy != PRESETS[name].entropy
 }
-MUTANTS = 20_000
+MUTANTS = {"tcq": 1_000}
+"""Of a payload, 20,000 else; decoding `tcq` goes along a trellis step by step."""
 CONSTANT_BYTES = 2**18
 """What decoding may take beside four times the model: Python's objects, tables of histograms, a group of blocks."""
 
@@ -126,7 +127,8 @@ def test_of_any_mutant_comes_a_payload_error_or_a_sound_model(name):
     _, bodies = dissect(payload, specs)
     parts = payload[: 24 + payload[9]], [(kind, bytes(body)) for kind, body in bodies]
     decoded = refused = 0
-    for number in range(MUTANTS):
+    mutants = MUTANTS.get(name, 20_000)
+    for number in range(mutants):
         forged = mutant(payload, parts, rng)
         measured = number % 16 == 0  # measuring takes longer than decoding
         if measured:
@@ -145,8 +147,8 @@ def test_of_any_mutant_comes_a_payload_error_or_a_sound_model(name):
             peak_bytes = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak_bytes <= 4 * model_bytes + CONSTANT_BYTES, f"mutant {number} of {name}"
-    assert decoded > MUTANTS / 50, "the mutants are too wild: nearly none gets to the bodies"
-    assert refused > MUTANTS / 2
+    assert decoded > mutants / 50, "the mutants are too wild: nearly none gets to the bodies"
+    assert refused > mutants / 2
 
 
 @pytest.mark.parametrize("bits", [2, 8, 14, 22, 28])
@@ -272,7 +274,8 @@ def test_the_document_shows_the_bytes_that_its_command_prints(capsys):
 
 @pytest.mark.parametrize(
     "codec",
-    [Uniform(b, scales=s, entropy=e) for b in (8, 4, 3, 2) for s in ("channel", "tensor") for e in ("none", "ans")],
+    [Uniform(b, scales=s, entropy=e) for b in (8, 4, 3, 2) for s in ("channel", "tensor") for e in ("none", "ans")]
+    + [Tcq(bits=bits, error_feedback=feedback) for bits in (1.2, 3) for feedback in (False, True)],
     ids=str,
 )
 def test_the_document_is_enough_to_write_a_decoder(codec):
@@ -286,7 +289,7 @@ def test_the_document_is_enough_to_write_a_decoder(codec):
 
 
 def decoded_by_the_document(payload, model):
-    """A decoder of integers and small tensors with nothing but the standard library, written after docs/payload.md.
+    """A decoder of integers, `tcq` and small tensors, of the standard library alone, written after docs/payload.md.
 
     Args:
         payload: bytes.
@@ -295,7 +298,7 @@ def decoded_by_the_document(payload, model):
     magic, version, length, described = struct.unpack_from("<4sBIB", payload)
     assert (magic, version, length) == (b"QFPL", 2, len(payload))
     assert struct.unpack("<I", payload[-4:])[0] == zlib.crc32(payload[:-4])
-    bits, scales = re.fullmatch(r"int(\d) per (channel|tensor)", payload[10 : 10 + described].decode("ascii")).groups()
+    codec = payload[10 : 10 + described].decode("ascii")
     at = 10 + described
     _, signature, count = struct.unpack_from("<8sIH", payload, at)
     text = "".join(f"{name}:{dtype}:[{','.join(map(str, shape))}];" for name, (shape, dtype) in model.items())
@@ -318,8 +321,12 @@ def decoded_by_the_document(payload, model):
             steps = [code if code < 16 else (16 + code % 16) << (code // 16 - 1) for code in range(128)]
             signed = [steps[code % 128] * (1 if code < 128 else -1) for code in codes]
             decoded[name] = [as_float32(math.ldexp(each, exponent)) for each in signed]
+        elif codec == "tcq":
+            assert kind == 3
+            decoded[name] = along_the_trellis(body, size)
         else:
             assert kind == 3
+            bits, scales = re.fullmatch(r"int(\d) per (channel|tensor)", codec).groups()
             scaled = shape[0] if scales == "channel" and len(shape) > 1 else 1
             steps = struct.unpack(f"<{scaled}f", body[: 4 * scaled])
             symbols = unpacked(body[4 * scaled :], size, size // shape[0] if len(shape) > 1 else size)
@@ -371,6 +378,36 @@ class Words:
     def end(self):
         """Nothing is left."""
         assert (self.state, self.words) == (0, [])
+
+
+def along_the_trellis(body, size):
+    """Returns the elements of a `tcq` body."""
+    (step, largest), off = struct.unpack_from("<fB", body), struct.unpack_from("<6b", body, 5)
+    signs, at = varints(body, 11, 2)
+    first, at = varints(body, at, largest + 1)
+    second, at = varints(body, at, largest + 1)
+    levels = [[0.0] + [2 * k - quantizer for k in range(1, largest + 1)] for quantizer in (0, 1)]
+    for place, each in enumerate(off):
+        quantizer, k = place // 3, place % 3 + 1
+        if k <= largest:
+            levels[quantizer][k] = as_float32(levels[quantizer][k] + as_float32(each / 127))
+    following = [(0, 1), (3, 2), (5, 4), (6, 7), (1, 0), (2, 3), (4, 5), (7, 6)]
+    lanes = max(1, round(size / 256))
+    steps, words, states = math.ceil(size / lanes), Words(body[at:]), [0] * lanes
+    found = []
+    for _ in range(steps):
+        now = [0] * lanes
+        for quantizer, counts in enumerate((first, second)):
+            mine = [lane for lane in range(lanes) if states[lane] % 2 == quantizer]
+            for lane, index in zip(mine, words.next(counts, len(mine)) if mine else [], strict=True):
+                now[lane] = index
+        found.append([(index, state % 2) for index, state in zip(now, states, strict=True)])
+        states = [following[state][index % 2] for index, state in zip(now, states, strict=True)]
+    assert sum(index > 0 for row in found for index, _ in row) == sum(signs)
+    minus = iter(words.next(signs, sum(signs)) if sum(signs) else [])
+    words.end()
+    rows = [[as_float32(levels[q][k] * step) * (1 - 2 * next(minus)) if k else 0.0 for k, q in row] for row in found]
+    return [rows[n % steps][n // steps] for n in range(size)]
 
 
 def unpacked(content, size, columns):
