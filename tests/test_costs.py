@@ -1,7 +1,7 @@
 """Costs are those of the users' guide, to the cent."""
 
 import pytest
-from test_ledger import RUN
+from test_ledger import RUN, SEEDED
 from test_link import preset
 
 from fl.costs import CostAssumptions, communication_costs, communication_report, measured_traffic
@@ -33,7 +33,10 @@ def test_scales_and_a_price_of_zero():
     report = communication_report(
         {"fp32": MIB}, CostAssumptions(1, 1, 1, 0.0, "default"), [(20, 100)], {"reason": "none"}
     )
-    assert report["scales"][0]["precisions"]["fp32"]["total_mb"] == 4000
+    [scale] = report["scales"]
+    assert (scale["num_rounds"], scale["num_clients"]) == (20, 100)
+    assert scale["precisions"]["fp32"]["per_round_mb"] == 200
+    assert scale["precisions"]["fp32"]["total_mb"] == 4000
     assert report["precisions"]["fp32"]["savings_percent"] == 0.0
 
 
@@ -51,6 +54,15 @@ def test_the_traffic_of_a_run_is_what_its_ledger_says():
     assert told["links"]["flat_rate"]["cost_usd"] == 60
     assert told["links"]["flat_rate"]["if_fp32"]["cost_usd"] == 180
     assert "reason" not in told
+
+
+def test_what_a_shared_start_saves_is_told_apart_from_what_the_codec_saves():
+    """Nine messages of 4 MiB as FP32 against 13 MiB; two more of them would carry the first model."""
+    told = measured_traffic(SUMMARY, communication(SEEDED, [preset("flat_rate")]), 5.0)
+    assert told["compression_ratio"] == 36 / 13
+    assert told["shared_start_bytes"] == 8 * MIB
+    assert told["links"]["flat_rate"]["if_fp32"]["cost_usd"] == 180.0
+    assert told["links"]["flat_rate"]["shared_start"] == {"cost_usd": 40.0, "total_s": 0.0}
 
 
 def test_what_is_not_known_of_a_run_is_said():

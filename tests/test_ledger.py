@@ -58,7 +58,8 @@ def record(number, accuracy, *clients, evaluation=None):
         }
         line["evaluated"] = [client | {"broadcast_message_bytes": received + 100, "update_message_bytes": 30}]
         line["evaluation_traffic"] = {
-            "payload_bytes": received, "message_bytes": received + 130, "fp32_payload_bytes": MODEL,
+            "payload_bytes": received, "message_bytes": received + 130,
+            "fp32_payload_bytes": MODEL * (received > 0),
         }  # fmt: skip
     return line
 
@@ -269,6 +270,16 @@ def test_the_shared_start_saves_the_wait_for_the_first_pass():
     assert entry["if_fp32"] == {"cost_usd": 10.0, "total_s": 110.0}
     assert entry["shared_start"] == {"cost_usd": 10.0, "total_s": 70.0}
     assert entry["saved_percent"]["total_s"] == pytest.approx(100 * 5 / 110)
+
+
+def test_a_model_that_training_left_as_it_was_is_not_sent_to_evaluate_either():
+    """Client 1 evaluates in round 1 the model of the seed: nothing is sent, and only client 0 would have needed it."""
+    line = record(1, 0.1, (0, 0, MIB, 5.0), evaluation=(1, 0))
+    told = communication([line], [preset("flat_rate")])
+    assert told["measured"]["shared_start_bytes"] == MODEL
+    assert told["measured"]["broadcast"]["fp32_payload_bytes"] == 0
+    assert told["modelled"]["links"]["flat_rate"]["shared_start"]["cost_usd"] == 20.0
+    assert communication([version_1(line)], [preset("flat_rate")]) == told
 
 
 def test_a_plain_run_shares_no_start():
