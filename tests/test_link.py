@@ -397,3 +397,9 @@ def test_the_next_contact_is_the_satellites_own_in_its_own_repetition():
 def test_a_pass_that_is_acquisition_from_end_to_end_is_not_used():
     contacts = Contacts(100.0, (((0.0, 10.0), (20.0, 60.0)),))
     assert [use.contact for use in transfer(0.0, 5, 8.0, contacts, 0, 10.0)] == [1]
+
+
+def test_each_direction_is_framed_in_its_own_way():
+    """The document's example: 440,000 bytes are 443 frames of 1,024 up and 407 of 1,115 down."""
+    trip = send(preset("cubesat_sband"), Exchange(0, 440_000, 440_000, TRAIN_S), 0.0)
+    assert trip.wire_bytes == (443 * 1024, 407 * 1115) == (453_632, 453_805)
