@@ -48,9 +48,12 @@ bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops 
 	@$(BIN)/python benchmarks/training_speed.py
 	@$(BIN)/python benchmarks/layer_speed.py
 
-results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then training precisions (EUROSAT_ZIP; hours, can be stopped)
+results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then precisions (EUROSAT_ZIP; a day, can be stopped)
 	@$(BIN)/python benchmarks/codecs.py
 	@$(BIN)/python benchmarks/precisions.py
+
+tables: $(STAMP) ## Make every table and headline of README.md and docs/ again from the stored figures
+	@$(BIN)/python benchmarks/tables.py
 
 lint: $(STAMP) ## Style and types
 	$(BIN)/ruff check .
@@ -61,4 +64,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-long test-cluster bench results lint clean
+.PHONY: help install demo eurosat test test-long test-cluster bench results tables lint clean

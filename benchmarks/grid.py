@@ -1,7 +1,10 @@
-"""Grids of runs of the default recipe on real EuroSAT, resumable: training what is missing, and keeping the figures."""
+"""Grids of runs of the default recipe on real EuroSAT, resumable: training what is missing, and keeping the figures.
+
+A grid can be filled on several days and machines: the figures of every finished run are kept in one JSON file, with all
+that tables need, and folders of runs that were made elsewhere are adopted by `--runs FOLDER --report`.
+"""
 
 import argparse
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +15,20 @@ from threading import Lock
 from typing import Any
 
 from fl.console import say
-from fl.errors import RunError
+from fl.errors import ConfigError, RunError
 from fl.overrides import composed
-from fl.results import read_json, read_jsonl, write_bytes, write_json
+from fl.results import read_json, read_jsonl, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, SETTINGS = "final_model.pt", "settings.json"
-SEEDS = (42, 43, 44)
+REPORTED = (101, 102, 103, 104, 105)
+"""Seeds that nothing was chosen with."""
+TUNED_ON = (42, 43, 44)
+"""Seeds that settings were compared with, by test accuracy: figures of these runs are labelled so everywhere."""
+THREADS = 1
+"""Of every run: another number gives other last bits."""
+VERSION = 2
+"""Of the file with the figures. Version 1, a plain list, charged FP32 for a first model that coded runs had free."""
 COMPOSING = Lock()
 """Hydra composes one configuration at a time."""
 Runs = dict[tuple[str, int], dict[str, Any]]
@@ -42,7 +52,7 @@ class Row:
     name: str
     title: str
     overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = SEEDS[:1]
+    seeds: tuple[int, ...] = REPORTED
     baseline: str = "fp32"
     fewer: tuple[float, str] | None = None
     points: float | None = None
@@ -57,10 +67,13 @@ def options_of(description: str, rows: Sequence[Row], kept: str) -> argparse.Nam
         kept: name of the file with the figures.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[row.name for row in rows], help="these rows (all)")
+    parser.add_argument("--only", action="append", choices=sorted({row.name for row in rows}), help="these rows (all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--threads", type=int, default=2, help="of each run (2): 1 with --jobs 2 is faster on 2 cores")
+    parser.add_argument(
+        "--threads", type=int, default=THREADS, help=f"of each run ({THREADS}, as all that are reported)"
+    )
     parser.add_argument("--report", action="store_true", help="train nothing, write the report of what is finished")
+    parser.add_argument("--again", action="store_true", help="take the figures of finished runs anew, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs", help=f"of {kept} and the report (docs)")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "codecs", help="of the runs (outputs/codecs)")
     parser.add_argument("overrides", nargs="*", help="of fl.train, for every run")
@@ -83,47 +96,77 @@ def fill(
         figures: of a finished run's folder.
 
     Raises:
-        RunError: a run failed, or there is none.
+        RunError: a run failed.
     """
     options.folder.mkdir(parents=True, exist_ok=True)
+    options.runs.mkdir(parents=True, exist_ok=True)
     path, extra = options.folder / kept, options.overrides
     expected = {row.name: [*row.overrides, *extra] for row in rows}
-    runs = {(each["row"], each["seed"]): each for each in (read_json(path) if path.exists() else [])}
-    runs = {key: each for key, each in runs.items() if each["overrides"] == expected.get(key[0])}
-    asked = [row for row in rows if row.name in (options.only or [row.name])]
-    missing = [(row, seed) for seed in SEEDS for row in asked if seed in row.seeds and (row.name, seed) not in runs]
-    if options.report:
-        missing = [(row, seed) for row, seed in missing if (options.runs / f"{row.name}-{seed}" / MODEL).exists()]
-    options.runs.mkdir(parents=True, exist_ok=True)
+    runs = {key: each for key, each in stored(path).items() if each["overrides"] == expected.get(key[0])}
+    missing = missing_runs(options, rows, runs)
 
-    def one(pair: tuple[Row, int]) -> dict[str, Any]:
+    def one(pair: tuple[Row, int]) -> dict[str, Any] | None:
         row, seed = pair
-        folder = trained(row, seed, options.runs, extra, options.threads)
+        try:
+            folder = trained(row, seed, options.runs, extra, options.threads)
+        except ConfigError as error:  # there is a run, but not this one
+            if not options.report:
+                raise
+            say(f"left out: {error}")
+            return None
         return {**figures(folder), "row": row.name, "seed": seed, "overrides": expected[row.name]}
 
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in pool.map(one, missing):
-            runs[done["row"], done["seed"]] = done
-            write_json(path, list(runs.values()))
-    if not runs:
-        raise RunError(f"{path}: holds no run of this grid; leave --report out to train")
+            if done is not None:
+                runs[done["row"], done["seed"]] = done
+                write_json(path, {"version": VERSION, "runs": [runs[key] for key in sorted(runs)]})
     return runs
+
+
+def stored(path: Path) -> Runs:
+    """Returns the figures that a file keeps, none if there is no file.
+
+    Raises:
+        ConfigError: it is of another version.
+    """
+    found = read_json(path) if path.exists() else {"version": VERSION, "runs": []}
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise ConfigError(
+            f"{path}: is of another version; move it away, finished runs are read again from their folders"
+        )
+    return {(each["row"], each["seed"]): each for each in found["runs"]}
+
+
+def missing_runs(options: argparse.Namespace, rows: Sequence[Row], runs: Runs) -> list[tuple[Row, int]]:
+    """Returns what is to be trained or adopted: the first seed of every row before the second of any."""
+    asked = [row for row in rows if row.name in (options.only or [row.name])]
+    wanted = [
+        (row, seed) for seed in sorted({s for row in asked for s in row.seeds}) for row in asked if seed in row.seeds
+    ]
+
+    def finished(row: Row, seed: int) -> bool:
+        return (options.runs / f"{row.name}-{seed}" / MODEL).exists()
+
+    missing = [(r, s) for r, s in wanted if (r.name, s) not in runs or (options.again and finished(r, s))]
+    return [(row, seed) for row, seed in missing if finished(row, seed) or not options.report]
 
 
 def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: int) -> Path:
     """Trains, or continues, or only finds a run that is there, and returns its folder.
 
     Raises:
-        RunError: it failed, or the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings.
+        RunError: it failed.
     """
     run_dir = folder / f"{row.name}-{seed}"
     if (run_dir / SETTINGS).exists():
         with COMPOSING:
-            wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra]))
+            wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra, f"threads_per_client={threads}"]))
             found = without_places({**composed([]), **read_json(run_dir / SETTINGS)})  # settings that are new since
         if found != wanted:
             other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
-            raise RunError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
+            raise ConfigError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
     if not (run_dir / MODEL).exists():
         places = f"threads_per_client={threads}", f"hydra.run.dir={run_dir}"
         command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, *places]
@@ -148,9 +191,9 @@ def call(command: Sequence[str], what: str) -> None:
 
 
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration without the places of files and the threads, which differ between machines."""
+    """Returns a configuration without the places of files, which differ between machines."""
     data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir")}
-    return {**config, "data": data, "link": {**config["link"], "windows": None}, "threads_per_client": None}
+    return {**config, "data": data, "link": {**config["link"], "windows": None}}
 
 
 def basic_figures(run_dir: Path) -> dict[str, Any]:
@@ -158,6 +201,7 @@ def basic_figures(run_dir: Path) -> dict[str, Any]:
     summary, rounds = read_json(run_dir / "summary.json"), read_jsonl(run_dir / "rounds.jsonl")
     return {
         "images": summary["data"]["name"],
+        "split": {part: summary["data"][f"num_{part}"] for part in ("train", "validation", "test")},
         "rounds": len(rounds),
         "test_accuracy": rounds[-1]["test_accuracy"],
         "accuracy_by_round": [each["test_accuracy"] for each in rounds],
@@ -165,19 +209,12 @@ def basic_figures(run_dir: Path) -> dict[str, Any]:
         "model_sha256": summary["model_sha256"],
         "threads": summary["config"]["threads_per_client"],
         "versions": summary["environment"],
+        "commit": commit_of(run_dir),
     }
 
 
-def paired(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
-    """Returns the mean difference in points of pairs of accuracies, and its standard error where there are several."""
-    differences = [100 * (mine - theirs) for mine, theirs in pairs]
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
-    return statistics.mean(differences) if differences else None, error
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Puts a table between its two markers in a document, if the document has them."""
-    begin, end = f"<!-- {name}: made by benchmarks/{name}.py -->", f"<!-- {name}: end -->"
-    if path.exists() and begin in (content := path.read_text()):
-        before, rest = content.split(begin)
-        write_bytes(path, f"{before}{begin}\n\n{text}\n{end}{rest.split(end)[1]}".encode())
+def commit_of(folder: Path) -> str | None:
+    """Returns the commit of the checkout that holds a folder, as it is now; None outside of any."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -114,19 +114,6 @@ def plot_comparison(path: Path, report: Mapping[str, Any], titles: Mapping[str, 
     save_figure(figure, path)
 
 
-def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draws accuracy against megabytes, both directions together, one point for each kind of traffic."""
-    figure, (axis,) = new_figure(8, 5)
-    for line in lines:
-        error = line["standard_error_points"]
-        axis.errorbar(line["total_mb"], line["accuracy_percent"], yerr=error, marker="o", capsize=3)
-        axis.annotate(f" {line['traffic']}", (line["total_mb"], line["accuracy_percent"]), fontsize=8)
-    axis.set(xscale="log", xlabel="MB of payload, all rounds, both directions", ylabel="test accuracy (%)")
-    axis.margins(x=0.25)
-    axis.grid(alpha=0.3, which="both")
-    save_figure(figure, path)
-
-
 def plot_bench(path: Path, report: Mapping[str, Any]) -> None:
     """Draws images per second over the batch size, a line for each model of a benchmark's report."""
     from matplotlib.ticker import NullLocator, StrMethodFormatter

@@ -1,0 +1,187 @@
+"""Every table and headline of README.md and docs/ that comes from stored figures, made again from their JSON.
+
+    python benchmarks/tables.py [--check]
+
+A generated part stands between `<!-- made by make tables: NAME -->` and `<!-- end: NAME -->`; what is written there by
+hand is lost. A part whose JSON is not there (a benchmark that was not stored yet) stays as it is. With --check nothing
+is written, and any difference fails.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import headlines
+import precision_table
+import traffic_table
+from grid import ROOT, stored
+from traffic_plot import plot_traffic
+
+from fl.console import say
+from fl.errors import RunError, one_line_errors
+from fl.results import read_json, read_jsonl, write_bytes
+
+DOCS = ROOT / "docs"
+PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
+SPEED = ("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity")
+"""Benchmarks; docs/speed/NAME.json is what `--json` stored."""
+
+
+def traffic(folder: Path) -> str:
+    """Returns the table of codecs, and which runs it is of."""
+    runs = stored(folder / traffic_table.KEPT)
+    lines = traffic_table.lines_of(folder)
+    return f"{traffic_table.table(lines)}\n{traffic_table.made_with(runs)}\n{traffic_table.to_beat(lines)}\n"
+
+
+def traffic_tuned(folder: Path) -> str:
+    """Returns the table of codecs of the seeds that settings were compared on."""
+    return traffic_table.table(traffic_table.lines_of(folder, traffic_table.TUNED_ROWS, traffic_table.KEPT_TUNED))
+
+
+def precisions_trained(folder: Path) -> str:
+    """Returns the table of training precisions."""
+    return precision_table.trained_table(stored(folder / precision_table.KEPT))
+
+
+def precisions_after(folder: Path) -> str:
+    """Returns the table of quantization after training."""
+    return precision_table.after_table(stored(folder / precision_table.KEPT))
+
+
+def speed(name: str) -> Callable[[Path], str | None]:
+    """Returns the function that shows what a benchmark stored."""
+
+    def shown(folder: Path) -> str | None:
+        path = folder / "speed" / f"{name}.json"
+        if not path.exists():
+            return None
+        report = read_json(path)
+        told = f"{report['measured']}, {traffic_table.machine(report['environment'])}"
+        parts = [f"{each['title']}\n\n{markdown(each['columns'], each['rows'])}" for each in report["printed"]]
+        return "\n".join([f"Measured {told}.\n", *parts])
+
+    return shown
+
+
+def bench(folder: Path) -> str | None:
+    """Returns the table of model files side by side, if docs/bench.json is there."""
+    from fl.bench import COLUMNS, table_rows
+
+    path = folder / "bench.json"
+    return markdown(COLUMNS, list(table_rows(read_json(path)))) if path.exists() else None
+
+
+def formats(folder: Path) -> str | None:
+    """Returns the table of deployment files, if docs/formats.json, a stored comparison, is there."""
+    from fl.deployment import COLUMNS, table_rows
+
+    path = folder / "formats.json"
+    report = read_json(path) if path.exists() else None
+    return report and markdown(COLUMNS, list(table_rows(report["formats"], report["precisions"])))
+
+
+def default_run(folder: Path) -> str | None:
+    """Returns the rounds of the run in examples/."""
+    path = folder.parent / "examples" / "rounds.jsonl"
+    if not path.exists():
+        return None
+    scores = "test accuracy", "test loss", "train loss"
+    columns = "round", *scores, "clients", "broadcast", "update", "training", "evaluation", "aggregation"
+    rows = [
+        [
+            str(each["round"]),
+            f"{100 * each['test_accuracy']:.2f} %",
+            *(f"{each[key]:.4f}" for key in ("test_loss", "train_loss")),
+            f"{each['clients_completed']}/{each['clients_asked']}",
+            *(f"{each[way]['payload_bytes']:,} B" for way in ("broadcast", "update")),
+            *(f"{each[key]:.{places}f} s" for key, places in (("train_s", 1), ("evaluate_s", 1), ("aggregate_s", 2))),
+        ]
+        for each in read_jsonl(path)
+    ]
+    return markdown(columns, rows)
+
+
+PARTS: Mapping[str, Callable[[Path], str | None]] = {
+    "headline-precisions": headlines.precisions,
+    "headline-traffic": headlines.traffic,
+    "headline-qat": headlines.qat,
+    "codecs": traffic,
+    "codecs-tuned": traffic_tuned,
+    "precisions-after": precisions_after,
+    "precisions-trained": precisions_trained,
+    "bench": bench,
+    "formats": formats,
+    "default-run": default_run,
+    **{name: speed(name) for name in SPEED},
+}
+"""Each from the folder of the JSON files; a text without line breaks goes within a line."""
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = (f"| {' | '.join(cell.strip() for cell in row)} |" for row in (columns, *rows))
+    head = next(lines)
+    return "\n".join([head, "|" + "---|" * len(columns), *lines]) + "\n"
+
+
+def render(text: str, folder: Path, place: str) -> str:
+    """Returns a document with every generated part made anew.
+
+    Raises:
+        RunError: a part has no maker.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in PARTS:
+            raise RunError(f"{place}: nothing makes the part {name}; parts are {', '.join(PARTS)}")
+        new = PARTS[name](folder)
+        if new is None:
+            return match[0]
+        inside = f"\n\n{new}\n" if "\n" in new else new
+        return f"<!-- made by make tables: {name} -->{inside}<!-- end: {name} -->"
+
+    return PART.sub(made, text)
+
+
+def documents(folder: Path) -> Iterator[Path]:
+    """Yields the documents that show figures of a folder: those in it, and README.md beside docs/."""
+    yield from sorted(folder.glob("*.md"))
+    readme = folder.parent / "README.md"
+    if folder.resolve() == DOCS and readme.exists():
+        yield readme
+
+
+def changes(folder: Path) -> dict[Path, str]:
+    """Returns the text of every file that would be another one if it were made now."""
+    new = {path: render(path.read_text(), folder, path.name) for path in documents(folder)}
+    if (folder / traffic_table.KEPT).exists():
+        new[folder / "codecs.csv"] = traffic_table.to_csv(traffic_table.lines_of(folder))
+    return {path: text for path, text in new.items() if not path.exists() or path.read_text() != text}
+
+
+def write(folder: Path) -> None:
+    """Makes every table of a folder's figures anew, and the picture of codecs."""
+    for path, text in changes(folder).items():
+        write_bytes(path, text.encode())
+        say(f"Written: {path}")
+    if (folder / traffic_table.KEPT).exists():
+        plot_traffic(folder / "codecs.png", traffic_table.drawn_lines(folder))
+
+
+def main() -> None:
+    """Writes or checks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if anything would change")
+    check = parser.parse_args().check
+    with one_line_errors():
+        if not check:
+            write(DOCS)
+        elif old := changes(DOCS):
+            raise RunError(f"{', '.join(path.name for path in old)}: not what the stored figures give; run make tables")
+
+
+if __name__ == "__main__":
+    main()
