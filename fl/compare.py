@@ -36,7 +36,16 @@ DEFAULT_CLIENTS = DEFAULT_ROUNDS = 10
 NOT_VERIFIED = ("inference_ms", "environment")
 SUMS = ("num_rounds", "broadcast_payload_bytes", "update_payload_bytes", "total_mb", "total_cost_usd")
 """Of the measured traffic, whatever it is compared with."""
-DEPEND_ON_KERNELS = ("kernels", "loss", "accuracy", "accuracy_percent", "accuracy_drop_percent", "agreement_with_fp32")
+IMAGE_BY_IMAGE = ("only_this_right", "only_fp32_right", "validation")
+DEPEND_ON_KERNELS = (
+    "kernels",
+    "loss",
+    "accuracy",
+    "accuracy_percent",
+    "accuracy_drop_percent",
+    "agreement_with_fp32",
+    *IMAGE_BY_IMAGE,
+)
 
 
 def compare(
@@ -105,7 +114,7 @@ def compare(
             say(f"Evaluating {titles[name]}...")
             training = trained_with[name]
             path = convert_and_save(model, source_sha256, method, Path(scratch), inputs.calibration, training)
-            result = measure(path, inputs.test, batch_size=batch_size, device=target)
+            result = measure(path, inputs.test, inputs.validation, batch_size=batch_size, device=target)
             measured[name] = dataclasses.replace(result, path=output_dir / path.name)
             report = build_report(
                 model_path=str(model_path),
@@ -122,6 +131,7 @@ def compare(
                 run=run.summary if run else None,
                 ledger=run.ledger if run else None,
                 calibrated_on=inputs.calibrated_on,
+                validation=inputs.validation,
             )
             precision_section(report["precisions"][name])
         if file.notes:
@@ -257,6 +267,12 @@ def verify(place: Path, output: Path | None, data: str | None) -> None:
                 report["communication"]["measured"] = {key: sums.get(key) for key in SUMS}
         else:
             older = []
+        if "validation_set" not in stored:
+            older.append("answers image by image: not in this older report")
+            del recomputed["validation_set"]
+            for entry in recomputed["precisions"].values():
+                for key in IMAGE_BY_IMAGE:
+                    entry.pop(key, None)
         found = differences(_comparable(stored, other), _comparable(recomputed, other))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise VerificationError(f"{json_path}: is no whole report ({error!r})") from error
@@ -281,7 +297,13 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
     inputs = find_inputs(run, data, model.fc3.out_features)
     batch_size, device = stored["evaluation"]["batch_size"], _device(stored["evaluation"]["device"])
     measured = {
-        name: measure(folder / Path(entry["model_path"]).name, inputs.test, batch_size=batch_size, device=device)
+        name: measure(
+            folder / Path(entry["model_path"]).name,
+            inputs.test,
+            inputs.validation,
+            batch_size=batch_size,
+            device=device,
+        )
         for name, entry in stored["precisions"].items()
     }
     formats_now = None
@@ -312,6 +334,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         ledger=run.ledger if run else None,
         calibrated_on=inputs.calibrated_on,
         formats=formats_now,
+        validation=inputs.validation,
     )
     return {**report, **({"model_notes": list(notes)} if notes else {})}
 

@@ -53,7 +53,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """One precision as measured: its file, and what the model in it answered."""
+    """One precision as measured: its file, and what the model in it answered, on validation images too if there are."""
 
     path: Path
     file_bytes: int
@@ -62,6 +62,7 @@ class Measured:
     kernels: str
     evaluation: Evaluation
     trained_with: str | None
+    validation: Evaluation | None = None
 
 
 def convert_and_save(
@@ -92,7 +93,9 @@ def convert_and_save(
     return path
 
 
-def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device) -> Measured:
+def measure(
+    path: Path, test: TestSet, validation: TestSet | None = None, *, batch_size: int, device: torch.device
+) -> Measured:
     """Loads a model file as any user would, and evaluates what was loaded.
 
     Raises:
@@ -100,20 +103,31 @@ def measure(path: Path, test: TestSet, *, batch_size: int, device: torch.device)
     """
     model, file = load_with_info(path, device)
     warm_up(model, test, batch_size, device, model.input_dtype)  # type: ignore[arg-type]
-    with progress(f"evaluating {path.name}", len(test.labels)) as advance:
-        evaluation = evaluate(
-            model,
-            test.images,
-            test.labels,
-            batch_size=batch_size,
-            device=device,
-            dtype=model.input_dtype,  # type: ignore[arg-type]
-            advance=advance,
-        )
+    sets = [test] if validation is None else [test, validation]
+    with progress(f"evaluating {path.name}", sum(len(each.labels) for each in sets)) as advance:
+        evaluation, *others = [
+            evaluate(
+                model,
+                each.images,
+                each.labels,
+                batch_size=batch_size,
+                device=device,
+                dtype=model.input_dtype,  # type: ignore[arg-type]
+                advance=advance,
+            )
+            for each in sets
+        ]
     if not math.isfinite(evaluation.score.loss):
         raise ModelFileError(f"{path.name}: its loss is not finite; the model's values overflow in this precision")
     return Measured(
-        path, file.num_bytes, file.sha256, file.made_from, kernels_of(model), evaluation, file.info.get("trained_with")
+        path,
+        file.num_bytes,
+        file.sha256,
+        file.made_from,
+        kernels_of(model),
+        evaluation,
+        file.info.get("trained_with"),
+        *others,
     )
 
 
@@ -148,6 +162,7 @@ def build_report(
     ledger: Mapping[str, Any] | None,
     calibrated_on: str,
     formats: Mapping[str, Any] | None = None,
+    validation: TestSet | None = None,
 ) -> dict[str, Any]:
     """Returns the content of `quantization_comparison.json`: everything derived from what was measured.
 
@@ -167,6 +182,7 @@ def build_report(
         ledger: its `communication.json`, if there is one.
         calibrated_on: where calibration images come from.
         formats: entries of deployment files, if any were asked for.
+        validation: the images that the run held out, if it did.
     """
     baseline = measured[BASELINE]
     return {
@@ -181,8 +197,9 @@ def build_report(
             "sha256": test.sha256,
             "notes": list(test.notes),
         },
+        "validation_set": validation and {"num_images": len(validation.labels), "sha256": validation.sha256},
         "evaluation": {"batch_size": batch_size, "device": device.type},
-        "precisions": {name: _entry(each, baseline) for name, each in measured.items()},
+        "precisions": {name: _entry(each, baseline, test, validation) for name, each in measured.items()},
         "skipped": dict(skipped),
         **({"formats": formats} if formats else {}),
         "calibrated_on": calibrated_on,
@@ -197,9 +214,14 @@ def build_report(
     }
 
 
-def _entry(measured: Measured, baseline: Measured) -> dict[str, Any]:
+def _entry(measured: Measured, baseline: Measured, test: TestSet, validation: TestSet | None) -> dict[str, Any]:
     score, reference = measured.evaluation.score, baseline.evaluation.score
-    predictions, expected = measured.evaluation.predictions, baseline.evaluation.predictions
+    held_out = {}
+    if validation and measured.validation and baseline.validation:
+        accuracy = measured.validation.score.accuracy
+        change = 100 * (accuracy - baseline.validation.score.accuracy)
+        beside = _beside(measured.validation, baseline.validation, validation.labels)
+        held_out = {"validation": {"accuracy": accuracy, "accuracy_change_points": change, **beside}}
     return {
         "loss": score.loss,
         "accuracy": score.accuracy,
@@ -211,10 +233,22 @@ def _entry(measured: Measured, baseline: Measured) -> dict[str, Any]:
         "file_size_bytes": measured.file_bytes,
         "file_sha256": measured.file_sha256,
         "made_from_sha256": measured.made_from,
-        "agreement_with_fp32": int((predictions == expected).sum()) / len(expected),
+        **_beside(measured.evaluation, baseline.evaluation, test.labels),
         "inference_ms": measured.evaluation.ms_per_image,
         "kernels": measured.kernels,
         **({"trained_with": measured.trained_with} if measured.trained_with else {}),
+        **held_out,
+    }
+
+
+def _beside(evaluation: Evaluation, baseline: Evaluation, labels: np.ndarray) -> dict[str, Any]:
+    """Returns how a model's answers differ from the FP32 model's, image by image."""
+    same = evaluation.predictions == baseline.predictions
+    right, baseline_right = evaluation.predictions == labels, baseline.predictions == labels
+    return {
+        "agreement_with_fp32": int(same.sum()) / len(labels),
+        "only_this_right": int((right & ~baseline_right).sum()),
+        "only_fp32_right": int((~right & baseline_right).sum()),
     }
 
 

@@ -41,12 +41,14 @@ class Inputs:
         calibration: uint8 [n, 64, 64, 3] training images, None where none can be had.
         calibrated_on: where they come from, or why there are none.
         class_names: of the test images.
+        validation: images that the run held out to choose by, None where it held none.
     """
 
     test: TestSet
     calibration: np.ndarray | None
     calibrated_on: str
     class_names: tuple[str, ...]
+    validation: TestSet | None = None
 
 
 @dataclass(frozen=True)
@@ -208,10 +210,14 @@ def _split(images: ImageSet, settings: DataSettings, seed: int) -> Split:
 
 
 def _from_split(images: ImageSet, split: Split) -> Inputs:
-    test = TestSet(images.images[split.test], images.labels[split.test], images.title, images.synthetic, images.notes)
+    test, held_out = (
+        TestSet(images.images[part], images.labels[part], images.title, images.synthetic, images.notes)
+        for part in (split.test, split.validation)
+    )
     chosen = np.sort(numpy_generator(0, "calibration").permutation(split.train)[:CALIBRATION_POOL])
     calibrated_on = f"{len(chosen)} training images of {images.title}"
-    return Inputs(test, images.images[chosen], calibrated_on, images.class_names)
+    validation = held_out if len(split.validation) else None
+    return Inputs(test, images.images[chosen], calibrated_on, images.class_names, validation)
 
 
 def _check_classes(images: ImageSet, run: Run | None, num_classes: int) -> None:
