@@ -58,13 +58,16 @@ class Row:
     points: float | None = None
 
 
-def options_of(description: str, rows: Sequence[Row], kept: str) -> argparse.Namespace:
+def options_of(
+    description: str, rows: Sequence[Row], kept: str, runs: Path = ROOT / "outputs" / "codecs"
+) -> argparse.Namespace:
     """Reads the command line that grids have.
 
     Args:
         description: of the command.
         rows: of the grid.
         kept: name of the file with the figures.
+        runs: folder of the runs, unless told otherwise.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=sorted({row.name for row in rows}), help="these rows (all)")
@@ -75,7 +78,7 @@ def options_of(description: str, rows: Sequence[Row], kept: str) -> argparse.Nam
     parser.add_argument("--report", action="store_true", help="train nothing, write the report of what is finished")
     parser.add_argument("--again", action="store_true", help="take the figures of finished runs anew, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs", help=f"of {kept} and the report (docs)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "codecs", help="of the runs (outputs/codecs)")
+    parser.add_argument("--runs", type=Path, default=runs, help=f"of the runs ({runs.relative_to(ROOT)})")
     parser.add_argument("overrides", nargs="*", help="of fl.train, for every run")
     options = parser.parse_args()
     for name in ("jobs", "threads"):
@@ -85,7 +88,11 @@ def options_of(description: str, rows: Sequence[Row], kept: str) -> argparse.Nam
 
 
 def fill(
-    options: argparse.Namespace, rows: Sequence[Row], kept: str, figures: Callable[[Path], dict[str, Any]]
+    options: argparse.Namespace,
+    rows: Sequence[Row],
+    kept: str,
+    figures: Callable[[Path], dict[str, Any]],
+    keep: Sequence[Row] = (),
 ) -> Runs:
     """Runs what is missing, or with --report only reads what is finished, and returns the figures of every run.
 
@@ -94,6 +101,7 @@ def fill(
         rows: of the grid.
         kept: name of the file with the figures, in `options.folder`.
         figures: of a finished run's folder.
+        keep: further rows whose figures stay, but that are not run.
 
     Raises:
         RunError: a run failed.
@@ -101,7 +109,7 @@ def fill(
     options.folder.mkdir(parents=True, exist_ok=True)
     options.runs.mkdir(parents=True, exist_ok=True)
     path, extra = options.folder / kept, options.overrides
-    expected = {row.name: [*row.overrides, *extra] for row in rows}
+    expected = {row.name: [*row.overrides, *extra] for row in (*rows, *keep)}
     runs = {key: each for key, each in stored(path).items() if each["overrides"] == expected.get(key[0])}
     missing = missing_runs(options, rows, runs)
 

@@ -59,8 +59,10 @@ def main() -> None:
             whole = [timed(lambda net=net: net(to_input(batch)), options.repeats)[1] for net in (model, static)]
     table.append(["the whole network", "", *(f"{each:.2f}" for each in whole), f"{whole[0] / whole[1]:.2f}x", "", ""])
     columns = ["step", "million multiply-adds", "FP32 ms", "INT8 ms", "ratio", "FP32 billions/s", "INT8 billions/s"]
-    print_table(f"{BATCH_SIZE} images, {settings.threads_per_client} threads, medians", columns, table)
-    write_results(options.json, {"columns": columns, "rows": table})
+    print_table(
+        f"{BATCH_SIZE} images, {settings.threads_per_client} threads, medians of {options.repeats}", columns, table
+    )
+    write_results(options.json, {"repeats": options.repeats})
 
 
 def layers(model: Any, static: Any, batch: torch.Tensor, repeats: int) -> list[list[str]]:

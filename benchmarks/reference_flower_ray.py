@@ -23,7 +23,6 @@ from typing import Any
 
 from table import options_of, print_table, write_results
 
-from fl.console import say
 from fl.errors import ConfigError, RunError, one_line_errors
 from fl.experiment import open_data
 from fl.overrides import composed
@@ -113,9 +112,13 @@ def main() -> None:
             spread = f"{min(rounds):.1f}-{max(rounds):.1f}"
             rows.append([way, f"{medians[way][0]:.1f}", spread, f"{medians[way][1]:.1f}", ", ".join(accuracy)])
         ratios = [a / b for a, b in zip(medians["ours"], medians["reference"], strict=True)]
-        columns = ["way", "s per round (median)", "range", "s for the command", "test accuracy"]
-        print_table(f"Flower + Ray as usual, and ours: {' '.join(overrides)}", columns, rows)
-        say(f"ours / reference: {ratios[0]:.2f} per round, {ratios[1]:.2f} for the command (target: at most 0.75)")
+        columns = ["way", "s per round (median)", "range", "s for the command (median)", "test accuracy"]
+        print_table(
+            f"Flower + Ray as usual, and ours, {options.repeats} times: {' '.join(overrides)}\nours / reference: "
+            f"{ratios[0]:.2f} per round, {ratios[1]:.2f} for the command (target: at most 0.75)",
+            columns,
+            rows,
+        )
         write_results(options.json, {"pairs": pairs, "ratio_round": ratios[0], "ratio_command": ratios[1]})
 
 

@@ -1,6 +1,7 @@
 """What benchmarks share: their command line, and how they show and keep their figures."""
 
 import argparse
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from fl.console import say, show_table
 from fl.environment import environment
 from fl.results import write_json
 
+PRINTED: list[dict[str, Any]] = []
+"""The tables of this process, as they were printed: what docs show of a stored file (benchmarks/tables.py)."""
+
 
 def options_of(description: str, repeats: int) -> argparse.Namespace:
     """Reads the command line that all benchmarks have; `repeats` is the default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help=f"how often each is measured ({repeats})")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, as docs/speed/NAME.json")
     parser.add_argument("overrides", nargs="*", help="of fl.train")
     options = parser.parse_args()
     if options.repeats < 1:
@@ -26,9 +30,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Prints one table under a title that says what was measured on what."""
     say(title)
     show_table(columns, rows)
+    PRINTED.append({"title": title, "columns": list(columns), "rows": [list(row) for row in rows]})
 
 
 def write_results(path: Path | None, result: dict[str, Any]) -> None:
-    """Writes figures with the machine they were measured on, if a file is wanted."""
+    """Writes figures with the tables that were printed, the date, the machine and its versions, if a file is wanted."""
     if path is not None:
-        write_json(path, result | {"environment": environment("cpu", 0)})
+        import torch
+
+        told = {"measured": datetime.date.today().isoformat(), "printed": PRINTED}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result | told | {"environment": environment("cpu", torch.get_num_threads())})

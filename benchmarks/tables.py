@@ -14,6 +14,7 @@ from pathlib import Path
 
 import headlines
 import precision_table
+import screening_table
 import traffic_table
 from grid import ROOT, stored
 from traffic_plot import plot_traffic
@@ -48,6 +49,11 @@ def precisions_trained(folder: Path) -> str:
 def precisions_after(folder: Path) -> str:
     """Returns the table of quantization after training."""
     return precision_table.after_table(stored(folder / precision_table.KEPT))
+
+
+def screening(folder: Path) -> str:
+    """Returns the table of settings that were tried on validation images."""
+    return screening_table.table(stored(folder / screening_table.KEPT))
 
 
 def speed(name: str) -> Callable[[Path], str | None]:
@@ -109,6 +115,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "headline-qat": headlines.qat,
     "codecs": traffic,
     "codecs-tuned": traffic_tuned,
+    "screening": screening,
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,
     "bench": bench,

@@ -8,16 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fl.plots import COLOURS, save_figure
+from fl.plots import COLOURS, label_points, save_figure
 
 FAR_POINTS = -5.0
 """What lost more is drawn below a break of the axis, or it would press all others together."""
-LABEL_PLACES = [
-    (6 * side, far * above, ("right", "center", "left")[side + 1], ("top", "center", "bottom")[above + 1])
-    for far in (4, 14, 26, 40, 56)
-    for side, above in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
-]
-"""Offsets from a point in points of print, with alignments: the nearest first."""
 PALETTE = (*COLOURS, "#64b5cd", "#b09a3c", "#8c8c8c", "#da8bc3")
 STEPS = 20
 """Places along a bar or a line that labels should not hide."""
@@ -55,7 +49,9 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         break_between(*axes)
     figure.canvas.draw()  # where things are is known from here on
     for axis, drawn, joined, zeros in zip(axes, (near, far), (best, []), (zero_line(axes[0]), []), strict=False):
-        label(axis, drawn, [*bars(drawn), *line_between(joined), *zeros])
+        texts = ["\n".join(textwrap.wrap(line["traffic"].replace("`", ""), 22)) for *_, line in drawn]
+        hidden = [*bars(drawn), *line_between(joined), *zeros]
+        label_points(axis, [(x, y) for x, y, _ in drawn], texts, PALETTE * len(drawn), hidden)
     save_figure(figure, path)
 
 
@@ -120,27 +116,3 @@ def line_between(places: Sequence[Place]) -> Iterator[tuple[float, float]]:
     """Yields places along the line that joins some, which is straight over a logarithmic axis."""
     for (x0, y0, _), (x1, y1, _) in itertools.pairwise(places):
         yield from zip(np.geomspace(x0, x1, STEPS), np.linspace(y0, y1, STEPS), strict=True)
-
-
-def label(axis: Any, places: Sequence[Place], covered: Sequence[tuple[float, float]]) -> None:
-    """Writes a label beside each point, at the first place where it hides nothing, else where it hides least."""
-    taken = axis.transData.transform([(x, y) for x, y, *_ in [*places, *covered]]) if places else []
-    inside, boxes = axis.get_window_extent(), []
-    for (x, y, line), colour in zip(places, PALETTE * len(places), strict=False):
-        text = "\n".join(textwrap.wrap(line["traffic"].replace("`", ""), 22))
-
-        def note(
-            place: tuple[int, int, str, str], x: float = x, y: float = y, text: str = text, colour: str = colour
-        ) -> Any:
-            right, up, across, along = place
-            style = {"fontsize": 8, "color": colour, "ha": across, "va": along}
-            return axis.annotate(text, (x, y), xytext=(right, up), textcoords="offset points", **style)
-
-        def faults(place: tuple[int, int, str, str], note: Any = note) -> int:
-            drawn = note(place)
-            box = drawn.get_window_extent()
-            drawn.remove()
-            outside = not (inside.x0 < box.x0 and box.x1 < inside.x1 and inside.y0 < box.y0 and box.y1 < inside.y1)
-            return outside + sum(map(box.overlaps, boxes)) + sum(box.contains(*point) for point in taken)
-
-        boxes.append(note(min(LABEL_PLACES, key=faults)).get_window_extent())

@@ -1,12 +1,13 @@
 """Pictures of a sweep."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fl.plots import COLOURS, new_figure, save_figure
+from fl.plots import COLOURS, label_points, new_figure, save_figure
 from fl.results import MIB
 
 Records = Mapping[int, Sequence[Mapping[str, Any]]]
@@ -48,6 +49,11 @@ def _title(document: Mapping[str, Any]) -> str:
     return ", ".join(document["data"]) or "no data opened"
 
 
+def _spread_note(document: Mapping[str, Any], before: str) -> str:
+    """Returns what ± and bars are, where there are any."""
+    return f"{before}mean ± standard deviation over n seeds" if document["over_seeds"] else ""
+
+
 def _name(row: Mapping[str, Any], settings: Sequence[str]) -> str:
     return ", ".join(f"{key}={row[key]}" for key in settings) or "all jobs"
 
@@ -69,7 +75,7 @@ def _curves(path: Path, document: Mapping[str, Any], settings: list[str], record
         length = min(len(each) for each in group)
         scores = 100 * np.array([[record["test_accuracy"] for record in each[:length]] for each in group])
         mean, spread = scores.mean(axis=0), scores.std(axis=0, ddof=1) if len(group) > 1 else None
-        rounds, label = np.arange(1, length + 1), f"{name} ({len(group)} seeds)" if len(group) > 1 else name
+        rounds, label = np.arange(1, length + 1), f"{name} (n = {len(group)})" if len(group) > 1 else name
         error = None if spread is None else spread[-1]
         over_rounds.plot(rounds, mean, "o-", color=colour, label=label)
         if done:
@@ -83,14 +89,13 @@ def _curves(path: Path, document: Mapping[str, Any], settings: list[str], record
     over_values.set(xlabel=settings[0] if settings else "", ylabel="test accuracy after the last round (%)")
     for axes in (over_rounds, over_values):
         axes.grid(alpha=0.3)
-    spread_note = "; mean and standard deviation over seeds" if document["over_seeds"] else ""
-    figure.suptitle(f"{_title(document)}{spread_note}")
+    figure.suptitle(f"{_title(document)}{_spread_note(document, '; ')}")
     save_figure(figure, path)
     return True
 
 
 def _heat_map(path: Path, document: Mapping[str, Any], settings: list[str]) -> bool:
-    """Accuracy for each pair of values; seeds as mean ± standard deviation."""
+    """Accuracy for each pair of values; seeds as mean ± standard deviation, and how many they are."""
     rows = document["jobs"]
     down, across = (in_order([row[key] for row in rows]) for key in settings)
     scores = np.full((len(down), len(across)), np.nan)
@@ -106,7 +111,9 @@ def _heat_map(path: Path, document: Mapping[str, Any], settings: list[str]) -> b
         place = down.index(group[settings[0]]), across.index(group[settings[1]])
         scores[place] = 100 * group["mean_test_accuracy"]
         spread = group["std_test_accuracy"]
-        texts[place[0]][place[1]] = f"{scores[place]:.2f} %" + ("" if spread is None else f"\n± {100 * spread:.2f}")
+        texts[place[0]][place[1]] = f"{scores[place]:.2f} %" + (
+            "" if spread is None else f"\n± {100 * spread:.2f}, n = {group['seeds']}"
+        )
     figure, (axes,) = new_figure(2.5 + 1.3 * len(across), 1.8 + 0.8 * len(down))
     image = axes.imshow(np.ma.masked_invalid(scores), aspect="auto", cmap="viridis")
     axes.set_facecolor("#dddddd")
@@ -116,7 +123,7 @@ def _heat_map(path: Path, document: Mapping[str, Any], settings: list[str]) -> b
         axes.text(j, i, texts[i][j], ha="center", va="center", color="white" if dark else "black", fontsize=9)
     axes.set_xticks(range(len(across)), across)
     axes.set_yticks(range(len(down)), down)
-    axes.set(xlabel=settings[1], ylabel=settings[0], title=_title(document))
+    axes.set(xlabel=settings[1], ylabel=settings[0], title=f"{_title(document)}{_spread_note(document, chr(10))}")
     if np.isfinite(scores).any():
         figure.colorbar(image, label="test accuracy (%)")
     save_figure(figure, path)
@@ -135,17 +142,31 @@ def _pareto(path: Path, document: Mapping[str, Any], settings: list[str]) -> boo
 
     figure, (axes,) = new_figure(8, 5)
     front = sorted(place(row) for row in rows if row["job"] in document["pareto_front"])
-    axes.plot(*zip(*front, strict=True), "-", color=COLOURS[2], label="Pareto front", zorder=1)
+    axes.plot(*zip(*front, strict=True), "-", color=COLOURS[2], label="Pareto front of single jobs", zorder=1)
     for row in rows:
         on_front = row["job"] in document["pareto_front"]
-        axes.scatter(*place(row), s=45, color=COLOURS[2 if on_front else 0], zorder=2)
-        text = _name(row, document["swept"]).replace(", ", "\n")
-        axes.annotate(text, place(row), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axes.scatter(*place(row), s=30, color=COLOURS[2 if on_front else 0], zorder=2)
+    groups = [
+        (_name(group, settings), group["mean_payload_bytes"] / MIB, group) for group in document["over_seeds"] or ()
+    ]
+    for _, size, group in groups:
+        mean, spread = 100 * group["mean_test_accuracy"], group["std_test_accuracy"]
+        axes.errorbar(size, mean, spread and 100 * spread, fmt="D", mfc="white", color=COLOURS[3], capsize=4, zorder=3)
     axes.set(
-        xlabel="payload, broadcast + update (MB of 1024² bytes)", ylabel="test accuracy (%)", title=_title(document)
+        xlabel="payload, broadcast + update (MB of 1024² bytes)",
+        ylabel="test accuracy (%)",
+        title=f"{_title(document)}{_spread_note(document, '; diamonds: ')}",
     )
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    figure.canvas.draw()
+    named = [(name, (size, 100 * group["mean_test_accuracy"])) for name, size, group in groups]
+    named = named or [(_name(row, document["swept"]), place(row)) for row in rows]
+    texts = [name.replace(", ", "\n") for name, _ in named]
+    hidden = [place(row) for row in rows]
+    for (x0, y0), (x1, y1) in itertools.pairwise(front):
+        hidden += zip(np.linspace(x0, x1, 20), np.linspace(y0, y1, 20), strict=True)
+    label_points(axes, [point for _, point in named], texts, ["black"] * len(named), hidden)
     save_figure(figure, path)
     return True

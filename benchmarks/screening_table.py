@@ -1,0 +1,111 @@
+"""Settings of `ecq` at about half a bit: what is tried, which is chosen by validation images, and the table of both."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grid import Row, Runs
+from pairs import paired
+from traffic_table import both
+
+from fl.results import MIB
+
+KEPT = "screening.json"
+FIRST, ALL = (1,), (1, 2, 3)
+"""Seeds of the first stage and of the second; none of them is reported."""
+ROUNDS, HELD_OUT, FINALISTS = 5, 0.1, 2
+BUDGET = 1.02
+"""Most bytes of a candidate that may be chosen, as a part of what the base sends: all are meant to send the same."""
+COMMON = (f"num_rounds={ROUNDS}", f"data.validation_fraction={HELD_OUT}")
+
+
+def candidate(name: str, title: str, broadcast_bits: float, update_bits: float, **settings: object) -> Row:
+    """Returns one candidate, as a row of a grid."""
+    bits = f"broadcast.bits={broadcast_bits}", f"update.bits={update_bits}"
+    return Row(name, title, (*both("ecq"), *bits, *settings_of(settings), *COMMON), FIRST, "base")
+
+
+def settings_of(settings: Mapping[str, object]) -> list[str]:
+    """Returns overrides for both directions, or for the one that a name begins with."""
+    found = []
+    for name, value in settings.items():
+        direction, _, own = name.partition("__")
+        found += [f"{direction}.{own}={value}"] if own else [f"{way}.{name}={value}" for way in ("broadcast", "update")]
+    return found
+
+
+CANDIDATES = (
+    candidate("base", "0.6 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", 0.6, 0.51),
+    candidate("bits-51-60", "0.51 / 0.6 bit", 0.51, 0.6),
+    candidate("bits-55-55", "0.555 / 0.555 bit", 0.555, 0.555),
+    candidate("bits-65-46", "0.65 / 0.46 bit", 0.65, 0.46),
+    candidate("bits-70-41", "0.7 / 0.41 bit", 0.7, 0.41),
+    candidate("size-0", "the same step for all tensors", 0.6, 0.51, size_power=0),
+    candidate("size-50", "step by size ** 0.5", 0.6, 0.51, size_power=0.5),
+    candidate("offset-30", "offset 0.3", 0.6, 0.51, offset=0.3),
+    candidate("offset-50", "offset 0.5", 0.6, 0.51, offset=0.5),
+    candidate("feedback-update", "feedback of the update", 0.6, 0.51, update__error_feedback="true"),
+    candidate("feedback-both", "feedback both ways", 0.6, 0.51, error_feedback="true"),
+)
+"""The base, and what differs from it in one thing; bits are of the broadcast / of the update."""
+
+
+def score(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Returns mean validation accuracy and, for ties, the negative mean loss."""
+    return tuple(
+        statistics.fmean(sign * each[f"validation_{name}"] for each in runs)
+        for name, sign in (("accuracy", 1), ("loss", -1))
+    )  # type: ignore[return-value]
+
+
+def finalists(runs: Runs) -> list[Row]:
+    """Returns the best two of the first stage that keep to the bytes; none before all candidates were run."""
+    if any((row.name, 1) not in runs for row in CANDIDATES):
+        return []
+    most = BUDGET * runs["base", 1]["payload_bytes"]
+    within = [row for row in CANDIDATES if runs[row.name, 1]["payload_bytes"] <= most]
+    best = sorted(within, key=lambda row: score([runs[row.name, 1]]), reverse=True)[:FINALISTS]
+    return [Row(row.name, row.title, row.overrides, ALL, row.baseline) for row in best]
+
+
+def chosen(runs: Runs) -> Row | None:
+    """Returns the finalist of the better mean over all seeds; None before both have all of them."""
+    rows = finalists(runs)
+    if not rows or any((row.name, seed) not in runs for row in rows for seed in ALL):
+        return None
+    return max(rows, key=lambda row: score([runs[row.name, seed] for seed in ALL]))
+
+
+def table(runs: Runs) -> str:
+    """Returns all candidates with their validation accuracy, and which one was chosen."""
+    columns = "candidate", "MB sent", "of the base", "validation, seed 1", "seeds 1 to 3", ""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    final, winner = [row.name for row in finalists(runs)], chosen(runs)
+    base = runs.get(("base", 1))
+    for row in CANDIDATES:
+        own = [runs[row.name, seed] for seed in ALL if (row.name, seed) in runs]
+        cells = [row.title, "", "", "", "", ""]
+        if own and own[0]["seed"] == 1:
+            cells[1] = f"{own[0]['payload_bytes'] / MIB:.2f}"
+            cells[2] = f"{own[0]['payload_bytes'] / base['payload_bytes']:.3f}" if base else ""
+            cells[3] = f"{100 * own[0]['validation_accuracy']:.2f} %"
+        if row.name in final and len(own) == len(ALL):
+            cells[4] = f"{100 * score(own)[0]:.2f} %"
+        cells[5] = "chosen" if winner and row.name == winner.name else "second stage" if row.name in final else ""
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{apart(runs)}\n"
+
+
+def apart(runs: Runs) -> str:
+    """Returns how far the finalists are from each other, one line."""
+    rows, winner = finalists(runs), chosen(runs)
+    if not rows:
+        done = sum((row.name, 1) in runs for row in CANDIDATES)
+        return f"Not finished: {done} of {len(CANDIDATES)} candidates were run; nothing is chosen."
+    if winner is None or len(rows) < FINALISTS:
+        return f"Not finished: the second stage, {' and '.join(row.title for row in rows)}; nothing is chosen."
+    other = next(row for row in rows if row.name != winner.name)
+    scores = [tuple(runs[row.name, seed]["validation_accuracy"] for row in (winner, other)) for seed in ALL]
+    return (
+        f"Chosen: {winner.title}; against {other.title} {paired(scores)} points of validation accuracy, n = {len(ALL)}."
+    )
