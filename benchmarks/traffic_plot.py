@@ -47,7 +47,7 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         axes[1].set_ylim(min(y for _, y, _ in far) - 3, max(y for _, y, _ in far) + 3)
         axes[1].set_yticks([round(min(y for _, y, _ in far))])
         break_between(*axes)
-    figure.canvas.draw()  # where things are is known from here on
+    figure.draw_without_rendering()  # where things are is known from here on
     for axis, drawn, joined, zeros in zip(axes, (near, far), (best, []), (zero_line(axes[0]), []), strict=False):
         texts = ["\n".join(textwrap.wrap(line["traffic"].replace("`", ""), 22)) for *_, line in drawn]
         hidden = [*bars(drawn), *line_between(joined), *zeros]

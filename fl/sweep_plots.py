@@ -160,7 +160,7 @@ def _pareto(path: Path, document: Mapping[str, Any], settings: list[str]) -> boo
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     named = [(name, (size, 100 * group["mean_test_accuracy"])) for name, size, group in groups]
     named = named or [(_name(row, document["swept"]), place(row)) for row in rows]
     texts = [name.replace(", ", "\n") for name, _ in named]
