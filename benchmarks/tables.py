@@ -88,6 +88,29 @@ def formats(folder: Path) -> str | None:
     return report and markdown(COLUMNS, list(table_rows(report["formats"], report["precisions"])))
 
 
+def default_precisions(folder: Path) -> str | None:
+    """Returns what compare_quantizations.py says of the model in examples/, if docs/formats.json is there."""
+    path = folder / "formats.json"
+    if not path.exists():
+        return None
+    columns = "precision", "loss", "accuracy", "agreement with FP32", "file", "of FP32", "ms per image", "kernels"
+    found = read_json(path)["precisions"]
+    rows = [
+        [
+            name,
+            f"{each['loss']:.4f}",
+            f"{each['accuracy_percent']:.2f} %",
+            f"{100 * each['agreement_with_fp32']:.2f} %",
+            f"{each['file_size_bytes']:,} B",
+            f"{100 / each['compression_ratio']:.1f} %",
+            f"{each['inference_ms']:.3f} ({found['fp32']['inference_ms'] / each['inference_ms']:.1f}×)",
+            each["kernels"],
+        ]
+        for name, each in found.items()
+    ]
+    return markdown(columns, rows)
+
+
 def default_run(folder: Path) -> str | None:
     """Returns the rounds of the run in examples/."""
     path = folder.parent / "examples" / "rounds.jsonl"
@@ -121,6 +144,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "bench": bench,
     "formats": formats,
     "default-run": default_run,
+    "default-precisions": default_precisions,
     **{name: speed(name) for name in SPEED},
 }
 """Each from the folder of the JSON files; a text without line breaks goes within a line."""

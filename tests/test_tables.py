@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from fl.errors import RunError
+from fl.results import read_json
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -71,6 +72,27 @@ def test_what_no_json_tells_stays_as_it_is_and_what_one_tells_is_made(tmp_path):
     assert "Measured 2026-11-25, EPYC (AVX512), torch 2.13.0." in made
     assert "| way | s (median) |\n|---|---|\n| ours | 1.25 |" in made
     assert tables.render(made, tmp_path, "x.md") == made
+
+
+def test_benchmarks_store_what_they_print(tmp_path, monkeypatch, capsys):
+    import table
+
+    monkeypatch.setattr(table, "PRINTED", [])
+    table.print_table("Start-up, median of 5", ["seconds (median)"], [["1.25"]])
+    table.write_results(tmp_path / "speed" / "startup.json", {"seconds": [1.25]})
+    found = read_json(tmp_path / "speed" / "startup.json")
+    assert found["seconds"] == [1.25]
+    assert {"cpu", "packages", "threads"} <= set(found["environment"])
+    made = tables.render("<!-- made by make tables: startup --><!-- end: startup -->", tmp_path, "x.md")
+    assert "Start-up, median of 5\n\n| seconds (median) |\n|---|\n| 1.25 |" in made
+    assert found["environment"]["packages"]["torch"] in made
+
+
+def test_every_benchmark_can_store_its_figures():
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        if "options_of(str(__doc__)," in (text := path.read_text()) and "from table import" in text:
+            assert "write_results(options.json, " in text, path
+            assert path.stem.replace("_", "-") in tables.SPEED, path
 
 
 def test_a_part_that_nothing_makes_is_refused(tmp_path):
