@@ -19,20 +19,20 @@ from traffic_table import KEPT, ROWS, lines_of, table
 
 from fl.console import say
 from fl.errors import one_line_errors
-from fl.results import read_jsonl
+from fl.results import read_rounds, traffic
+
+DIRECTIONS = ("broadcast", "update")
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
     """Returns what the tables need of a finished run."""
-    rounds = read_jsonl(run_dir / "rounds.jsonl")
+    rounds = read_rounds(run_dir / "rounds.jsonl")
     moved = [traffic_of(each) for each in rounds]
+    by_round = [f"{way}_payload_bytes" for way in DIRECTIONS]
     return {
         **basic_figures(run_dir),
         "reference_accuracy": rounds[-1].get("reference_accuracy"),
-        **{
-            f"{key}_by_round": [each[key] for each in moved]
-            for key in ("broadcast_payload_bytes", "update_payload_bytes")
-        },
+        **{f"{key}_by_round": [each[key] for each in moved] for key in by_round},
         **{key: sum(each[key] for each in moved) for key in moved[0]},
     }
 
@@ -40,18 +40,14 @@ def figures(run_dir: Path) -> dict[str, Any]:
 def traffic_of(record: Mapping[str, Any]) -> dict[str, int]:
     """Returns the payload bytes of a round, and what FP32 would have sent from the same start.
 
-    FP32 sends one model with every payload that is not empty; an empty one goes to a client that holds the model
-    already, in the first round from the seed. Records of version 1 charge FP32 for those, too.
+    Args:
+        record: a line of `rounds.jsonl`, as `fl.results.read_rounds` returns it.
     """
-    sizes = {way: [each[f"{way}_payload_bytes"] for each in record["clients"]] for way in ("broadcast", "update")}
-    model = record.get("fp32_model_bytes")
-    if model is None:
-        model = record["broadcast"]["fp32_payload_bytes"] // len(sizes["broadcast"])
-    free = sizes["broadcast"].count(0) if record["round"] == 1 else 0
+    sums = {way: traffic(record, way) for way in DIRECTIONS}
     return {
-        **{f"{way}_payload_bytes": sum(each) for way, each in sizes.items()},
-        **{f"{way}_fp32_bytes": model * sum(size > 0 for size in each) for way, each in sizes.items()},
-        "shared_start_bytes": model * free,
+        **{f"{way}_payload_bytes": each["payload_bytes"] for way, each in sums.items()},
+        **{f"{way}_fp32_bytes": each["fp32_payload_bytes"] for way, each in sums.items()},
+        "shared_start_bytes": record["shared_start_bytes"],
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY, SMALL, train
 
 from fl.errors import ConfigError
-from fl.results import read_json, write_json
+from fl.results import read_json, read_rounds, write_json, write_jsonl
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -135,8 +135,8 @@ def records(version):
         charged = 3000 if version == 1 else 1000 * sum(size > 0 for size in sizes)
         record = {
             "round": number, "test_accuracy": 0.5, "clients": clients,
-            "broadcast": {"payload_bytes": sum(sizes), "fp32_payload_bytes": charged},
-            "update": {"payload_bytes": 150, "fp32_payload_bytes": 3000},
+            "broadcast": {"payload_bytes": sum(sizes), "message_bytes": 900, "fp32_payload_bytes": charged},
+            "update": {"payload_bytes": 150, "message_bytes": 900, "fp32_payload_bytes": 3000},
         }  # fmt: skip
         if version == 2:
             record |= {"version": 2, "fp32_model_bytes": 1000, "shared_start_bytes": 3000 if number == 1 else 0}
@@ -145,9 +145,9 @@ def records(version):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_fp32_starts_where_the_coded_run_does(version, figures):
-    traffic_of = figures.__globals__["traffic_of"]
-    first, second = (traffic_of(each) for each in records(version))
+def test_fp32_starts_where_the_coded_run_does(version, figures, tmp_path):
+    write_jsonl(tmp_path / "rounds.jsonl", records(version))
+    first, second = map(figures.__globals__["traffic_of"], read_rounds(tmp_path / "rounds.jsonl"))
     assert first == {
         "broadcast_payload_bytes": 0, "update_payload_bytes": 150, "broadcast_fp32_bytes": 0, "update_fp32_bytes": 3000,
         "shared_start_bytes": 3000,
