@@ -104,11 +104,12 @@ def traffic(folder: Path) -> str:
         return said(traffic_table.change_in(line), so_far + ", tuned" * (line is tuned[name]))
 
     one, uneven, half = TRAFFIC
+    codec = f"codec@broadcast=ecq codec@update=ecq {chosen[one]['settings']}".strip()
     text = (
         f"**{chosen[one]['fewer_total']:.1f} times fewer bytes than FP32 from the same start** at {change(one)} with "
-        f"IID clients and {change(uneven)} with Dirichlet 0.3 (`codec@broadcast=ecq codec@update=ecq`), and "
-        f"**{chosen[half]['fewer_total']:.1f} times fewer** at {change(half)} with IID clients (and "
-        f"`{chosen[half]['settings']}`)."
+        f"IID clients and {change(uneven)} with Dirichlet 0.3 (`{codec}`), and "
+        f"**{chosen[half]['fewer_total']:.1f} times fewer** at {change(half)} with IID clients "
+        f"(`{chosen[half]['settings']}`)."
     )
     if any(chosen[name] is tuned[name] for name in TRAFFIC):
         text += f" Tuned: {TUNED}."

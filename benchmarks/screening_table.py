@@ -34,18 +34,19 @@ def settings_of(settings: Mapping[str, object]) -> list[str]:
     return found
 
 
+BASE = (0.51, 0.51)
 CANDIDATES = (
-    candidate("base", "0.6 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", 0.6, 0.51),
-    candidate("bits-51-60", "0.51 / 0.6 bit", 0.51, 0.6),
-    candidate("bits-55-55", "0.555 / 0.555 bit", 0.555, 0.555),
-    candidate("bits-65-46", "0.65 / 0.46 bit", 0.65, 0.46),
-    candidate("bits-70-41", "0.7 / 0.41 bit", 0.7, 0.41),
-    candidate("size-0", "the same step for all tensors", 0.6, 0.51, size_power=0),
-    candidate("size-50", "step by size ** 0.5", 0.6, 0.51, size_power=0.5),
-    candidate("offset-30", "offset 0.3", 0.6, 0.51, offset=0.3),
-    candidate("offset-50", "offset 0.5", 0.6, 0.51, offset=0.5),
-    candidate("feedback-update", "feedback of the update", 0.6, 0.51, update__error_feedback="true"),
-    candidate("feedback-both", "feedback both ways", 0.6, 0.51, error_feedback="true"),
+    candidate("base", "0.51 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", *BASE),
+    candidate("bits-41-60", "0.41 / 0.6 bit", 0.41, 0.6),
+    candidate("bits-46-55", "0.46 / 0.555 bit", 0.46, 0.555),
+    candidate("bits-56-46", "0.56 / 0.465 bit", 0.56, 0.465),
+    candidate("bits-61-42", "0.61 / 0.42 bit", 0.61, 0.42),
+    candidate("size-0", "the same step for all tensors", *BASE, size_power=0),
+    candidate("size-50", "step by size ** 0.5", *BASE, size_power=0.5),
+    candidate("offset-30", "offset 0.3", *BASE, offset=0.3),
+    candidate("offset-50", "offset 0.5", *BASE, offset=0.5),
+    candidate("feedback-update", "feedback of the update", *BASE, update__error_feedback="true"),
+    candidate("feedback-both", "feedback both ways", *BASE, error_feedback="true"),
 )
 """The base, and what differs from it in one thing; bits are of the broadcast / of the update."""
 
