@@ -113,7 +113,7 @@ def traffic(folder: Path) -> str:
     )
     if any(chosen[name] is tuned[name] for name in TRAFFIC):
         text += f" Tuned: {TUNED}."
-    return wrapped(f"{text} [docs/results.md](docs/results.md) has every run.")
+    return wrapped(f"{text} Recipe and split are those above; [docs/results.md](docs/results.md) has every run.")
 
 
 def qat(folder: Path) -> str:

@@ -15,8 +15,8 @@ from fl.results import MIB
 KEPT, KEPT_TUNED = "codecs.json", "codecs_tuned.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
 ONE, HALF = 0.94, (0.51, 0.51)
-"""Bits for each element that `ecq` codes: with what comes on top, a 33rd and a 60th of FP32. Those of the broadcast and of
-the update at about half a bit are chosen by benchmarks/screen.py."""
+"""Bits for each element that `ecq` codes: with what comes on top, a 33rd and a 60th of FP32. Those of the broadcast and
+of the update at about half a bit are chosen by benchmarks/screen.py."""
 TO_BEAT = (80.0, 1.0)
 """Beyond the targets: so many times fewer bytes in total, within so many points."""
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from fl.errors import RunError
-from fl.results import read_json
+from fl.results import read_json, write_json
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -72,6 +72,29 @@ def test_what_no_json_tells_stays_as_it_is_and_what_one_tells_is_made(tmp_path):
     assert "Measured 2026-11-25, EPYC (AVX512), torch 2.13.0." in made
     assert "| way | s (median) |\n|---|---|\n| ours | 1.25 |" in made
     assert tables.render(made, tmp_path, "x.md") == made
+
+
+def test_a_stored_comparison_makes_its_two_tables(tmp_path):
+    docs = tmp_path / "docs"
+    entry = {
+        "loss": 0.2124, "accuracy_percent": 92.59, "accuracy_drop_percent": 0.0, "agreement_with_fp32": 1.0,
+        "file_size_bytes": 1747986, "compression_ratio": 1.0, "inference_ms": 0.387, "kernels": "cpu-fp32",
+        "agreement_with_model_file": 1.0, "largest_logit_difference": 4.6e-05,
+    }  # fmt: skip
+    docs.mkdir()
+    report = {"precisions": {"fp32": entry}, "formats": {"onnx": {"fp32": {**entry, "file_size_bytes": 1740008}}}}
+    assert (
+        tables.formats(docs)
+        is tables.default_precisions(docs)
+        is tables.bench(docs)
+        is tables.default_run(docs)
+        is None
+    )
+    write_json(docs / "formats.json", report)
+    row = "| fp32 | 0.2124 | 92.59 % | 100.00 % | 1,747,986 B | 100.0 % | 0.387 (1.0×) | cpu-fp32 |"
+    assert row in tables.default_precisions(docs)
+    assert "1,747,986" in tables.formats(docs)
+    assert "| onnx | fp32 | 1,740,008 |" in tables.formats(docs)
 
 
 def test_benchmarks_store_what_they_print(tmp_path, monkeypatch, capsys):
