@@ -1,4 +1,4 @@
-"""Settings of `ecq` at about half a bit, chosen by validation images on seeds that are not reported.
+"""Codec and settings at about half a bit, chosen by validation images on seeds that are not reported.
 
     python benchmarks/screen.py [--only NAME ...] [--jobs 1] [--report] [overrides of fl.train ...]
 

@@ -1,4 +1,4 @@
-"""Settings of `ecq` at about half a bit: what is tried, which is chosen by validation images, and the table of both."""
+"""Codec and settings at about half a bit: what is tried, which one validation images choose, and the table of both."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,12 @@ BUDGET = 1.02
 COMMON = (f"num_rounds={ROUNDS}", f"data.validation_fraction={HELD_OUT}")
 
 
-def candidate(name: str, title: str, broadcast_bits: float, update_bits: float, **settings: object) -> Row:
+def candidate(
+    name: str, title: str, broadcast_bits: float, update_bits: float, codec: str = "ecq", **settings: object
+) -> Row:
     """Returns one candidate, as a row of a grid."""
     bits = f"broadcast.bits={broadcast_bits}", f"update.bits={update_bits}"
-    return Row(name, title, (*both("ecq"), *bits, *settings_of(settings), *COMMON), FIRST, "base")
+    return Row(name, title, (*both(codec), *bits, *settings_of(settings), *COMMON), FIRST, "base")
 
 
 def settings_of(settings: Mapping[str, object]) -> list[str]:
@@ -36,7 +38,7 @@ def settings_of(settings: Mapping[str, object]) -> list[str]:
 
 BASE = (0.51, 0.51)
 CANDIDATES = (
-    candidate("base", "0.51 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", *BASE),
+    candidate("base", "ecq, 0.51 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", *BASE),
     candidate("bits-41-60", "0.41 / 0.6 bit", 0.41, 0.6),
     candidate("bits-46-55", "0.46 / 0.555 bit", 0.46, 0.555),
     candidate("bits-56-46", "0.56 / 0.465 bit", 0.56, 0.465),
@@ -45,10 +47,15 @@ CANDIDATES = (
     candidate("size-50", "step by size ** 0.5", *BASE, size_power=0.5),
     candidate("offset-30", "offset 0.3", *BASE, offset=0.3),
     candidate("offset-50", "offset 0.5", *BASE, offset=0.5),
+    candidate("tcq", "tcq", *BASE, codec="tcq"),
+    candidate("tcq-46-55", "tcq, 0.46 / 0.555 bit", 0.46, 0.555, codec="tcq"),
+    candidate("tcq-56-46", "tcq, 0.56 / 0.465 bit", 0.56, 0.465, codec="tcq"),
+    candidate("tcq-size-0", "tcq, the same step for all tensors", *BASE, codec="tcq", size_power=0),
+    candidate("tcq-size-50", "tcq, step by size ** 0.5", *BASE, codec="tcq", size_power=0.5),
     candidate("feedback-update", "feedback of the update", *BASE, update__error_feedback="true"),
     candidate("feedback-both", "feedback both ways", *BASE, error_feedback="true"),
 )
-"""The base, and what differs from it in one thing; bits are of the broadcast / of the update."""
+"""The base, what differs from it in one thing, and the other codec of as many bytes; bits: of broadcast / of update."""
 
 
 def score(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def test_accuracy_on_test_images_is_not_recorded(tmp_path):
 def test_what_is_reported_is_what_was_chosen():
     """As soon as screening is complete; a candidate of another codec's rate is an error."""
     winner = chosen(grid.stored(REPOSITORY / "docs" / "screening.json"))
-    row = next(row for row in traffic_table.ROWS if row.name == "ecq-half")
+    row = next(row for row in traffic_table.ROWS if row.name == "half")
     reported = grid.composed(list(row.overrides))
     wanted = grid.composed(list((winner or CANDIDATES[0]).overrides))
     for way in ("broadcast", "update"):
