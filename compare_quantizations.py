@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from fl.arguments import Parser, counts
 from fl.errors import ConfigError, one_line_errors
 
 DEFAULT_PRECISIONS = "fp32,fp16,int8,int8_static"
@@ -10,12 +11,13 @@ DEFAULT_PRECISIONS = "fp32,fp16,int8,int8_static"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="python compare_quantizations.py",
         description=__doc__,
-        epilog="Example: python compare_quantizations.py outputs/2026-01-31/12-00-00/final_model.pt --rounds 10,50",
+        epilog="Example: python compare_quantizations.py outputs/2026-01-31/12-00-00 --rounds 10,50",
     )
     add = parser.add_argument
-    add("model", type=Path, help="FP32 state dict of the network (final_model.pt of a run, or any), or a model_fp32.pt")
+    add("model", type=Path, help="folder of a run, or an FP32 model: any state dict of the network, or a model_fp32.pt")
     add("--output", type=Path, help="folder for the files, or the path of the JSON file; beside the model by default")
     add("--precisions", default=DEFAULT_PRECISIONS, help=f"comma list of conf/precision, or all ({DEFAULT_PRECISIONS})")
     add("--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; the run's own test set by default")
@@ -33,17 +35,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def counts(option: str, text: str) -> list[int]:
-    """Reads a comma list of numbers of at least 1."""
-    try:
-        numbers = [int(each) for each in text.split(",") if each.strip()]
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: must be a comma list of whole numbers, as in 10,100") from error
-    if any(number < 1 for number in numbers):
-        raise ConfigError(f"{option} {text}: every number must be at least 1")
-    return numbers
-
-
 def main() -> None:
     """Runs the comparison, or verifies one."""
     options = parse()
@@ -54,12 +45,13 @@ def main() -> None:
         if not 0 <= options.cost_per_mb < float("inf"):
             raise ConfigError(f"--cost-per-mb {options.cost_per_mb}: must be a number of at least 0")
         from fl.compare import compare, verify
+        from fl.comparison_inputs import model_in
 
         if options.verify:
             verify(options.model, options.output, options.data)
         else:
             compare(
-                options.model,
+                model_in(options.model),
                 output=options.output,
                 precision_names=[name.strip() for name in options.precisions.split(",") if name.strip()],
                 precisions_chosen=options.precisions not in (DEFAULT_PRECISIONS, "all"),

@@ -4,10 +4,16 @@
 Imports are lazy, so that `import fl` and `--help` answer at once.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # How long a thread of torch spins before it sleeps; read once, when torch is loaded, which every command does after
+    # this. The default, some 300,000, stalls two threads on a busy machine; docs/performance.md has the figures.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from fl.model_file import load_model

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl.errors import ConfigError, one_line_errors
+from fl.arguments import Parser, counts
+from fl.errors import ConfigError, counted, one_line_errors, writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ BATCH_SIZES, TURNS, JSON_NAME = "1,4,8,32,128", 10, "bench.json"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fl.bench",
         description=__doc__,
         epilog="Every model sees all test images at every batch size, in turns, so that all meet the same load. "
@@ -229,7 +230,9 @@ def bench(options: argparse.Namespace) -> Path:
     from fl.results import sha256, write_json
 
     output = _place(options)
-    batch_sizes = _counts("--batch-sizes", options.batch_sizes)
+    batch_sizes = sorted(set(counts("--batch-sizes", options.batch_sizes)))
+    if not batch_sizes:
+        raise ConfigError(f"--batch-sizes {options.batch_sizes}: must be a comma list of whole numbers, as in 1,32")
     for name in ("threads", "images"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
@@ -265,13 +268,15 @@ def bench(options: argparse.Namespace) -> Path:
     images, labels = test.images[::every], test.labels[::every]
     if too_large := [size for size in batch_sizes if size > len(labels)]:
         batch_sizes = [size for size in batch_sizes if size <= len(labels)]
-        told = f"batch sizes {', '.join(map(str, too_large))} left out: there are {len(labels)} images"
         if not batch_sizes:
-            raise ConfigError(f"--batch-sizes {options.batch_sizes}: there are only {len(labels)} images")
-        say(f"note: {told}")
+            raise ConfigError(f"--batch-sizes {options.batch_sizes}: there are only {counted(len(labels), 'image')}")
+        say(
+            f"note: {', '.join(map(str, too_large))} left out, more than the {counted(len(labels), 'image')} in a batch"
+        )
     where = ", ".join(sorted({each.device for each in candidates}))
     sizes = ", ".join(map(str, batch_sizes))
-    say(f"{len(labels):,} images of {test.title}, {threads} threads, {where}, batch sizes {sizes}")
+    told = f"{counted(len(labels), 'image')} of {test.title}, {counted(threads, 'thread')}, {where}"
+    say(f"{told}, batch size{'s' if len(batch_sizes) > 1 else ''} {sizes}")
 
     results: list[list[dict[str, Any]]] = [[] for _ in candidates]
     with progress("batch sizes", len(batch_sizes) + len(candidates)) as advance:
@@ -301,7 +306,6 @@ def bench(options: argparse.Namespace) -> Path:
         ],
         "environment": environment(device.type, threads),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, report)
     plot_bench(output.with_suffix(".png"), report)
     show_table(COLUMNS, table_rows(report), keys=2)
@@ -357,17 +361,8 @@ def _place(options: argparse.Namespace) -> Path:
     output: Path = options.output or options.models[0].parent / JSON_NAME
     if output.suffix != ".json" or output.is_dir():
         raise ConfigError(f"--output {output}: must be the path of a file that ends in .json")
+    writable_folder(output.parent, "--output FILE.json")
     return output
-
-
-def _counts(option: str, text: str) -> list[int]:
-    try:
-        numbers = sorted({int(each) for each in text.split(",") if each.strip()})
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: must be a comma list of whole numbers, as in 1,32") from error
-    if not numbers or numbers[0] < 1:
-        raise ConfigError(f"{option} {text}: every number must be at least 1")
-    return numbers
 
 
 def main() -> None:

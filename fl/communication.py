@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fl.arguments import Parser
 from fl.errors import ConfigError, one_line_errors
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ ROUNDS, COMPARISON = "rounds.jsonl", "quantization_comparison.json"
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fl.communication",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

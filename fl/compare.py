@@ -23,7 +23,7 @@ from fl.console import say, show_table
 from fl.costs import CostAssumptions
 from fl.deployment import COLUMNS, Deployed, entries, measure_file, same_precision, table_rows, write_files
 from fl.environment import compute_with
-from fl.errors import ConfigError, VerificationError
+from fl.errors import ConfigError, VerificationError, counted, writable_folder
 from fl.evaluation import Evaluation
 from fl.formats import Format, formats
 from fl.model import Net, num_parameters
@@ -94,7 +94,7 @@ def compare(
     file.tell(model_path)
     say("\nLoading test set...")
     inputs = find_inputs(run, data, model.fc3.out_features)
-    loaded = f"Test set loaded: {len(inputs.test.labels)} images of {inputs.test.title}"
+    loaded = f"Test set loaded: {counted(len(inputs.test.labels), 'image')} of {inputs.test.title}"
     if run is None:
         loaded += "\n  note: no run lies beside this model, so its training images are not known"
     say("\n  note: ".join([loaded, *inputs.test.notes]))
@@ -102,7 +102,7 @@ def compare(
     skipped = {n: inputs.calibrated_on for n, m in methods.items() if _cannot_calibrate(m, inputs)}
     if skipped and precisions_chosen:
         raise ConfigError(f"--precisions {next(iter(skipped))}: {inputs.calibrated_on}")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    writable_folder(output_dir, "--output DIR")
     measured: dict[str, Measured] = {}
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".comparison.") as scratch:

@@ -13,7 +13,7 @@ from fl.comparison import TestSet
 from fl.costs import is_older
 from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
-from fl.errors import ConfigError, DataError, QuantflError
+from fl.errors import ConfigError, DataError, QuantflError, shell_path
 from fl.experiment import PARTITION, SETTINGS
 from fl.ledger import COMMUNICATION, communication
 from fl.link import Link
@@ -21,11 +21,12 @@ from fl.quantization import Precision
 from fl.results import read_json, read_rounds, sha256
 from fl.seeds import numpy_generator
 from fl.selection import FOLDER as MODELS
-from fl.server_app import ROUNDS, SUMMARY
+from fl.server_app import MODEL, ROUNDS, SUMMARY
 from fl.settings import DataSettings
 from fl.targets import Target
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+MULTIRUN = "multirun.yaml"
 DEFAULT_SEED = 42
 CALIBRATION_POOL = 512
 NAMED = ("eurosat", "synthetic")
@@ -89,6 +90,24 @@ def precisions(names: list[str]) -> dict[str, Precision]:
         config = OmegaConf.to_container(OmegaConf.load(CONF / "precision" / f"{name}.yaml"))
         found[name] = Target.from_config(f"precision/{name}", config).build(f"precision/{name}", name=name)
     return found
+
+
+def model_in(place: Path) -> Path:
+    """Returns the final model of a run's folder; any other path as it is.
+
+    Raises:
+        ConfigError: a folder without such a model.
+    """
+    if not place.is_dir() or (place / MODEL).is_file():
+        return place / MODEL if place.is_dir() else place
+    jobs = sorted(path.parent.name for path in place.glob(f"*/{MODEL}"))
+    if (place / MULTIRUN).is_file():
+        one = f", such as {place / jobs[0]}" if jobs else "; none of them has a final model yet"
+        raise ConfigError(f"{place}: is a sweep, the folder of several runs; give one of them{one}")
+    if (place / SETTINGS).is_file():
+        command = f"python -m fl.resume {shell_path(place)}"
+        raise ConfigError(f"{place}: this run has no {MODEL} yet; it continues with: {command}")
+    raise ConfigError(f"{place}: is no run folder, it has no {MODEL}; give the folder of a run, or an FP32 model file")
 
 
 def find_run(model_path: Path, model_sha256: str) -> Run | None:

@@ -1,9 +1,15 @@
 """The errors a user can meet, each shown as one line, and the guard that shows them."""
 
+import difflib
+import os
+import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class QuantflError(Exception):
@@ -46,7 +52,8 @@ class VerificationError(QuantflError):
 def one_line_errors() -> Iterator[None]:
     """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.
 
-    Every other exception is a bug and passes.
+    A `KeyboardInterrupt`, which SIGTERM is too, may carry what to do next as its text. Every other exception is a bug
+    and passes.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -57,6 +64,49 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; a run with a finished round continues with: python -m fl.resume RUN_DIR", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["interrupted", *filter(None, map(str, error.args))]), file=sys.stderr)
         sys.exit(130)
+
+
+def writable_folder(folder: Path, option: str) -> Path:
+    """Returns the folder, made if it was missing.
+
+    Args:
+        folder: to write into.
+        option: that chooses another one, as in "--output DIR".
+
+    Raises:
+        ConfigError: it cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise ConfigError(f"{folder}: this folder cannot be written ({told}); choose another with {option}") from error
+
+
+def counted(number: int, word: str) -> str:
+    """Returns a number with its noun, as in "1 round" and "1,200 images"."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def did_you_mean(word: str, valid: Collection[str]) -> str | None:
+    """Returns the valid word that is most like this one in whatever case, None where none is."""
+    lower = {each.lower(): each for each in valid}
+    near = difflib.get_close_matches(word.lower(), lower, n=1)
+    return lower[near[0]] if near else None
+
+
+def shell_path(path: Path) -> str:
+    """Returns a path, relative to the working folder where that is shorter, as it can be pasted into a shell."""
+    text = min(os.path.relpath(path), str(path), key=len)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def python_command() -> str:
+    """Returns how a shell starts this Python: `python` where that is this one."""
+    this = shutil.which("python") == sys.executable or shutil.which("python") is None
+    return "python" if this else shell_path(Path(sys.executable))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl.errors import ConfigError, DataError
+from fl.errors import ConfigError, DataError, counted
 from fl.settings import DataSettings, Settings, codec_of, settings_from
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def run(
 
     device = _device(settings)
     rounds = _round_settings(settings)
-    clients = f"{rounds.clients_per_round} of {settings.num_clients} clients per round"
+    clients = f"{rounds.clients_per_round} of {counted(settings.num_clients, 'client')} per round"
     names = " + ".join(target.target.rpartition(".")[2] for target in (settings.strategy, settings.optimizer))
     rate = f"lr {settings.lr:g} {settings.lr_schedule}"
     precision = settings.training.build("training").describe(device)
-    say(f"Training: {settings.num_rounds} rounds, {clients}, {names}, {rate}, {precision}, {device}")
+    say(f"Training: {counted(settings.num_rounds, 'round')}, {clients}, {names}, {rate}, {precision}, {device}")
     server = ServerSettings(
         run_dir=run_dir,
         images_folder=images.folder,

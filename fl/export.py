@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.errors import ConfigError, one_line_errors
+from fl.arguments import Parser
+from fl.errors import ConfigError, one_line_errors, writable_folder
 
 FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
 BATCH_SIZE = 32
@@ -15,7 +16,7 @@ BATCH_SIZE = 32
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fl.export",
         description=__doc__,
         epilog="The run's checkpoint.keep (last, best, all, N) says which rounds there are to choose from.",
@@ -71,7 +72,7 @@ def export(options: argparse.Namespace) -> Path:
     folder: Path = options.output or run_dir / FOLDER
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder, "--output DIR")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as scratch:
         path = Path(scratch) / f"model_{name}.pt"
         save_model(path, exported, source.sha256)

@@ -16,7 +16,8 @@ from fl.errors import ConfigError, DataError
 from fl.results import sha256, write_npz
 from fl.targets import Target
 
-logging.getLogger("datasets.config").setLevel(logging.WARNING)  # it announces every library that it finds
+for noisy in ("datasets", "datasets.config"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)  # it announces every library that it finds
 
 
 class Partition(Protocol):

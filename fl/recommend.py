@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl.arguments import Parser
 from fl.errors import ConfigError, one_line_errors
 
 BASELINE = "fp32"
@@ -68,7 +69,7 @@ class Evidence:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m fl.recommend", description=__doc__)
+    parser = Parser(prog="python -m fl.recommend", description=__doc__)
     add = parser.add_argument
     add("run_dir", type=Path, help="folder of a run that compare_quantizations.py was run on, or its JSON file")
     add("--max-drop", type=float, default=0.5, metavar="POINTS", help="of accuracy that may be lost against FP32 (0.5)")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.console import say
+from fl.errors import counted
 from fl.results import MIB
 
 RULE = "=" * 78
@@ -37,7 +38,7 @@ def precision_section(entry: Mapping[str, Any]) -> None:
 def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Prints the COMPARISON SUMMARY table."""
     heading("COMPARISON SUMMARY")
-    say(f"Test set: {report['test_set']['title']}, {report['test_set']['num_images']:,} images")
+    say(f"Test set: {report['test_set']['title']}, {counted(report['test_set']['num_images'], 'image')}")
     final = (report["run"] or {}).get("final") or {}
     if "reference_accuracy" in final:
         exact, reference = (f"{100 * final[f'{name}_accuracy']:.2f}%" for name in ("exact", "reference"))
@@ -52,6 +53,7 @@ def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
         say(f"{titles[name]:<{wide}}{accuracy:<12}{drop:<11}{size:<12}{ratio:<14}{entry['inference_ms']:.3f}")
     for name, reason in report["skipped"].items():
         say(f"{titles[name]:<{wide}}left out: {reason}")
+    say("Drop: accuracy minus FP32's, in points (below zero is a loss, above zero a gain)")
 
 
 def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
@@ -61,20 +63,21 @@ def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     origin = {"run": "from the run", "options": "from the options", "default": "default"}
     source = origin[supposed["clients_and_rounds_from"]]
     say("Assumptions:")
-    say(f"  - {supposed['num_clients']} clients (satellites) per round ({source})")
-    say(f"  - {supposed['num_rounds']} FL rounds ({source})")
+    clients, rounds = counted(supposed["num_clients"], "client"), counted(supposed["num_rounds"], "round")
+    say(f"  - {clients} ({'satellite' if supposed['num_clients'] == 1 else 'satellites'}) per round ({source})")
+    say(f"  - {rounds.replace(' ', ' FL ')} ({source})")
     say("  - Each client: downloads + uploads model")
     say(f"  - Cost: ${supposed['cost_per_mb_usd']:g}/MB (MB = 1024² bytes)")
     say("  - Quantized traffic in EVERY round: quantizing a final model alone saves nothing during training")
     for name, cost in communication["precisions"].items():
         say(f"\n{titles[name]}:")
         say(f"  Per round: {cost['per_round_mb']:.2f} MB (${cost['per_round_cost_usd']:.2f})")
-        say(f"  Total ({supposed['num_rounds']} rounds): {cost['total_mb']:.2f} MB")
+        say(f"  Total ({rounds}): {cost['total_mb']:.2f} MB")
         say(f"  Total cost: ${cost['total_cost_usd']:.2f}")
         if name != "fp32":
             say(f"  Savings vs FP32: ${cost['savings_usd']:.2f} ({cost['savings_percent']:.1f}%)")
-        satellites = supposed["num_satellites"]
-        say(f"  Final model sent once to {satellites} satellites: ${cost['deploy_once_cost_usd']:.2f}")
+        satellites = counted(supposed["num_satellites"], "satellite")
+        say(f"  Final model sent once to {satellites}: ${cost['deploy_once_cost_usd']:.2f}")
     if communication["scales"]:
         say("\nOther scales, total cost in US$:")
         names = list(communication["precisions"])
@@ -93,7 +96,7 @@ def traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None
         return
     broadcast, update = told["broadcast_payload_bytes"] / MIB, told["update_payload_bytes"] / MIB
     total = f"{told['total_mb']:.2f} MB (broadcast {broadcast:.2f}, update {update:.2f})"
-    say(f"Sent in {told['num_rounds']} rounds: {total}")
+    say(f"Sent in {counted(told['num_rounds'], 'round')}: {total}")
     if told["compression_ratio"]:
         say(f"  {told['compression_ratio']:.2f}x fewer than FP32 arrays from the same start")
     if told.get("shared_start_bytes"):

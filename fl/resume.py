@@ -1,14 +1,42 @@
 """`python -m fl.resume RUN_DIR`: continue a run that was killed, to the same bytes as if it had not been."""
 
-import argparse
+import shlex
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from fl.errors import ConfigError, one_line_errors
+from fl.arguments import Parser
+from fl.errors import ConfigError, one_line_errors, python_command, shell_path
+
+
+def stopped(run_dir: Path, trusted: Collection[str] = ()) -> str:
+    """Returns how an interrupted run continues, and notes in its folder that it was interrupted.
+
+    Args:
+        run_dir: of the run; removed if nothing was written into it.
+        trusted: classes of the user's own.
+    """
+    from fl.checkpoint import FILE
+    from fl.experiment import SETTINGS
+    from fl.results import read_jsonl, write_json
+    from fl.server_app import MODEL, ROUNDS, SUMMARY
+
+    with suppress(OSError):  # a folder in which nothing was written
+        run_dir.rmdir()
+    if (run_dir / MODEL).exists() and (run_dir / SUMMARY).exists():
+        return f"the run was finished: {shell_path(run_dir)}"
+    if (run_dir / SETTINGS).exists() and not (run_dir / SUMMARY).exists():
+        write_json(run_dir / SUMMARY, {"state": "interrupted", "error": None, "rounds_completed": 0})
+    if not (run_dir / FILE).exists():
+        return "no round was finished, so there is nothing to continue; start again"
+    done = len(read_jsonl(run_dir / ROUNDS))
+    trust = "".join(f" --trust {shlex.quote(each)}" for each in trusted)
+    return f"after round {done} it continues with: {python_command()} -m fl.resume {shell_path(run_dir)}{trust}"
 
 
 def main() -> None:
     """Reads the run's own settings and continues after its last checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m fl.resume", description=__doc__)
+    parser = Parser(prog="python -m fl.resume", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of the run, as in outputs/DATE/TIME")
     parser.add_argument("--trust", action="append", default=[], metavar="CLASS", help="a _target_ of your own")
     options = parser.parse_args()
@@ -16,13 +44,16 @@ def main() -> None:
     with one_line_errors():
         from fl.experiment import SETTINGS, run
         from fl.results import read_json
-        from fl.server_app import MODEL
+        from fl.server_app import MODEL, SUMMARY
 
-        if (run_dir / MODEL).exists():
+        if (run_dir / MODEL).exists() and (run_dir / SUMMARY).exists():
             raise ConfigError(f"{run_dir}: is finished, it has a {MODEL}")
         if not (run_dir / SETTINGS).is_file():
             raise ConfigError(f"{run_dir}: is no run folder, it has no {SETTINGS}")
-        print(f"Model: {run(read_json(run_dir / SETTINGS), run_dir, resume=True, trusted=options.trust)}")
+        try:
+            print(f"Model: {run(read_json(run_dir / SETTINGS), run_dir, resume=True, trusted=options.trust)}")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(stopped(run_dir, options.trust)) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, counted
 from fl.model_file import save_state
 
 FOLDER = "models"
@@ -39,11 +39,35 @@ def path_of(run_dir: Path, round_number: int) -> Path:
 
 
 def best_round(records: Sequence[Mapping[str, Any]], metric: Metric) -> int | None:
-    """Returns the round with the best validation score, the earlier of two equal ones; None without such scores."""
-    scored = [record for record in records if "validation_loss" in record]
-    sign = -1 if metric == "accuracy" else 1
-    best = min(scored, key=lambda record: (sign * record[f"validation_{metric}"], record["round"]), default=None)
+    """Returns the round with the best validation score; None without such scores.
+
+    Of rounds with equal accuracy the one with the lowest loss is best (of equal loss, with the highest accuracy), of
+    rounds equal in both the earliest.
+    """
+    best = min(_scored(records), key=lambda record: (*_worse(record, metric), record["round"]), default=None)
     return None if best is None else int(best["round"])
+
+
+def _scored(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if "validation_loss" in record]
+
+
+def _worse(record: Mapping[str, Any], metric: Metric) -> tuple[float, float]:
+    """Returns both scores, the metric's first, so that the lower is the better."""
+    accuracy, loss = -record["validation_accuracy"], record["validation_loss"]
+    return (accuracy, loss) if metric == "accuracy" else (loss, accuracy)
+
+
+def _ties(records: Sequence[Mapping[str, Any]], metric: Metric, chosen: int) -> str:
+    """Returns what decided among rounds as good as the chosen one by the metric, nothing if there is no other."""
+    scores = {int(record["round"]): _worse(record, metric) for record in _scored(records)}
+    equal = [number for number, score in scores.items() if score[0] == scores[chosen][0]]
+    if len(equal) < 2:
+        return ""
+    decided = "the lower loss" if metric == "accuracy" else "the higher accuracy"
+    if sum(scores[number] == scores[chosen] for number in equal) > 1:
+        decided = f"{decided}, then the earlier round"
+    return f"; rounds {', '.join(map(str, equal))} are equal in it, {decided} decided"
 
 
 def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], keep: Keep) -> None:
@@ -96,16 +120,18 @@ def choose_round(
     if wanted is not None:
         if wanted not in paths:
             there = ", ".join(map(str, sorted(paths)))
-            what = "its model was not kept" if 1 <= wanted <= last else f"the run has {last} rounds"
+            what = "its model was not kept" if 1 <= wanted <= last else f"the run has {counted(last, 'round')}"
             raise ConfigError(f"--round {wanted}: {what}; there are {there} (checkpoint.keep=all keeps every one)")
         number, reason = wanted, "asked for with --round"
     elif best_kept is None:
         number, reason = last, "last round: the run had no validation images to choose by (data.validation_fraction)"
     else:
-        number, reason = best_kept, f"best validation {metric} of {len(records)} rounds"
+        number, told = best_kept, counted(len(records), "round")
+        judged = records
         if best != best_kept:
-            reason = (
-                f"best validation {metric} of the {len(paths)} rounds whose model was kept; round {best} was better, "
-                "but checkpoint.keep did not keep it"
-            )
+            judged = [record for record in records if record["round"] in paths]
+            told = f"the {counted(len(paths), 'round')} whose model was kept"
+        reason = f"best validation {metric} of {told}{_ties(judged, metric, best_kept)}"
+        if best != best_kept:
+            reason += f"; round {best} was better, but checkpoint.keep did not keep it"
     return Choice(number, paths[number], reason, candidates)

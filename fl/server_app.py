@@ -162,6 +162,7 @@ class _Run:
     def train(self, grid: Grid, aggregator: Aggregator, arrays: ArrayRecord) -> None:
         """Runs the rounds that are left and writes the final model."""
         rounds, done = self.settings.rounds, len(self.records)
+        (self.settings.run_dir / SUMMARY).unlink(missing_ok=True)  # of an attempt that ended early
         self._event("resumed" if done else "started", round=done)
         stopped = "completed"
         deadline = self.began + (self.settings.time_limit_s or float("inf"))
@@ -185,6 +186,10 @@ class _Run:
             except QuantflError as error:
                 self._event("failed", reason=str(error))
                 self._write_summary("failed", error=str(error))
+                raise
+            except KeyboardInterrupt:
+                self._event("interrupted", round=len(self.records))
+                self._write_summary("interrupted")
                 raise
         if stopped == "time_limit":
             limit = (self.settings.time_limit_s or 0) / 60

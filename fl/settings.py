@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, did_you_mean
 from fl.targets import Target, first_problem
 
 if TYPE_CHECKING:
@@ -113,6 +113,13 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
     Raises:
         ConfigError: names the argument, its value and what is wrong.
     """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := [key for key in config if key not in known]:
+        near = did_you_mean(unknown[0], known)
+        hint = f"; did you mean {near}?" if near else ""
+        if unknown[0] == "codec":
+            hint = "; a codec is chosen for each direction, as in codec@update=int4 codec@broadcast=int4"
+        raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
     groups: dict[str, Any] = {}
     config = {"training": {"_target_": "fl.training.Fp32"}, **config}  # runs from before there was a choice
     for name in ("partition", "strategy", "optimizer", "training", "engine", "link"):

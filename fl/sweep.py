@@ -3,10 +3,8 @@
 Mean and standard deviation are over jobs that differ in the seed alone.
 """
 
-import argparse
 import csv
 import io
-import json
 import os
 import statistics
 import sys
@@ -20,7 +18,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from fl.errors import ConfigError, QuantflError, RunError, one_line_errors
+from fl.arguments import Parser
+from fl.errors import ConfigError, QuantflError, RunError, counted, one_line_errors, python_command, shell_path
+from fl.overrides import quoted
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
 MULTIRUN, PLAN, OVERRIDES, HYDRA = "multirun.yaml", "sweep_plan.json", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
@@ -36,7 +36,7 @@ class Job:
         number: in the order of the sweep, from 0.
         overrides: {setting: value} of this job, as text.
         folder: None before it started.
-        state: completed, time_limit, failed, unfinished (running or killed), not started.
+        state: completed, time_limit, failed, interrupted, unfinished (running or killed), not started.
         error: of a failed job.
         title: of the data; None before it was opened.
         records: the lines of its `rounds.jsonl`.
@@ -263,10 +263,9 @@ class Sweep(Callback):
             print(f"error: hydra.sweep.dir={folder}: holds a multirun already; choose another folder", file=sys.stderr)
             raise SystemExit(ConfigError.exit_code)
         Sweep.folder = Path(folder)
-        quoted = json.dumps(folder, ensure_ascii=False)
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = folder
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
         try:
             jobs = planned_jobs(config)
         except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
@@ -284,6 +283,11 @@ def sweep_table() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        if Sweep.folder is None or not Sweep.folder.exists():
+            raise
+        table = f"the table of its jobs is drawn again by: {python_command()} -m fl.sweep {shell_path(Sweep.folder)}"
+        raise KeyboardInterrupt(*error.args, table) from None
     except Exception as error:
         if Sweep.folder is None or isinstance(error, QuantflError):
             raise
@@ -311,12 +315,12 @@ def _finish(folder: Path, interrupted: bool) -> None:
     for row in bad:
         print(f"error: job {row['job']}: {row['error'] or row['state']}", file=sys.stderr)
     if bad and not interrupted:
-        raise RunError(f"{len(bad)} of {len(document['jobs'])} jobs did not complete")
+        raise RunError(f"{len(bad)} of {counted(len(document['jobs']), 'job')} did not complete")
 
 
 def main() -> None:
     """Redraws table and pictures of a multirun folder."""
-    parser = argparse.ArgumentParser(prog="python -m fl.sweep", description=__doc__)
+    parser = Parser(prog="python -m fl.sweep", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a multirun, as in outputs/multirun/DATE/TIME")
     folder: Path = parser.parse_args().folder
     with one_line_errors():

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, did_you_mean
 
 ALLOWED_PREFIXES = ("fl.", "flwr.serverapp.strategy.", "torch.optim.")
 
@@ -73,7 +73,10 @@ class Target:
         taken = [name for name in named if name not in provided]
         for key in self.parameters:
             if key not in taken:
-                raise ConfigError(f"{group}.{key}: {self.target} has no such setting; it takes: {', '.join(taken)}")
+                near = did_you_mean(key, taken)
+                hint = f"did you mean {near}? " if near else ""
+                takes = f"it takes: {', '.join(taken)}" if taken else "it takes none"
+                raise ConfigError(f"{group}.{key}: {self.target} has no such setting; {hint}{takes}")
         try:
             signature.bind(**self.parameters, **dict.fromkeys(provided))
         except TypeError as error:

@@ -12,8 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fl.environment import available_cores
-from fl.errors import QuantflError, one_line_errors
-from fl.overrides import CONF, explained, new_folder, typed_targets
+from fl.errors import QuantflError, one_line_errors, python_command, shell_path
+from fl.overrides import CONF, check_options, explained, literal, new_folder, typed_targets
+from fl.resume import stopped
 from fl.sweep import record_failure, sweep_table
 
 _failed: list[QuantflError] = []
@@ -29,11 +30,14 @@ def _main(config: DictConfig) -> None:
     run_dir = Path(hydra_config.runtime.output_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     overrides, files = list(hydra_config.overrides.task), _hydra_files(config, hydra_config)
+    trusted = typed_targets(overrides)
     many = hydra_config.mode == RunMode.MULTIRUN
     if many and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
         label_lines(f"[{hydra_config.job.num}] ")
     try:
-        model = run(plain, run_dir, trusted=typed_targets(overrides), hydra_files=files)
+        model = run(plain, run_dir, trusted=trusted, hydra_files=files)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(stopped(run_dir, trusted)) from None
     except Exception as error:
         if many:  # the others go on
             record_failure(run_dir, error, files)
@@ -45,7 +49,8 @@ def _main(config: DictConfig) -> None:
         _failed.append(error)  # Hydra would print a line of its own
         return
     shown = Path(os.path.relpath(model))
-    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nNext:    python compare_quantizations.py {shown}")
+    python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
+    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nNext:    {python} {script} {shell_path(shown)}")
 
 
 def _hydra_files(config: DictConfig, hydra_config: Any) -> dict[str, str]:
@@ -63,10 +68,13 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, `explained` puts it in one line
     OmegaConf.register_new_resolver("new_folder", new_folder)
     OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // max(1, int(threads))))
-    with one_line_errors(), sweep_table(), explained(sys.argv[1:]):
-        _main()
-        if _failed:
-            raise _failed[0]
+    with one_line_errors():
+        check_options(sys.argv[1:])
+        sys.argv[1:] = literal(sys.argv[1:])
+        with sweep_table(), explained(sys.argv[1:]):
+            _main()
+            if _failed:
+                raise _failed[0]
 
 
 if __name__ == "__main__":

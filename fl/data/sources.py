@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl.console import progress
 from fl.data.images import Plan
-from fl.errors import DataError
+from fl.errors import ConfigError, DataError, counted
 from fl.model import IMAGE_SIZE
 from fl.results import sha256
 
@@ -71,12 +71,18 @@ class Folder:
         class_names: the classes it must have, exactly; taken from the folder when None.
     """
 
-    path: str
+    path: str | None = None
     class_names: tuple[str, ...] | None = None
 
-    def plan(self, cache_dir: Path) -> Plan:
+    def __post_init__(self) -> None:
         if not self.path:
-            raise DataError("data.path: not given; name the folder that holds one sub-folder of images per class")
+            raise ConfigError(
+                "data=folder: data.path=DIR is needed, a folder (or zip) with one sub-folder of images for each class, "
+                "as in DIR/forest/1.jpg and DIR/sea/1.jpg"
+            )
+
+    def plan(self, cache_dir: Path) -> Plan:
+        assert self.path
         return plan_files("folder", Path(self.path).expanduser(), self.class_names)
 
 
@@ -218,9 +224,13 @@ def _decode(path: Path, files: list[_File], images: np.ndarray) -> list[str]:
             images[position] = np.asarray(image)
             advance(1)
     sizes = ", ".join(f"{width}x{height}" for (width, height), _ in resized.most_common(3))
-    notes = [f"{resized.total()} images resized to {IMAGE_SIZE}x{IMAGE_SIZE} (from {sizes}, ...)"] if resized else []
+    notes = [f"{_images(resized)} resized to {IMAGE_SIZE}x{IMAGE_SIZE} (from {sizes}, ...)"] if resized else []
     modes = ", ".join(converted)
-    return notes + ([f"{converted.total()} images converted to RGB (from mode {modes})"] if converted else [])
+    return notes + ([f"{_images(converted)} converted to RGB (from mode {modes})"] if converted else [])
+
+
+def _images(counts: Counter[Any]) -> str:
+    return counted(counts.total(), "image").replace(",", "")  # as in the notes of older caches
 
 
 def _to_rgb(image: Image.Image, path: Path, file: _File) -> Image.Image:
