@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ALL := .venv/.installed-all
 WORKERS ?= 2
+# of what pip tells, one line for each package
+SHORT := awk '/^ *(Collecting|Downloading|Building|Installing|Successfully)/ {print; fflush()}'
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,22 +16,39 @@ install: $(STAMP) ## Create .venv and install everything, pinned by constraints.
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("quantfl needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm,orbit]'
-	touch $@
+	@echo "Installing into .venv what constraints.txt names, torch among it: minutes, and gigabytes where pip picks CUDA..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit]' | $(SHORT)
+	@touch $@
+	@echo "Installed. To use it by hand: source $(BIN)/activate"
 
 $(ALL): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,onnx,edge]'
-	touch $@
+	@echo "Adding the runtimes of the deployment formats (ONNX Runtime, LiteRT): minutes..."
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,onnx,edge]' | $(SHORT)
+	@touch $@
 
-demo: $(STAMP) ## Train on built-in synthetic images, compare precisions: about two minutes
+demo: $(STAMP) ## Train with coded traffic on built-in synthetic images, compare precisions: about two minutes
 	@$(BIN)/python -m fl.train experiment=demo hydra.run.dir='$${new_folder:outputs/demo}' | tee .venv/demo.log
 	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/demo.log)"
+	@$(call look,.venv/demo.log)
 
-eurosat: $(STAMP) ## The same on real EuroSAT with the default configuration (EUROSAT_ZIP, or it is downloaded)
+eurosat: $(STAMP) ## Train on real EuroSAT with the default configuration, compare precisions (EUROSAT_ZIP, or it is downloaded)
 	@$(BIN)/python -m fl.train hydra.run.dir='$${new_folder:outputs/eurosat}' | tee .venv/eurosat.log
 	@$(BIN)/python compare_quantizations.py "$$(sed -n 's/^Model: *//p' .venv/eurosat.log)"
+	@$(call look,.venv/eurosat.log)
+
+# What a run left behind, and what to ask of it; $(1): the training's log
+look = run=$$(sed -n 's/^Model: *\(.*\)\/final_model.pt$$/\1/p' $(1)); sed -n 's/^Traffic: */\nTraffic while it trained: /p' $(1); \
+  printf '%s\n' '' "Look at next, in $$run/:" \
+  '  rounds.png                       how it learned' \
+  '  quantization_comparison.png      accuracy, file size and cost of each precision' \
+  '  communication.json               every byte, by direction and client' \
+  'and ask (outputs/README.md lists every file):' \
+  "  $(BIN)/python -m fl.communication $$run      \# the same traffic over satellite links: money, time, energy" \
+  "  $(BIN)/python -m fl.recommend $$run          \# what to train, ship and send" \
+  '  EUROSAT_ZIP=EuroSAT.zip make eurosat                 \# the same on real images, FP32 traffic' \
+  '  $(BIN)/python -m fl.train data.path=EuroSAT.zip codec@update=ecq codec@broadcast=ecq    \# with coded traffic'
 
 test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not long'

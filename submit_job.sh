@@ -153,7 +153,7 @@ for suffix in "${suffixes[@]}"; do
     [ -e "$run_dir" ] || break
   else
     told=$(mkdir -p -- "$(dirname -- "$run_dir")" 2>&1 && mkdir -- "$run_dir" 2>&1) && break
-    [ -e "$run_dir" ] || die "$told"
+    [ -e "$run_dir" ] || die "${told#mkdir: }; --run-dir DIR gives another place"
   fi
   run_dir=''
 done

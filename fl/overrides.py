@@ -1,9 +1,10 @@
 """What command lines share: where `conf/` is, new folders, what was typed, and Hydra's errors in one line each."""
 
+import errno
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,13 +43,28 @@ HELP = "see python -m fl.train --help"
 @functools.cache
 def new_folder(wanted: str) -> str:
     """Makes and returns a folder that did not exist: `wanted`, or with a suffix when it is taken."""
-    for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
-        try:
-            Path(wanted + suffix).mkdir(parents=True)
-            return wanted + suffix
-        except FileExistsError:
-            continue
-    raise FileExistsError(wanted)
+    try:
+        Path(wanted).parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
+            with suppress(FileExistsError):
+                Path(wanted + suffix).mkdir()
+                return wanted + suffix
+        raise FileExistsError(errno.EEXIST, "exists, as do 998 like it", wanted)
+    except OSError as error:
+        _refused.append(error)  # OmegaConf, which calls this, does not pass the cause on
+        raise
+
+
+_refused: list[OSError] = []
+
+
+def refused_folder(setting: str, refused: OSError | None = None) -> str | None:
+    """Returns what to say when the system did not let a run's folder be made, None where it did."""
+    if refused is None and not _refused:
+        return None
+    error = refused or _refused[-1]
+    told = error.strerror or str(error)
+    return f"{error.filename}: the folder of the run cannot be made ({told}); choose another, as in {setting}=/tmp/run"
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -106,11 +122,11 @@ def _literal(override: str) -> str:
     return told
 
 
-def check_options(arguments: Sequence[str]) -> None:
-    """Refuses what is neither an override nor an option of Hydra's.
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """Returns a command line with its overrides before Hydra's options, which may stand among them.
 
     Raises:
-        ConfigError: says how the setting is given.
+        ConfigError: an argument is neither; says how the setting is given.
     """
     parser = get_args_parser()
 
@@ -118,9 +134,12 @@ def check_options(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{_flat(message)}; settings are given without dashes, as in num_rounds=3; {HELP}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    typed = next((each for each in parser.parse_known_args(list(arguments))[1] if each.startswith("-")), None)
+    typed = next((each for each in arguments if re.match("-[a-z][a-z_]{2}", each)), None)  # -rounds is not -r
+    known, unknown = parser.parse_known_args([] if typed else list(arguments))
+    typed = typed or next((each for each in unknown if each.startswith("-")), None)
     if typed is None:
-        return
+        overrides = [*known.overrides, *unknown]
+        return [*overrides, *(each for each in arguments if each not in overrides)]
     option, _, value = typed.partition("=")
     after = arguments[arguments.index(typed) + 1 :][:1]
     if not value and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -173,14 +192,17 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
             raise ConfigError(f"{error.override}: cannot be read ({fault})") from error
         raise ConfigError(f"{error.override}: is not an override of the form key=value; {HELP}") from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        raise ConfigError(_refused_folder(error, arguments) or _composition(error, arguments)) from error
+        setting = str(getattr(error, "full_key", ""))
+        refused = refused_folder(setting) if setting in FOLDERS else None
+        raise ConfigError(refused or _composition(error, arguments)) from error
     except HydraException as error:
         raise ConfigError(_flat(error)) from error
     except OSError as error:
-        refused = _refused_folder(error, arguments)
-        if refused is None:
-            raise
-        raise ConfigError(refused) from error
+        chosen = (a.partition("=") for a in arguments if a.startswith(tuple(f"{each}=" for each in FOLDERS)))
+        for setting, _, folder in chosen:
+            if error.filename and Path(folder.strip("'\"")).absolute().is_relative_to(Path(error.filename).absolute()):
+                raise ConfigError(refused_folder(setting, error)) from error
+        raise
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
@@ -188,27 +210,11 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"{at_fault}: name one of the group's choices, or leave the argument out") from error
 
 
-def _refused_folder(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """Returns what to say when the system did not let a run's folder be made, None for another error."""
-    refused: BaseException | None = error
-    while refused is not None and not isinstance(refused, OSError):
-        refused = refused.__cause__
-    if refused is None or refused.filename is None:
-        return None
-    many = any(each.startswith("hydra.sweep.dir=") or each in ("-m", "--multirun") for each in arguments)
-    setting = str(getattr(error, "full_key", None) or FOLDERS[many])
-    typed = next((each.partition("=")[2].strip("'\"") for each in arguments if each.startswith(f"{setting}=")), None)
-    folder = Path(str(refused.filename))
-    if refused is error and not (typed and Path(typed).absolute().is_relative_to(folder.absolute())):
-        return None  # of a file that is no run's folder
-    told = refused.strerror or str(refused)
-    return f"{folder}: the folder of the run cannot be made ({told}); choose another place, as in {setting}=/tmp/run"
-
-
 def _composition(error: Exception, arguments: Sequence[str]) -> str:
-    if no_group := re.match("Could not override '(.+?)'", str(error)):
-        return _no_group(no_group[1], arguments)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    no_group = re.match("Could not override '(.+?)'", str(error))
+    if no_group and cause is error:
+        return _no_group(no_group[1], arguments)
     key = str(getattr(cause, "full_key", "") or getattr(cause, "key", "") or "")
     valid = [str(name) for name in getattr(cause, "parent_node", None) or [] if name not in ("_target_", "hydra")]
     at_fault = _typed(key, arguments)

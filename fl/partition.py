@@ -12,12 +12,17 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.errors import ConfigError, DataError
+from fl.console import progress, say
+from fl.errors import ConfigError, DataError, counted
 from fl.results import sha256, write_npz
 from fl.targets import Target
 
 for noisy in ("datasets", "datasets.config"):
     logging.getLogger(noisy).setLevel(logging.WARNING)  # it announces every library that it finds
+
+
+MANY_CLIENTS = 200
+"""So many that sharing out takes a while, the first time."""
 
 
 class Partition(Protocol):
@@ -143,6 +148,8 @@ def share_images(
     decides = [partition.target, dict(partition.parameters), num_clients, seed, versions]
     path = folder / f"{sha256(json.dumps(decides).encode(), code, labels, positions)[:32]}.npz"
     if not path.exists() or not partition.target.startswith("fl.partition."):
+        if num_clients >= MANY_CLIENTS:
+            say(f"Sharing {counted(len(positions), 'training image')} among {num_clients:,} clients...")
         shares = split_among_clients(partition.build("partition"), labels[positions], num_clients, seed)
         arrays = {str(client): positions[share] for client, share in enumerate(shares)}
         try:
@@ -173,9 +180,13 @@ def _load(partitioner, labels: np.ndarray) -> list[np.ndarray]:  # type: ignore[
     import datasets
 
     partitioner.dataset = datasets.Dataset.from_dict({"position": np.arange(len(labels)), "label": labels})
-    with warnings.catch_warnings(action="ignore"):  # one per new Dirichlet draw, and pyarrow's deprecations
-        loaded = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
-    return [np.asarray(part["position"]) for part in loaded]
+    loaded = []
+    quiet = warnings.catch_warnings(action="ignore")  # one per new Dirichlet draw, and pyarrow's deprecations
+    with quiet, progress("sharing images out", partitioner.num_partitions) as advance:
+        for client in range(partitioner.num_partitions):
+            loaded.append(np.asarray(partitioner.load_partition(client)["position"]))
+            advance(1)
+    return loaded
 
 
 def label_distribution(labels: np.ndarray, shares: list[np.ndarray], num_classes: int) -> np.ndarray:

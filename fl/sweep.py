@@ -17,10 +17,11 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
 from fl.arguments import Parser
 from fl.errors import ConfigError, QuantflError, RunError, counted, one_line_errors, python_command, shell_path
-from fl.overrides import quoted
+from fl.overrides import quoted, refused_folder
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
 MULTIRUN, PLAN, OVERRIDES, HYDRA = "multirun.yaml", "sweep_plan.json", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
@@ -258,7 +259,14 @@ class Sweep(Callback):
         """
         from fl.results import write_json
 
-        folder = str(config.hydra.sweep.dir)
+        try:
+            folder = str(config.hydra.sweep.dir)
+        except OmegaConfBaseException:
+            refused = refused_folder("hydra.sweep.dir")
+            if refused is None:  # what Hydra cannot read it refuses itself, a moment later
+                return
+            print(f"error: {refused}", file=sys.stderr)
+            raise SystemExit(ConfigError.exit_code) from None
         if (Path(folder) / MULTIRUN).exists():
             print(f"error: hydra.sweep.dir={folder}: holds a multirun already; choose another folder", file=sys.stderr)
             raise SystemExit(ConfigError.exit_code)

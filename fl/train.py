@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.environment import available_cores
 from fl.errors import QuantflError, one_line_errors, python_command, shell_path
-from fl.overrides import CONF, check_options, explained, literal, new_folder, typed_targets
+from fl.overrides import CONF, explained, literal, new_folder, overrides_first, typed_targets
 from fl.resume import stopped
 from fl.sweep import record_failure, sweep_table
 
@@ -50,7 +50,19 @@ def _main(config: DictConfig) -> None:
         return
     shown = Path(os.path.relpath(model))
     python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
-    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nNext:    {python} {script} {shell_path(shown)}")
+    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
+    say(f"Next:    {python} {script} {shell_path(shown)}")
+
+
+def _traffic(run_dir: Path) -> str:
+    """Returns what travelled in a finished run, beside what FP32 would have sent from the same start."""
+    from fl.ledger import COMMUNICATION
+    from fl.results import MIB, read_json
+
+    total = read_json(run_dir / COMMUNICATION)["measured"]["total"]
+    sent, as_fp32, ratio = total["payload_bytes"], total["fp32_payload_bytes"], total["compression_ratio"]
+    text = f"{sent / MIB:.2f} MB of payload in both directions"
+    return text if sent == as_fp32 else f"{text}, {as_fp32 / MIB:.2f} MB as FP32: {ratio:.2f}x fewer bytes"
 
 
 def _hydra_files(config: DictConfig, hydra_config: Any) -> dict[str, str]:
@@ -69,8 +81,7 @@ def main() -> None:
     OmegaConf.register_new_resolver("new_folder", new_folder)
     OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // max(1, int(threads))))
     with one_line_errors():
-        check_options(sys.argv[1:])
-        sys.argv[1:] = literal(sys.argv[1:])
+        sys.argv[1:] = literal(overrides_first(sys.argv[1:]))
         with sweep_table(), explained(sys.argv[1:]):
             _main()
             if _failed:

@@ -42,7 +42,6 @@ LAYERS = [
         "sweep_plots",
         "report",
         "link_report",
-        "console",
     },
     {
         "quantization",
@@ -55,6 +54,8 @@ LAYERS = [
         "results",
         "seeds",
         "errors",
+        "arguments",
+        "console",
         "targets",
         "environment",
     },

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fl.errors import DataError
+from fl.console import say
+from fl.errors import DataError, counted
 from fl.model import IMAGE_SIZE
 from fl.results import read_json, sha256, write_json
 from fl.seeds import numpy_generator
 
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""
+MANY_IMAGES = 1000
+"""So many that decoding takes a while."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def _decode_into(folder: Path, plan: Plan) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         shape = (len(plan.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        if len(plan.labels) >= MANY_IMAGES:
+            say(f"Decoding {counted(len(plan.labels), 'image')} once, into {folder}...")
         images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
         notes = plan.decode(images)
         images.flush()
