@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -265,11 +265,13 @@ class Sweep(Callback):
             refused = refused_folder("hydra.sweep.dir")
             if refused is None:  # what Hydra cannot read it refuses itself, a moment later
                 return
-            print(f"error: {refused}", file=sys.stderr)
-            raise SystemExit(ConfigError.exit_code) from None
+            _end(refused)
         if (Path(folder) / MULTIRUN).exists():
-            print(f"error: hydra.sweep.dir={folder}: holds a multirun already; choose another folder", file=sys.stderr)
-            raise SystemExit(ConfigError.exit_code)
+            _end(f"hydra.sweep.dir={folder}: holds a multirun already; choose another folder")
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _end(refused_folder("hydra.sweep.dir", error))
         Sweep.folder = Path(folder)
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = folder
@@ -278,8 +280,13 @@ class Sweep(Callback):
             jobs = planned_jobs(config)
         except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
             return
-        Sweep.folder.mkdir(parents=True, exist_ok=True)
         write_json(Sweep.folder / PLAN, jobs)
+
+
+def _end(told: str | None) -> NoReturn:
+    """Ends with a line from within Hydra's hook, out of which no other exception comes."""
+    print(f"error: {told}", file=sys.stderr)
+    raise SystemExit(ConfigError.exit_code) from None
 
 
 @contextmanager
