@@ -45,16 +45,17 @@ def records(*scores):
     ]
 
 
-def test_the_best_round_is_the_earliest_of_equal_ones():
-    scored = records((0.5, 1.0), (0.7, 0.6), (0.7, 0.5), (0.6, 0.5))
-    assert best_round(scored, "accuracy") == 2
+def test_of_equal_rounds_the_other_score_decides_then_the_earlier():
+    scored = records((0.5, 1.0), (0.7, 0.6), (0.7, 0.5), (0.6, 0.5), (0.7, 0.5))
+    assert best_round(scored, "accuracy") == 3
     assert best_round(scored, "loss") == 3
+    assert best_round(scored[:3] + records((0.9, 0.5))[:1], "loss") == 1
     assert best_round([{"round": 1, "test_accuracy": 1.0, "test_loss": 0.0}], "accuracy") is None
 
 
 @pytest.mark.parametrize(
     ("keep", "expected"),
-    [("last", []), ("best", [2, 3]), ("all", [1, 2, 3, 4]), (1, [4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])],
+    [("last", []), ("best", [3]), ("all", [1, 2, 3, 4]), (1, [4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])],
 )
 def test_models_are_kept_as_asked(keep, expected, tmp_path):
     scored, state = records((0.5, 1.0), (0.7, 0.6), (0.7, 0.5), (0.6, 0.5)), initial_model(10, 0).state_dict()
@@ -128,6 +129,32 @@ def test_batch_norm_can_stay_and_nothing_may_be_cast(validated_run, command, tmp
     source = torch.load(path_of(validated_run, 2), weights_only=True)
     stored = fl.load_model(tmp_path / "whole" / "model_fp32.pt").state_dict()
     assert all(torch.equal(stored[name], tensor) for name, tensor in source.items())
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "told"),
+    [
+        (((0.9, 0.5), (0.9, 0.4), (0.6, 0.3)), 2, "3 rounds; rounds 1, 2 are equal in it, the lower loss decided"),
+        (
+            ((0.9, 0.4), (0.9, 0.4), (0.6, 0.3)),
+            1,
+            "rounds 1, 2 are equal in it, the lower loss, then the earlier round",
+        ),
+        (((0.9, 0.4), (0.8, 0.4), (0.6, 0.3)), 1, "best validation accuracy of 3 rounds"),
+    ],
+)
+def test_ties_are_told_with_what_decided(scores, chosen, told, own_run, capsys):
+    lines = read_jsonl(own_run / "rounds.jsonl")
+    for record, (accuracy, loss) in zip(lines, scores, strict=True):
+        record |= {"validation_accuracy": accuracy, "validation_loss": loss}
+    write_jsonl(own_run / "rounds.jsonl", lines)
+    export(parse([str(own_run)]))
+    found = read_json(own_run / "export" / "selection_metadata.json")
+    assert found["round"] == chosen
+    assert told in found["reason"]
+    assert ("equal" in found["reason"]) == ("equal" in told)
+    assert told in capsys.readouterr().out
+    assert told in (own_run / "export" / "README.md").read_text()
 
 
 def test_the_best_kept_round_is_taken_and_a_better_one_named(own_run, command):
