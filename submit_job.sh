@@ -15,7 +15,7 @@ Both work in one new run folder, so that any number of submissions can go on at 
   OVERRIDE         any setting, as for python -m fl.train; paths in it are relative to where you are
 
   --partition NAME, --account NAME, --qos NAME, --job-name NAME, --gpus N     as sbatch has them
-  --cpus N         cores (2)
+  --cpus N         cores (2); --cpus-per-task N is the same
   --mem SIZE       memory (4G)
   --time TIME      SLURM's own limit (training: TIME_LIMIT_MIN + 15 minutes, 24 hours without; comparison: 30 minutes)
   --env COMMANDS   shell commands that come first in the jobs, such as 'module load cuda'; can be repeated
@@ -52,6 +52,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry_run=yes ;;
     --local) run_local=yes ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
+    --cpus-per-task) set -- --cpus "${@:2}" && continue ;;
     --partition | --account | --qos | --job-name | --gpus | --cpus | --mem | --time | --env | --python | --run-dir)
       case ${2:-} in '' | --*) die "$1: needs a value after it" ;; esac
       if [[ $1 != --env && $2 == *[$'"\\\n']* ]]; then die "$1 $2: must have no quote, backslash or line break"; fi

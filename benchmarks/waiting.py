@@ -24,7 +24,7 @@ WAYS = {
 STEPS = {"training, batch 32": 12, "training, batch 16": 14, "FP32, batch 32": 12, "FP32, batch 1": 120}
 STEPS |= {"INT8 static, batch 32": 12, "INT8 static, batch 1": 120}
 CHILD = """
-import json, sys, time
+import json, statistics, sys, time
 import torch
 from fl.environment import compute_with
 from fl.model import channels_last, initial_model, to_input
@@ -52,16 +52,18 @@ for name, steps in json.loads(sys.argv[1]).items():
         step = lambda: model(to_input(images[: int(batch)]))
     with torch.set_grad_enabled(kind == "training"):
         step()
-        began = time.perf_counter()
+        seconds = []
         for _ in range(steps):
+            began = time.perf_counter()
             step()
-        found[name] = 1000 * (time.perf_counter() - began) / steps
+            seconds.append(time.perf_counter() - began)
+        found[name] = 1000 * statistics.median(seconds)
 print(json.dumps(found))
 """
 
 
 def measured(way: dict[str, str]) -> dict[str, float]:
-    """Returns milliseconds per step of each kind, with these variables."""
+    """Returns the median milliseconds of the steps of each kind, with these variables."""
     clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     clean |= way or {"GOMP_SPINCOUNT": "300000"}  # OpenMP's own, which fl would replace if it were not named
     command = [sys.executable, "-c", CHILD, json.dumps(STEPS)]

@@ -94,7 +94,7 @@ REFUSED = {
     ("fp32", 10, "--job-name", 'a"b'): ["--job-name", "quote"],
     ("fp32", 10, "--python", "/bin/false"): ["/bin/false", "make install", "--python"],
     ("fp32", 10, "--run-dir", "."): ["exists", "new folder"],
-    ("fp32", 10, "--run-dir", "/proc/none"): ["/proc/none"],
+    ("fp32", 10, "--run-dir", "/proc/none"): ["/proc/none", "--run-dir DIR"],
     ("fp32", 10, "--run-dir", "two\nlines"): ["two lines", "line break"],
 }
 
@@ -151,8 +151,9 @@ def test_defaults_yield_to_variables_and_variables_to_options(submit):
     assert found["cpus-per-task"] == "3"
     assert "mem" not in found  # beside --mem, sbatch would not see the variable
     assert found["time"] == "1440"
-    train, _ = job_scripts(submit("fp32", 1, "--cpus", 4, "--time=5", "--dry-run", environment=variables).stdout)
-    assert directives(train)["cpus-per-task"] == '"4"'
+    for cpus in (["--cpus", 4], ["--cpus-per-task=4"]):
+        train, _ = job_scripts(submit("fp32", 1, *cpus, "--time=5", "--dry-run", environment=variables).stdout)
+        assert directives(train)["cpus-per-task"] == '"4"'
     assert directives(train)["time"] == '"5"'
 
 
