@@ -30,7 +30,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Example: python -m fl.bench outputs/DATE/TIME/model_*.pt outputs/DATE/TIME/export/model_int8_static.onnx",
     )
     add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="MODEL", help="model_*.pt, .onnx, .pt2, .ts, .tflite; one must be FP32")
+    add(
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="MODEL",
+        help="model_*.pt, .onnx, .pt2, .ts, .tflite, or a folder of such; one must be FP32",
+    )
     add("--batch-sizes", default=BATCH_SIZES, help=f"comma list ({BATCH_SIZES})")
     add("--data", help="test images: zip or folder, 'eurosat' or 'synthetic'; those of the models' run by default")
     add(
@@ -229,6 +235,7 @@ def bench(options: argparse.Namespace) -> Path:
     from fl.plots import plot_bench
     from fl.results import sha256, write_json
 
+    options.models = [model for place in options.models for model in _models_in(place)]
     output = _place(options)
     batch_sizes = sorted(set(counts("--batch-sizes", options.batch_sizes)))
     if not batch_sizes:
@@ -354,6 +361,19 @@ def table_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
                 f"{100 * entry['accuracy']:.2f}% ({low:.2f}-{high:.2f})",
                 f"{entry['mcnemar_p']:.2g}",
             ]
+
+
+def _models_in(place: Path) -> list[Path]:
+    """Returns the model files of a folder; any other path as it is."""
+    from fl.formats import FORMATS
+
+    if not place.is_dir():
+        return [place]
+    suffixes = [".pt", *(each.suffix for each in FORMATS)]
+    found = sorted(path for path in place.glob("model_*") if path.suffix in suffixes)
+    if not found:
+        raise ConfigError(f"{place}: holds no model_* files; run compare_quantizations.py on its model first")
+    return found
 
 
 def _place(options: argparse.Namespace) -> Path:

@@ -26,11 +26,17 @@ def files(small_run, tmp_path_factory):
     return folder
 
 
-def test_every_model_is_measured_at_every_batch_size(files, command):
-    models = [files / name for name in ("model_fp32.pt", "model_int8_static.pt", "model_int8.ts")]
-    done = command("fl.bench", *models, "--batch-sizes", "8,1", "--threads", 1, check=0)
-    report = read_json(files / "bench.json")
-    assert (files / "bench.png").is_file()
+CHOSEN = ("model_fp32.pt", "model_int8.ts", "model_int8_static.pt")
+
+
+def test_every_model_of_a_folder_is_measured_at_every_batch_size(files, command, tmp_path):
+    folder = tmp_path / "chosen"
+    shutil.copytree(files, folder, ignore=lambda _, names: {n for n in names if n.startswith("model_")} - {*CHOSEN})
+    models = [folder / name for name in CHOSEN]
+    done = command("fl.bench", folder, "--batch-sizes", "8,1", "--threads", 1, check=0)
+    report = read_json(folder / "bench.json")
+    assert (folder / "bench.png").is_file()
+    assert "1 thread, cpu" in done.stdout
     assert report["baseline"] == str(models[0])
     assert report["test_set"]["synthetic"]
     for model, path in zip(report["models"], models, strict=True):
@@ -44,7 +50,7 @@ def test_every_model_is_measured_at_every_batch_size(files, command):
             low, high = entry["accuracy_ci95"]
             assert low <= entry["accuracy"] <= high
             assert path.name in done.stdout
-    whole, static, script = report["models"]
+    whole, script, static = report["models"]
     assert whole["weight_bytes"] == 4 * 434_986 + 24
     assert static["weight_bytes"] < 0.27 * whole["weight_bytes"]
     assert script["weight_bytes"] == static["weight_bytes"] - 6 * 8  # six layers have no range of their own
@@ -88,6 +94,7 @@ def test_a_file_in_a_subfolder_is_tested_on_the_images_of_its_run(files, command
 
 def test_bad_benchmarks_are_refused(files, refused, tmp_path):
     whole = files / "model_fp32.pt"
+    (tmp_path / "models").mkdir()
     (tmp_path / "model_int8.ts").write_bytes(b"not a program")
     save_state(tmp_path / "five.pt", initial_model(5, 0).state_dict())
     refused("fl.bench", whole, "--output", "plot.png", words=["--output plot.png", ".json"])
@@ -100,6 +107,7 @@ def test_bad_benchmarks_are_refused(files, refused, tmp_path):
         (whole, "--batch-sizes", "many"): "--batch-sizes many",
         (whole, "--threads", "0"): "--threads 0",
         (tmp_path / "none.pt",): r"none\.pt",
+        (tmp_path / "models",): r"models: holds no model_\* files; run compare_quantizations\.py",
         (whole, tmp_path / "model_fp32.ts"): r"model_fp32\.ts: there is no such file",
     }
     if not torch.cuda.is_available():
