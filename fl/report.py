@@ -98,7 +98,8 @@ def traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None
     total = f"{told['total_mb']:.2f} MB (broadcast {broadcast:.2f}, update {update:.2f})"
     say(f"Sent in {counted(told['num_rounds'], 'round')}: {total}")
     if told["compression_ratio"]:
-        say(f"  {told['compression_ratio']:.2f}x fewer than FP32 arrays from the same start")
+        fewer = f"{told['compression_ratio']:.2f}x fewer than"
+        say(f"  {'as many as' if fewer.startswith('1.00x') else fewer} FP32 arrays from the same start")
     if told.get("shared_start_bytes"):
         shared = told["shared_start_bytes"] / MIB
         say(f"  The first model came from the seed: {shared:.2f} MB that FP32 would not send either")

@@ -152,5 +152,7 @@ def test_resources_that_are_not_there(refused):
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"Ray is not installed; install it with: pip install -e '.\[ray\]'"):
+    with pytest.raises(
+        ConfigError, match=r"Ray is not installed; install it with: pip install -c constraints.txt -e '.\[ray\]'"
+    ):
         settings_from(composed(*RAY))

@@ -125,9 +125,11 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     import importlib
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ConfigError, match=r"--formats onnx: needs onnxruntime .*pip install -e '\.\[onnx\]'"):
+    with pytest.raises(
+        ConfigError, match=r"--formats onnx: needs onnxruntime .*pip install -c constraints.txt -e '\.\[onnx\]'"
+    ):
         formats(["onnx"], "--formats")
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[edge\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[edge\]'"):
         formats(["litert"], "--formats")
     assert [each.name for each in formats(["torchscript", "torchexport"], "--formats")] == [
         "torchscript",

@@ -166,5 +166,8 @@ def test_values_are_in_order():
 def test_a_missing_launcher_says_how_to_install_it():
     from hydra.errors import MissingConfigException
 
-    with pytest.raises(Exception, match=r"submitit_slurm.*pip install -e '.\[slurm\]'"), explained([]):
+    with (
+        pytest.raises(Exception, match=r"submitit_slurm.*pip install -c constraints.txt -e '.\[slurm\]'"),
+        explained([]),
+    ):
         raise MissingConfigException("missing", "hydra/launcher/submitit_slurm", ["basic"])

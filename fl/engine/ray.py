@@ -45,7 +45,9 @@ class Ray:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("engine=ray: Ray is not installed; install it with: pip install -e '.[ray]'")
+            raise ConfigError(
+                "engine=ray: Ray is not installed; install it with: pip install -c constraints.txt -e '.[ray]'"
+            )
 
     @property
     def reaches_gpu(self) -> bool:

@@ -49,7 +49,8 @@ class Format(ABC):
                     importlib.import_module(module)
             except ImportError as error:
                 raise ConfigError(
-                    f"{option} {self.name}: needs {module} ({error}); install it with: pip install -e '.[{self.extra}]'"
+                    f"{option} {self.name}: needs {module} ({error}); install it with: "
+                    f"pip install -c constraints.txt -e '.[{self.extra}]'"
                 ) from error
 
     @abstractmethod
