@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 from torch import nn
 
 from fl.codec import CodecStrategy, Ecq, Eden, Fp16, PayloadError, Raw, ServerLink, Uniform, codec_mod, fingerprint
-from fl.codec.flower import LINK, REFERENCE, RESIDUAL
+from fl.codec.client_mod import REFERENCE, RESIDUAL
 from fl.codec.payload import specs_of
+from fl.codec.wire import LINK
 from fl.engine.in_process import InProcess
 from fl.errors import QuantflError
 from fl.experiment import run
@@ -284,7 +285,7 @@ def test_a_plain_flower_app_needs_just_a_mod_and_a_wrapper():
 def test_a_payload_that_nobody_decodes_fails_loudly():
     link = ServerLink(Uniform(8), None, initial=start)
     changed = {name: np.asarray(array + 1) for name, array in start().items()}
-    content = RecordDict({"arrays": record(start()), "config": ConfigRecord()})
+    content = RecordDict({"arrays": record(changed), "config": ConfigRecord()})
     link.begin(record(changed))
     (message,) = link.send([Message(content, 2, "train")])
     with pytest.raises(TypeError, match="Unsupported serialization"):

@@ -1,10 +1,12 @@
 """What crosses the link: codecs, the payload format, and the mod and strategy that apply them to any Flower app."""
 
 from fl.codec.base import Codec, Composition, composition, fingerprint
+from fl.codec.client_mod import codec_mod
 from fl.codec.codecs import Fp16, Raw, Stc, Uniform
 from fl.codec.ecq import Ecq
 from fl.codec.eden import Eden
-from fl.codec.flower import CodecStrategy, ServerLink, codec_mod
+from fl.codec.server_link import ServerLink
+from fl.codec.strategy import CodecStrategy
 from fl.codec.tcq import Tcq
 from fl.errors import PayloadError
 

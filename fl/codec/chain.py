@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fl.codec.base import Codec, fingerprint
+from fl.codec.changes import applied, difference
 from fl.codec.codecs import Raw
 from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
 from fl.errors import PayloadError
@@ -49,9 +50,9 @@ class BroadcastChain:
             raise PayloadError("the model has other names, shapes or types than the one clients were to begin with")
         if (new := fingerprint(exact)) != self._coded:
             rng = numpy_generator(self._seed, "broadcast", self._count)
-            change = self._codec.differences(exact, self._reference)
+            change = difference(self._codec, exact, self._reference)
             frame = self._codec.encode(change, rng, base=self._ids[-1])
-            self._reference = self._codec.applied(self._reference, self._codec.decode(frame, specs_of(self._reference)))
+            self._reference = applied(self._codec, frame, self._reference)
             self._frames.append(frame)
             self._ids.append(fingerprint(self._reference))
             self._coded, self._snapshot, self._count = new, None, self._count + 1
@@ -118,13 +119,8 @@ def follow(codec: Codec, held: Tensors | None, payloads: Sequence[bytes]) -> dic
         if base == NO_STATE:
             reference = Raw().decode(payload, specs)
         elif base == current:
-            reference = codec.applied(reference, codec.decode(payload, specs))
+            reference = applied(codec, payload, reference)
         else:
             return None
         current = fingerprint(reference)
     return reference
-
-
-def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Returns the array in a type; Flower's mean makes float64 of integers."""
-    return np.asarray(np.rint(array) if np.issubdtype(dtype, np.integer) else array, dtype=dtype)

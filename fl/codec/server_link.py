@@ -1,0 +1,260 @@
+"""The server's end of the link: codes what is sent, decodes what arrives, knows what each node holds."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fl.codec.base import Codec, fingerprint, is_value
+from fl.codec.chain import NOTHING, BroadcastChain
+from fl.codec.changes import applied, as_type, lost
+from fl.codec.payload import Tensors, base_of, checksum_of, specs_of
+from fl.codec.wire import (
+    CANNOT,
+    LINK,
+    NEEDED,
+    STYPE,
+    Initial,
+    bytes_in,
+    model_key,
+    payload_array,
+    record_of,
+    settings_of,
+    start_of,
+    tensors_of,
+)
+from fl.errors import PayloadError, RunError
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """The model in a message.
+
+    Attributes:
+        key: of its record.
+        model: as the client holds it then.
+        id: its fingerprint.
+        on_chain: whether it is the reference, which a client keeps; else a model of its own, sent in plain arrays.
+        offset: what the strategy's model is beyond it.
+    """
+
+    key: str
+    model: Tensors
+    id: bytes
+    on_chain: bool
+    offset: Tensors = field(default_factory=dict)
+
+
+class ServerLink:
+    """The server's end: codes what is sent, decodes what arrives, knows what each node holds.
+
+    A message whose arrays are the model that `begin` was given, or returned, is coded. Any other model, of one client
+    or for evaluation, is sent as it is, and the client's update is a change to it.
+
+    Args:
+        broadcast: how the model is sent; None for plain arrays.
+        update: how changes arrive; None for plain arrays.
+        initial: the model before the first message; without it the first message is a whole model.
+        seed: of random rounding and rotation.
+    """
+
+    def __init__(
+        self, broadcast: Codec | None, update: Codec | None, *, initial: Initial | None = None, seed: int = 0
+    ) -> None:
+        self._broadcast, self._update = broadcast, update
+        self._settings = settings_of(broadcast, update, initial)
+        start = start_of(initial) if initial is not None else None
+        self._chain = BroadcastChain(broadcast, start, seed) if broadcast is not None else None
+        self._at_first = fingerprint(start) if start is not None else NOTHING
+        self._holds: dict[int, bytes] = {}  # fingerprint, by node
+        self._arrived: dict[int, int] = {}  # checksum of the last update, by node
+        self._accepted: dict[int, int] = {}  # checksum of the last update that was used, by node
+        self._dtypes: dict[str, np.dtype] = {}
+        self._given, self._exact = ArrayRecord(), dict[str, np.ndarray]()
+        self._basis: ArrayRecord | None = None
+        self._reference: Tensors = {}
+        self._reference_id = NOTHING
+        self._unsent: Tensors = {}
+        self._asked: dict[int, _Sent] = {}  # by node
+        self._key: str | None = None  # of the record that the model was in
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is coded."""
+        return self._chain is not None or self._update is not None
+
+    def reference(self, arrays: ArrayRecord) -> dict[str, np.ndarray]:
+        """Returns the model as clients will hold it; codes the next frame if this model is new."""
+        exact = self._typed(arrays)
+        return exact if self._chain is None else self._chain.advance(exact)
+
+    def _typed(self, arrays: ArrayRecord) -> dict[str, np.ndarray]:
+        """Returns the arrays in the types of the first model: Flower's mean makes float64 of integers."""
+        exact = tensors_of(arrays)
+        self._dtypes = self._dtypes or {name: array.dtype for name, array in exact.items()}
+        return {name: as_type(array, self._dtypes.get(name, array.dtype)) for name, array in exact.items()}
+
+    def begin(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Codes the next frame if this model is new, and returns the model that a strategy is to move.
+
+        That is what clients hold, plus what the broadcast's error feedback keeps for later frames: with all of it the
+        exact model again, and without feedback the reference, for then what a frame lost is given up.
+
+        Raises:
+            RunError: a model without floating-point numbers, of which there is nothing to code.
+            PayloadError: a model that the broadcast's codec cannot hold, or with other tensors than the one before.
+        """
+        if not self.active:
+            return arrays
+        exact = self._typed(arrays)
+        if not any(np.issubdtype(array.dtype, np.floating) for array in exact.values()):
+            held = ", ".join(sorted({str(array.dtype) for array in exact.values()})) or "nothing"
+            raise RunError(
+                f"codec: the model's arrays hold {held} and no floating-point numbers, so there is nothing to code; "
+                "use the strategy without CodecStrategy, and clients without codec_mod"
+            )
+        self._given, self._exact, self._asked = arrays, exact, {}
+        self._reference = exact if self._chain is None else self._chain.advance(exact)
+        self._reference_id = fingerprint(self._reference)
+        self._unsent = {}
+        if self._broadcast is not None and self._broadcast.error_feedback:
+            decay = self._broadcast.decay
+            self._unsent = {n: np.asarray(decay * each, each.dtype) for n, each in self._not_sent().items()}
+        self._basis = record_of(_moved(self._reference, self._unsent))
+        return self._basis
+
+    def _not_sent(self) -> dict[str, np.ndarray]:
+        """Returns the exact model minus the reference, where a difference may be taken."""
+        return {n: lost(self._exact[n], each) for n, each in self._reference.items() if not is_value(n, each.dtype)}
+
+    def send(self, messages: Iterable[Message]) -> list[Message]:
+        """Returns a strategy's messages with payloads in the place of plain arrays; `begin` comes first.
+
+        Raises:
+            PayloadError: a message holds several array records, and none of them is the model.
+        """
+        coded = list(messages)
+        for message in coded if self.active else ():
+            node, records = message.metadata.dst_node_id, message.content.array_records
+            self._asked.pop(node, None)
+            if not records or LINK in message.content:
+                continue
+            sent = self._recognized(records)
+            told = ConfigRecord({"reference": sent.id, "accepted": self._accepted.get(node, -1)})
+            told["settings"] = self._settings
+            if not sent.on_chain:
+                told["chain"] = False
+            if len(records) > 1:
+                told["record"] = sent.key
+            content = RecordDict({**message.content, LINK: told})  # one for each: strategies share theirs
+            content[sent.key] = self._broadcast_to(node) if sent.on_chain else records[sent.key]
+            message.content = content
+            self._asked[node], self._key = sent, sent.key
+        return coded
+
+    def _recognized(self, records: Mapping[str, ArrayRecord]) -> _Sent:
+        """Returns the model among a message's records, and what the client will hold of it."""
+        for key, record in records.items():
+            if self._basis is not None and _same(record, self._basis):
+                return _Sent(key, self._reference, self._reference_id, True, self._unsent)
+            if _same(record, self._given):
+                return _Sent(key, self._reference, self._reference_id, True, self._not_sent() if self._chain else {})
+        key = model_key(records, self._key)
+        model = tensors_of(records[key])
+        return _Sent(key, model, fingerprint(model), on_chain=False)
+
+    def _broadcast_to(self, node: int) -> ArrayRecord:
+        held = self._holds.get(node, self._at_first)
+        payloads = self._chain.payloads_for(held) if self._chain is not None else None
+        if payloads is None:
+            return record_of(self._reference)
+        return ArrayRecord({str(number): payload_array(payload) for number, payload in enumerate(payloads)})
+
+    def receive(self, reply: Message) -> None:
+        """Decodes a reply in place: what it holds then is the model that the strategy sent plus the client's change.
+
+        Raises:
+            PayloadError: what is wrong with it; the client counts as failed.
+        """
+        if not self.active or reply.has_error():
+            return
+        node, content = reply.metadata.src_node_id, reply.content
+        told = content.config_records.get(LINK)
+        if told is not None:
+            del content[LINK]
+        if told is not None and "holds" in told:
+            self._holds[node] = bytes_in(told, "holds")
+            raise PayloadError("the client lacked the reference; it is sent what it lacks when it is asked again")
+        sent, payloads = self._asked.get(node), _payloads_in(content)
+        if sent is None and (payloads or told is not None):
+            raise PayloadError("an answer to an earlier message")
+        if sent is None:
+            return
+        if told is None and not payloads:
+            raise PayloadError(f"{CANNOT}: the answer came without it; {NEEDED}")
+        if sent.on_chain:
+            self._holds[node] = sent.id
+        if content.array_records:
+            self._decode(content, sent, payloads, node)
+
+    def _decode(self, content: RecordDict, sent: _Sent, payloads: Mapping[str, bytes], node: int) -> None:
+        if self._update is None:
+            key = model_key(content.array_records, sent.key)
+            trained = tensors_of(content.array_records[key])
+        else:
+            if len(payloads) != 1:
+                raise PayloadError("the answer is not one payload")
+            ((key, payload),) = payloads.items()
+            if base_of(payload) != sent.id:
+                raise PayloadError("the update is based on another model than was sent")
+            trained = applied(self._update, payload, sent.model)
+            self._arrived[node] = checksum_of(payload)
+        if sent.offset:
+            if specs_of(trained) != specs_of(sent.model):
+                raise PayloadError("the answer has other names, shapes or types than the model that was sent")
+            trained = _moved(trained, sent.offset)
+        content[key] = record_of(trained)
+
+    def accept(self, reply: Message) -> None:
+        """Notes that an update is used; until a client hears so, it takes its last one for lost."""
+        node = reply.metadata.src_node_id
+        if node in self._arrived:
+            self._accepted[node] = self._arrived[node]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what it remembers between rounds, as what torch saves and loads with `weights_only=True`."""
+        return {
+            "chain": self._chain.state() if self._chain is not None else None,
+            "holds": {node: held.hex() for node, held in self._holds.items()},
+            "accepted": dict(self._accepted),
+            "dtypes": {name: dtype.str for name, dtype in self._dtypes.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        if self._chain is not None:
+            self._chain.load_state(state["chain"])
+        self._holds = {node: bytes.fromhex(held) for node, held in state["holds"].items()}
+        self._accepted = dict(state["accepted"])
+        self._dtypes = {name: np.dtype(dtype) for name, dtype in state["dtypes"].items()}
+
+
+def _moved(model: Tensors, by: Tensors) -> dict[str, np.ndarray]:
+    return {name: array + by[name] if name in by else array for name, array in model.items()}
+
+
+def _same(record: ArrayRecord, other: ArrayRecord) -> bool:
+    """Tells whether two records hold the same arrays, in the same order; no element is looked at if they are one."""
+    if record is other:
+        return True
+    if list(record) != list(other):
+        return False
+    return all(a.stype == b.stype and a.data == b.data for a, b in zip(record.values(), other.values(), strict=True))
+
+
+def _payloads_in(content: RecordDict) -> dict[str, bytes]:
+    records = content.array_records.items()
+    coded = {key: list(record.values()) for key, record in records if len(record) == 1}
+    return {key: arrays[0].data for key, arrays in coded.items() if arrays[0].stype == STYPE}

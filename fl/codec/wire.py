@@ -1,0 +1,106 @@
+"""How payloads and what belongs to them stand in Flower's messages."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+
+from fl.codec.base import Codec
+from fl.codec.changes import as_tensors
+from fl.codec.payload import Tensors
+from fl.errors import PayloadError
+
+LINK = "quantfl.link"
+"""Record in messages and in a client's state."""
+STYPE = "quantfl.payload"
+"""Serialization type of an array that is a payload: whoever does not decode it fails loudly."""
+CANNOT = "codec_mod cannot take part"
+"""Begins what is wrong with how both ends are set up, and would be wrong again in the next round."""
+NEEDED = "the client's app needs ClientApp(mods=[codec_mod(...)])"
+
+Initial = Callable[[], Mapping[str, Any]]
+"""Returns the model that server and clients hold before anything was sent; the same everywhere, to the bit.
+
+An `ArrayRecord`, a state dict, or NumPy arrays by name.
+"""
+
+
+def record_of(tensors: Tensors) -> ArrayRecord:
+    """Returns plain arrays."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in tensors.items()})
+
+
+def tensors_of(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """Returns the arrays of a record.
+
+    Raises:
+        PayloadError: an array that is no NumPy array.
+    """
+    try:
+        return {name: array.numpy() for name, array in record.items()}
+    except Exception as error:  # whatever NumPy makes of bytes it did not write
+        raise PayloadError(f"unreadable array: {error}") from error
+
+
+def start_of(initial: Initial) -> dict[str, np.ndarray]:
+    """Returns the first model as arrays."""
+    model = initial()
+    return tensors_of(model) if isinstance(model, ArrayRecord) else as_tensors(model)
+
+
+def payload_array(payload: bytes) -> Array:
+    """Returns the array that carries a payload."""
+    return Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
+
+
+def is_coded(record: ArrayRecord) -> bool:
+    """Tells whether every array of a record is a payload; a record without arrays brings nothing new, in no bytes."""
+    return all(array.stype == STYPE for array in record.values())
+
+
+def bytes_in(record: ConfigRecord, key: str) -> bytes:
+    """Returns one entry of a record.
+
+    Raises:
+        PayloadError: it is missing, or not bytes.
+    """
+    value = record.get(key)
+    if not isinstance(value, bytes):
+        raise PayloadError(f"{key}: {value!r} is not bytes")
+    return value
+
+
+def settings_of(broadcast: Codec | None, update: Codec | None, initial: Initial | None) -> str:
+    """Returns what both ends must be told alike, as text to compare and to show."""
+    told = {"broadcast": broadcast.description if broadcast else None, "update": update.description if update else None}
+    told["initial"] = None if initial is None else "given"
+    return ", ".join(f"{name}={value}" for name, value in told.items())
+
+
+def model_key(records: Mapping[str, ArrayRecord], chosen: str | None) -> str:
+    """Returns which record of an answer or message is the model.
+
+    Args:
+        records: the array records, at least one.
+        chosen: the key that is the model's if there are several.
+
+    Raises:
+        PayloadError: it cannot be told; names the records.
+    """
+    if chosen in records:
+        return str(chosen)
+    if len(records) == 1:
+        return next(iter(records))
+    names = ", ".join(map(repr, records))
+    raise PayloadError(
+        f"the array records {names} are in one message, and none of them is known to be the model; send the model that "
+        "the strategy was given in one of them, and answer under the same name"
+    )
+
+
+def array_bytes(messages: Iterable[Message]) -> int:
+    """Returns the length of all arrays in messages."""
+    contents = [message.content for message in messages if message.has_content()]
+    records = [record for content in contents for record in content.array_records.values()]
+    return sum(len(array.data) for record in records for array in record.values())
