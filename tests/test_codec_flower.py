@@ -111,7 +111,7 @@ def test_who_missed_rounds_gets_the_missed_frames_or_the_whole_model_if_that_is_
     with InProcess().open(app, 2) as grid:
         for server_round, _, messages, _ in rounds(link, grid, [[0], [0], [0, 1], [0], [0], [0], [0], [0], [0, 1]]):
             for message in messages:
-                payloads = [array.data for array in message.content["arrays"].values()]
+                payloads = [array.data for array in message.content["arrays"].values() if array.data]
                 sizes[server_round, message.metadata.dst_node_id - 2] = (len(payloads), sum(map(len, payloads)))
     whole = len(Raw().encode(start(), np.random.default_rng(0)))
     assert sizes[1, 0] == (0, 0), "the initial model is known to all"

@@ -78,7 +78,8 @@ class BroadcastChain:
         if missed is not None and len(missed) < 2:
             return missed
         if self._snapshot is None:
-            self._snapshot = Raw().encode(self._reference, np.random.default_rng(0))
+            values = Raw().differences(self._reference, self._reference)  # constants that are not finite stay out
+            self._snapshot = Raw().encode(values, np.random.default_rng(0))
         if missed is not None and sum(map(len, missed)) < len(self._snapshot):
             return missed
         return [self._snapshot]
@@ -117,7 +118,7 @@ def follow(codec: Codec, held: Tensors | None, payloads: Sequence[bytes]) -> dic
     for payload in payloads:
         base = base_of(payload)
         if base == NO_STATE:
-            reference = Raw().decode(payload, specs)
+            reference = Raw().applied(reference, Raw().decode(payload, specs))
         elif base == current:
             reference = applied(codec, payload, reference)
         else:

@@ -111,7 +111,7 @@ class _Client:
         before, reference = fingerprint(held), told.get("reference")
         if before == reference:  # nothing is new, or the last answer was lost
             return key, dict(held), before
-        model = follow(self._broadcast, held, [array.data for array in record.values()])
+        model = follow(self._broadcast, held, [array.data for array in record.values() if array.data])
         arrived = model is not None and fingerprint(model) == reference
         return key, (model if arrived else None), before
 

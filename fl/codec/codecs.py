@@ -14,6 +14,8 @@ from fl.errors import PayloadError
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
 BLOCK = 1 << 16
 """Elements quantized at a time: they stay in the processor's cache."""
+LONE = bytes(4)
+"""Where channels have one element each, a first scale of 0 says that one for all of them follows."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Fp16(Codec):
 class Uniform(Codec):
     """Symmetric integers with one FP32 scale per channel (the first axis), which its largest magnitude decides.
 
+    Channels of one element share a scale, for scales of their own would be longer than the elements.
+
     An element is off by half a step at most, or, rounded stochastically, by less than a step and right on average.
 
     Args:
@@ -100,7 +104,8 @@ class Uniform(Codec):
 
     def _encode(self, array: np.ndarray, rng: np.random.Generator) -> bytes:
         levels, shape = 2 ** (self.bits - 1) - 1, array.shape
-        array = array if self.scales == "channel" else array.reshape(1, -1)
+        lone = self.scales == "channel" and shape[1] == 1
+        array = array.reshape(1, -1) if lone or self.scales == "tensor" else array
         symbols, scales = np.empty(array.shape, np.int8), np.empty(len(array), np.float32)
         coarsest = LARGEST / np.float32(levels) * np.float32(1 - 1e-7)  # the product does not overflow
         for part in _blocks(array.shape):
@@ -116,10 +121,12 @@ class Uniform(Codec):
             else:
                 np.rint(scaled, out=scaled)
             symbols[part] = scaled
-        return scales.astype("<f4").tobytes() + pack(symbols.reshape(shape), self.entropy)
+        return LONE * lone + scales.astype("<f4").tobytes() + pack(symbols.reshape(shape), self.entropy)
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        rows, columns = shape if self.scales == "channel" else (1, shape[0] * shape[1])
+        lone = self.scales == "channel" and shape[1] == 1 and body[:4] == LONE
+        rows, columns = (1, shape[0] * shape[1]) if lone or self.scales == "tensor" else shape
+        body = body[4:] if lone else body
         if len(body) < 4 * rows:
             raise PayloadError(f"payload: ends within {rows} scales")
         scales = np.frombuffer(body[: 4 * rows], "<f4").astype(np.float32)

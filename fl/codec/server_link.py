@@ -78,7 +78,8 @@ class ServerLink:
         self._reference_id = NOTHING
         self._unsent: Tensors = {}
         self._asked: dict[int, _Sent] = {}  # by node
-        self._key: str | None = None  # of the record that the model was in
+        self.key = "arrays"
+        """Of the record that holds the model, where a message has several; Flower's own at first."""
 
     @property
     def active(self) -> bool:
@@ -151,17 +152,18 @@ class ServerLink:
             content = RecordDict({**message.content, LINK: told})  # one for each: strategies share theirs
             content[sent.key] = self._broadcast_to(node) if sent.on_chain else records[sent.key]
             message.content = content
-            self._asked[node], self._key = sent, sent.key
+            self._asked[node], self.key = sent, sent.key
         return coded
 
     def _recognized(self, records: Mapping[str, ArrayRecord]) -> _Sent:
         """Returns the model among a message's records, and what the client will hold of it."""
-        for key, record in records.items():
+        for key in sorted(records, key=lambda each: each != self.key):
+            record = records[key]
             if self._basis is not None and _same(record, self._basis):
                 return _Sent(key, self._reference, self._reference_id, True, self._unsent)
             if _same(record, self._given):
                 return _Sent(key, self._reference, self._reference_id, True, self._not_sent() if self._chain else {})
-        key = model_key(records, self._key)
+        key = model_key(records, self.key)
         model = tensors_of(records[key])
         return _Sent(key, model, fingerprint(model), on_chain=False)
 
@@ -170,6 +172,7 @@ class ServerLink:
         payloads = self._chain.payloads_for(held) if self._chain is not None else None
         if payloads is None:
             return record_of(self._reference)
+        payloads = payloads or [b""]  # nothing is new; an app without the mod is to fail at it
         return ArrayRecord({str(number): payload_array(payload) for number, payload in enumerate(payloads)})
 
     def receive(self, reply: Message) -> None:

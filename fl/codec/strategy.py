@@ -57,7 +57,9 @@ class CodecStrategy(Strategy):
         seed: int = 0,
     ) -> None:
         self._codec_inner = inner
-        self._codec_run = _Run(ServerLink(broadcast, update, initial=initial, seed=seed))
+        link = ServerLink(broadcast, update, initial=initial, seed=seed)
+        link.key = getattr(inner, "arrayrecord_key", link.key)
+        self._codec_run = _Run(link)
 
     def start(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the inner strategy's own `start`.

@@ -55,7 +55,7 @@ def payload_array(payload: bytes) -> Array:
 
 
 def is_coded(record: ArrayRecord) -> bool:
-    """Tells whether every array of a record is a payload; a record without arrays brings nothing new, in no bytes."""
+    """Tells whether every array of a record is a payload; one of no bytes says that nothing is new."""
     return all(array.stype == STYPE for array in record.values())
 
 
