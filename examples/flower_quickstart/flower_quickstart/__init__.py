@@ -1,0 +1,1 @@
+"""A Flower app as quickstarts write it, with codecs around its messages."""
