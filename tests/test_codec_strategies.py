@@ -167,7 +167,11 @@ class PerClient(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-@pytest.mark.parametrize("settings", [BOTH, {"update": INT8}, {"broadcast": INT8}, BOTH | {"initial": model}])
+@pytest.mark.parametrize(
+    "settings",
+    [BOTH, {"update": INT8}, {"broadcast": INT8}, BOTH | {"initial": model}],
+    ids=["both", "update", "broadcast", "initial"],
+)
 def test_every_client_gets_the_model_that_its_strategy_chose_for_it(settings):
     seen, strategy = {}, CodecStrategy(PerClient(**AVERAGE), **settings)
     trained(strategy, learning([codec_mod(**settings)], add_one, seen=seen), num_clients=5)
@@ -262,7 +266,7 @@ class Scaffold(FedAvg):
         return record({n: np.mean([each[n] for each in models], axis=0) for n in models[0]}), MetricRecord({"n": 4})
 
 
-@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("same", [False, True], ids=["apart", "same"])
 def test_a_second_record_travels_beside_the_model(same):
     """Plain, to the bit, in both directions; even if it equals the model."""
     settings = BOTH | {"initial": model}
@@ -309,7 +313,7 @@ class Unclear(FedAvg):
 
 def test_records_of_which_none_is_the_model_are_refused_before_training():
     seen = {}
-    with pytest.raises(RunError, match=r"round 1: .*'teacher', 'student'"):
+    with pytest.raises(RunError, match=r"round 1: the strategy's messages cannot be sent: .*'teacher', 'student'"):
         trained(CodecStrategy(Unclear(), **BOTH), learning([codec_mod(**BOTH)], seen=seen))
     assert not seen
 
@@ -358,6 +362,15 @@ def test_a_method_that_was_set_on_the_object_is_refused():
         ({"broadcast": INT8}, None, r"the answer came without it; .*mods=\[codec_mod"),
         (BOTH | {"initial": model}, None, r"Unsupported.*quantfl.payload.*mods=\[codec_mod"),
     ],
+    ids=[
+        "other codec",
+        "no codec",
+        "more codecs",
+        "no first model",
+        "no mod",
+        "no mod, plain updates",
+        "no mod, no bytes",
+    ],
 )
 def test_ends_that_do_not_match_are_told_after_one_round(server, client, words):
     mods, seen = [] if client is None else [codec_mod(**client)], {}
@@ -385,7 +398,7 @@ def test_one_client_without_the_mod_is_left_out_with_a_warning(caplog):
     assert "node 3: codec_mod cannot take part: the answer came without it" in caplog.text
 
 
-@pytest.mark.parametrize("codecs", [BOTH, {"update": INT8}, {"broadcast": INT8}])
+@pytest.mark.parametrize("codecs", [BOTH, {"update": INT8}, {"broadcast": INT8}], ids=["both", "update", "broadcast"])
 def test_a_mod_that_sees_plain_models_says_so(codecs):
     app = learning([codec_mod(**codecs)])
     with InProcess().open(app, 1) as grid:
@@ -444,6 +457,7 @@ def test_answers_in_other_types_are_cast_with_care():
         (lambda r, *_: r | {"fc.bias": np.full(32, 1e300)}, "other types: 'fc.bias' is float64, which float32"),
         (lambda r, *_: r | {"fc.bias": np.full(32, np.nan, np.float32)}, "fc.bias holds NaN or infinity"),
     ],
+    ids=["more", "missing", "shape", "beyond", "nan"],
 )
 def test_answers_that_do_not_fit_are_refused_by_name(change, words):
     with pytest.raises(RunError, match=f"codec_mod.*{words}"):
@@ -662,7 +676,9 @@ def test_errors_are_one_line():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("codec", [Uniform(8), Uniform(2), Uniform(8, "stochastic", entropy="none")], ids=str)
+@pytest.mark.parametrize(
+    "codec", [Uniform(8), Uniform(2), Uniform(8, "stochastic", entropy="none")], ids=["int8", "int2", "stochastic"]
+)
 def test_a_tensor_of_one_column_does_not_grow(codec):
     column = {"w": np.random.default_rng(0).normal(size=(4096, 1)).astype(np.float32)}
     payload = codec.encode(column, np.random.default_rng(0))
@@ -673,3 +689,66 @@ def test_a_tensor_of_one_column_does_not_grow(codec):
     scales = np.arange(1, 4097, dtype="<f4")  # as payloads had it: one for each element
     before = scales.tobytes() + pack(np.ones((4096, 1), np.int8), codec.entropy)
     np.testing.assert_array_equal(codec.decode_large(memoryview(before), (4096, 1)).ravel(), scales)
+
+
+@pytest.mark.parametrize(
+    ("initial", "words"),
+    [
+        (lambda: {"w": np.random.default_rng().normal(size=3)}, "two different models; seed it"),
+        (lambda: [np.zeros(3)], "initial: returned a list, not an ArrayRecord"),
+    ],
+    ids=["unseeded", "list"],
+)
+def test_a_first_model_that_is_none_is_refused(initial, words):
+    with pytest.raises(ConfigError, match=words):
+        CodecStrategy(FedAvg(), **BOTH, initial=initial)
+
+
+def test_a_client_that_begins_elsewhere_is_told_why_and_goes_on_in_the_next_round(caplog):
+    server, client = BOTH | {"initial": model}, BOTH | {"initial": lambda: add_one(model(), 0, 0)}
+    seen = {}
+    with caplog.at_level(logging.WARNING, "flwr"):
+        trained(CodecStrategy(FedAvg(**AVERAGE), **server), learning([codec_mod(**client)], seen=seen))
+    assert {server_round for server_round, _ in seen} == {2, 3}
+    np.testing.assert_array_equal(seen[2, 0]["fc.weight"], model()["fc.weight"])
+    assert "initial must return the same bits in every process" in caplog.text
+
+
+def test_two_answers_of_which_none_is_the_models_are_refused():
+    app = ClientApp(mods=[codec_mod(**BOTH)])
+
+    @app.train()
+    def train(message, context):
+        arrays = message.content["arrays"]
+        return Message(RecordDict({"teacher": arrays, "student": arrays.copy()}), reply_to=message)
+
+    with pytest.raises(
+        RunError, match=r"round 1: .*codec_mod cannot take part: the array records 'teacher', 'student'"
+    ):
+        trained(CodecStrategy(FedAvg(**AVERAGE), **BOTH), app)
+
+
+def test_plain_answers_to_a_coded_broadcast_move_the_model_that_was_sent():
+    """Here the strategy sends a model of its own keeping, not the one it is given."""
+
+    class Keeping(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            for message in messages:
+                message.content = RecordDict({**message.content, "arrays": record(self.kept)})
+            return messages
+
+        def aggregate_train(self, server_round, replies):
+            result = super().aggregate_train(server_round, replies)
+            self.kept = arrays_in(result[0])
+            return result
+
+    codec = Uniform(4)
+    strategy = CodecStrategy(Keeping(**AVERAGE), broadcast=codec, initial=model)
+    strategy.kept, seen = model(), {}
+    step = np.random.default_rng(5).normal(size=(32, 64)).astype(np.float32)
+    mods = [codec_mod(broadcast=codec, initial=model)]
+    trained(strategy, learning(mods, lambda r, *_: r | {"fc.weight": r["fc.weight"] + step}, seen=seen))
+    np.testing.assert_allclose(strategy.kept["fc.weight"], model()["fc.weight"] + 3 * step, atol=1e-5)
+    apart = np.abs(seen[3, 0]["fc.weight"] - model()["fc.weight"] - 2 * step).max()
+    assert apart > 0.1, "clients hold what frames bring"

@@ -1,6 +1,7 @@
 """What travels between two models: their difference, and the tensors for which none may be taken."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,6 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.asarray(np.rint(array) if np.issubdtype(dtype, np.integer) else array, dtype=dtype)
 
 
-def as_tensors(model: Mapping[str, object]) -> dict[str, np.ndarray]:
-    """Returns NumPy arrays of a state dict, or of whatever names arrays or CPU tensors."""
-    return {name: np.asarray(tensor) for name, tensor in model.items()}
+def as_tensors(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns NumPy arrays of a state dict, or of whatever names arrays or tensors."""
+    return {name: np.asarray(t.detach().cpu() if hasattr(t, "detach") else t) for name, t in model.items()}

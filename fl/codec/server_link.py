@@ -9,8 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl.codec.base import Codec, fingerprint, is_value
 from fl.codec.chain import NOTHING, BroadcastChain
-from fl.codec.changes import applied, as_type, lost
-from fl.codec.payload import Tensors, base_of, checksum_of, specs_of
+from fl.codec.changes import applied, as_type, fitted, lost
+from fl.codec.payload import Tensors, base_of, checksum_of
 from fl.codec.wire import (
     CANNOT,
     LINK,
@@ -25,7 +25,7 @@ from fl.codec.wire import (
     start_of,
     tensors_of,
 )
-from fl.errors import PayloadError, RunError
+from fl.errors import ConfigError, PayloadError, RunError
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ServerLink:
         """Returns a strategy's messages with payloads in the place of plain arrays; `begin` comes first.
 
         Raises:
-            PayloadError: a message holds several array records, and none of them is the model.
+            ConfigError: a message holds several array records, and none of them is the model.
         """
         coded = list(messages)
         for message in coded if self.active else ():
@@ -188,8 +188,9 @@ class ServerLink:
         if told is not None:
             del content[LINK]
         if told is not None and "holds" in told:
-            self._holds[node] = bytes_in(told, "holds")
-            raise PayloadError("the client lacked the reference; it is sent what it lacks when it is asked again")
+            known, self._holds[node] = node in self._holds, bytes_in(told, "holds")
+            why = "" if known or not self._at_first else "; initial must return the same bits in every process"
+            raise PayloadError(f"the client lacked the reference; it is sent what it lacks when it is asked again{why}")
         sent, payloads = self._asked.get(node), _payloads_in(content)
         if sent is None and (payloads or told is not None):
             raise PayloadError("an answer to an earlier message")
@@ -200,7 +201,10 @@ class ServerLink:
         if sent.on_chain:
             self._holds[node] = sent.id
         if content.array_records:
-            self._decode(content, sent, payloads, node)
+            try:
+                self._decode(content, sent, payloads, node)
+            except ConfigError as error:
+                raise PayloadError(str(error)) from error
 
     def _decode(self, content: RecordDict, sent: _Sent, payloads: Mapping[str, bytes], node: int) -> None:
         if self._update is None:
@@ -215,9 +219,7 @@ class ServerLink:
             trained = applied(self._update, payload, sent.model)
             self._arrived[node] = checksum_of(payload)
         if sent.offset:
-            if specs_of(trained) != specs_of(sent.model):
-                raise PayloadError("the answer has other names, shapes or types than the model that was sent")
-            trained = _moved(trained, sent.offset)
+            trained = _moved(fitted(trained, sent.model), sent.offset)
         content[key] = record_of(trained)
 
     def accept(self, reply: Message) -> None:

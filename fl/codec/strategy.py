@@ -9,10 +9,10 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.codec.base import Codec
+from fl.codec.base import Codec, fingerprint
 from fl.codec.server_link import ServerLink
-from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes
-from fl.errors import ConfigError, PayloadError, RunError
+from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes, start_of
+from fl.errors import ConfigError, PayloadError, QuantflError, RunError
 
 WRAPPED = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "start")
 
@@ -56,6 +56,8 @@ class CodecStrategy(Strategy):
         initial: Initial | None = None,
         seed: int = 0,
     ) -> None:
+        if initial is not None and fingerprint(start_of(initial)) != fingerprint(start_of(initial)):
+            raise ConfigError("CodecStrategy(initial=...): returned two different models; seed it")
         self._codec_inner = inner
         link = ServerLink(broadcast, update, initial=initial, seed=seed)
         link.key = getattr(inner, "arrayrecord_key", link.key)
@@ -148,7 +150,7 @@ class _Run:
         before = array_bytes(plain)
         try:
             coded = self.link.send(plain)
-        except PayloadError as error:
+        except QuantflError as error:
             raise RunError(f"round {server_round}: the strategy's messages cannot be sent: {error}") from error
         self._count("sent", array_bytes(coded), before)
         return coded

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from fl.codec.base import Codec
 from fl.codec.changes import as_tensors
 from fl.codec.payload import Tensors
-from fl.errors import PayloadError
+from fl.errors import ConfigError, PayloadError
 
 LINK = "quantfl.link"
 """Record in messages and in a client's state."""
@@ -44,8 +44,14 @@ def tensors_of(record: ArrayRecord) -> dict[str, np.ndarray]:
 
 
 def start_of(initial: Initial) -> dict[str, np.ndarray]:
-    """Returns the first model as arrays."""
+    """Returns the first model as arrays.
+
+    Raises:
+        ConfigError: it is no model.
+    """
     model = initial()
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"initial: returned a {type(model).__name__}, not an ArrayRecord or a state dict")
     return tensors_of(model) if isinstance(model, ArrayRecord) else as_tensors(model)
 
 
@@ -86,14 +92,14 @@ def model_key(records: Mapping[str, ArrayRecord], chosen: str | None) -> str:
         chosen: the key that is the model's if there are several.
 
     Raises:
-        PayloadError: it cannot be told; names the records.
+        ConfigError: it cannot be told; names the records.
     """
     if chosen in records:
         return str(chosen)
     if len(records) == 1:
         return next(iter(records))
     names = ", ".join(map(repr, records))
-    raise PayloadError(
+    raise ConfigError(
         f"the array records {names} are in one message, and none of them is known to be the model; send the model that "
         "the strategy was given in one of them, and answer under the same name"
     )
