@@ -274,6 +274,16 @@ def test_one_missed_frame_is_sent_whatever_its_length():
     assert base_of(frame) == fingerprint(references[1])
 
 
+def test_the_whole_model_is_sent_where_it_is_shorter():
+    chain, references = chain_of(Raw(), 2)
+    zeros = {name: array * 0 for name, array in model().items()}
+    chain.advance(zeros)
+    (whole,) = chain.payloads_for(fingerprint(references[1]))
+    assert base_of(whole) == bytes(8)
+    assert len(whole) < 500 < sum(len(frame) for frame in chain._frames[-2:])
+    assert fingerprint(follow(Raw(), references[1], [whole])) == fingerprint(zeros)
+
+
 def test_who_has_some_of_the_frames_begins_at_the_one_it_lacks():
     codec = Uniform(4)
     chain, references = chain_of(codec, 3)
