@@ -16,6 +16,13 @@ from fl.engine.in_process import InProcess
 from fl.errors import PayloadError
 
 
+@pytest.fixture(autouse=True)
+def _an_identity():
+    """Flower makes no message outside of a run."""
+    with InProcess().open(learning([]), 1):
+        yield
+
+
 def is_payload(array):
     return array.stype == STYPE
 
@@ -302,3 +309,18 @@ def test_a_link_says_where_its_records_are():
     assert told["reference"] == fingerprint(model())
     assert told["settings"] == "broadcast=int8 per channel, update=int8 per channel, initial=given"
     assert isinstance(message.content["arrays"], ArrayRecord)
+
+
+def test_a_mask_is_in_no_frame_and_no_whole_model():
+    """Who missed one round, or all of them, has it still."""
+    codec, rng = Uniform(8, error_feedback=True), np.random.default_rng(2)
+    now = model() | {"mask": np.triu(np.full((48, 48), -np.inf, np.float32), 1)}
+    chain, references = BroadcastChain(codec, now, 0), [now]
+    for _ in range(12):
+        moved = {n: now[n] + rng.normal(size=now[n].shape).astype(np.float32) for n in ("fc.weight", "fc.bias")}
+        now = now | moved
+        references.append(dict(chain.advance(now)))
+    for held in (references[0], references[-2]):
+        payloads = chain.payloads_for(fingerprint(held))
+        assert fingerprint(follow(codec, held, payloads)) == fingerprint(references[-1])
+    np.testing.assert_array_equal(references[-1]["mask"], references[0]["mask"])

@@ -654,7 +654,6 @@ def masked():
     return model() | {"mask": mask, "small_mask": mask[:4, :4].copy()}
 
 
-@pytest.mark.xfail(reason="until codecs let constants be infinite")
 @pytest.mark.parametrize("codec", [Raw(), INT8, Ecq(4.0, error_feedback=True)], ids=lambda c: c.description)
 def test_a_constant_mask_of_infinities_survives(codec):
     def change(received, server_round, client):
