@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, fixedclipping_mod, message_size_mod
 from flwr.server.strategy import FedAvg as LegacyFedAvg
@@ -144,6 +145,12 @@ def test_a_mod_that_must_see_arrays_may_not_come_first(mods):
     inner = flower.DifferentialPrivacyClientSideFixedClipping(FedAvg(**AVERAGE), 0.0, 0.5, 4)
     with pytest.raises(RunError, match=r"codec_mod cannot take part where it stands.* must be the first of mods"):
         trained(CodecStrategy(inner, **BOTH), learning(mods))
+
+
+@pytest.mark.parametrize("mods", [[codec_mod(**BOTH), secaggplus_mod], [secaggplus_mod, codec_mod(**BOTH)]])
+def test_secure_aggregation_is_refused_in_the_first_round(mods):
+    with pytest.raises(RunError, match=r"round 1: .*cannot take part beside SecAgg\+.* take one of the two mods out"):
+        trained(CodecStrategy(FedAvg(**AVERAGE), **BOTH), learning(mods))
 
 
 @pytest.mark.parametrize("mod", [arrays_size_mod, message_size_mod])

@@ -190,9 +190,11 @@ class _Run:
                 return str(error)
             return None
         reason = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1]
-        reason = reason.rpartition("occurred. Message: ")[2].rstrip("'>")  # Flower's words around a client's error
+        reason = reason.rpartition("occurred. Message: ")[2].removesuffix("'>")  # Flower's words around a client's error
         if reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION:
             return f"{CANNOT} where it stands: {reason} It must be the first of mods"
+        if "secagg" in reason:
+            return f"{CANNOT} beside SecAgg+, which adds up masked integers; take one of the two mods out ({reason})"
         return f"{CANNOT}: {reason}; {NEEDED}" if STYPE in reason else reason
 
     def _count(self, direction: str, coded: int, plain: int) -> None:
