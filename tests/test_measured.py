@@ -1,0 +1,196 @@
+"""What the comparison derives from what it measured, and what a file beside it may say; no command is started."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import uneven_model
+
+from fl import comparison
+from fl.comparison import build_report, convert_and_save, differences, measure
+from fl.costs import CostAssumptions
+from fl.errors import ModelFileError
+from fl.model_file import load_fp32, load_model, read_file, save_model, save_state
+from fl.quantization import Precision
+from fl.results import MIB, sha256
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def some():
+    """23 test images, and a model that is right about some of them."""
+    images = np.random.default_rng(0).integers(0, 256, (23, 64, 64, 3), dtype=np.uint8)
+    model = uneven_model(torch.from_numpy(images))
+    labels = np.arange(23) % 10
+    return comparison.TestSet(images, labels, "noise (SYNTHETIC images)", True, ("a note",)), model
+
+
+@pytest.fixture(scope="module")
+def report(some, tmp_path_factory):
+    """The report on FP32, FP16 and INT8, the folder of its files, and what was measured."""
+    test, model = some
+    folder = tmp_path_factory.mktemp("measured")
+    trained_with = {"int8": "qat int8"}
+    measured = {}
+    for name in ("fp32", "fp16", "int8"):
+        path = convert_and_save(model, "5" * 64, Precision(name), folder, None, trained_with.get(name))
+        measured[name] = measure(path, test, batch_size=8, device=CPU)
+    content = build_report(
+        model_path="m.pt",
+        model=model,
+        source_sha256="5" * 64,
+        measured=measured,
+        skipped={"int8_static": "no images"},
+        test=test,
+        class_names=list("abcdefghij"),
+        batch_size=8,
+        device=CPU,
+        assumptions=CostAssumptions(4, 3, 7, 2.0, "options"),
+        scales=[(20, 100)],
+        run=None,
+        ledger=None,
+        calibrated_on="nothing",
+    )
+    return content, folder, measured
+
+
+def test_every_figure_of_a_precision_is_that_of_its_file_and_of_its_answers(report, some):
+    content, folder, measured = report
+    exact = measured["fp32"].evaluation
+    assert list(content["precisions"]) == ["fp32", "fp16", "int8"]
+    for name, entry in content["precisions"].items():
+        path = folder / f"model_{name}.pt"
+        size, found = path.stat().st_size, measured[name].evaluation
+        assert (entry["file_size_bytes"], entry["file_size_mb"]) == (size, size / MIB)
+        assert entry["file_sha256"] == sha256(path.read_bytes())
+        assert entry["made_from_sha256"] == "5" * 64
+        assert entry["compression_ratio"] == (folder / "model_fp32.pt").stat().st_size / size
+        assert entry["loss"] == found.score.loss
+        assert entry["accuracy"] == (found.predictions == some[0].labels).mean()
+        assert entry["accuracy_percent"] == 100 * entry["accuracy"]
+        assert entry["accuracy_drop_percent"] == 100 * (found.score.accuracy - exact.score.accuracy)
+        assert entry["agreement_with_fp32"] == (found.predictions == exact.predictions).mean()
+        assert entry["inference_ms"] == found.ms_per_image
+    assert content["precisions"]["int8"]["trained_with"] == "qat int8"
+    assert "trained_with" not in content["precisions"]["fp16"]
+    assert content["precisions"]["fp32"]["kernels"] == "cpu-fp32"
+
+
+def test_the_report_says_what_it_was_measured_on(report, some):
+    content, *_ = report
+    assert content["test_set"] == {
+        "title": "noise (SYNTHETIC images)",
+        "synthetic": True,
+        "num_images": 23,
+        "sha256": sha256(some[0].labels, some[0].images),
+        "notes": ["a note"],
+    }
+    assert content["evaluation"] == {"batch_size": 8, "device": "cpu"}
+    assert content["num_parameters"] == 434_602
+    assert content["skipped"] == {"int8_static": "no images"}
+    assert content["communication"]["assumptions"]["num_satellites"] == 7
+    assert content["run"] is None
+    json.dumps(content, allow_nan=False)
+
+
+def test_a_loss_that_is_not_finite_is_no_measurement(some, tmp_path):
+    test, _ = some
+    broken = uneven_model(torch.from_numpy(test.images))
+    broken.fc3.bias.data[0] = 3e38
+    broken.fc3.weight.data[0] = 3e38
+    path = convert_and_save(broken, "5" * 64, Precision("fp32"), tmp_path, None)
+    with pytest.raises(ModelFileError, match=r"model_fp32\.pt: its loss is not finite"):
+        measure(path, test, batch_size=8, device=CPU)
+
+
+def test_calibration_uses_as_many_images_as_the_precision_asks_for(some, tmp_path):
+    test, model = some
+    few = Precision("int8_static", num_calibration_images=5)
+    one = convert_and_save(model, "5" * 64, few, tmp_path, test.images).read_bytes()
+    assert load_model(tmp_path / "model_int8_static.pt").quantization_info["num_calibration_images"] == 5
+    assert convert_and_save(model, "5" * 64, few, tmp_path, test.images[:5]).read_bytes() == one
+    more = Precision("int8_static", num_calibration_images=23)
+    assert convert_and_save(model, "5" * 64, more, tmp_path, test.images).read_bytes() != one
+
+
+REPORT = {"a": {"loss": 0.5, "x": 1, "list": [1, {"y": 2.0}]}, "b": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({}, []),
+        ({"b": 1}, ["b: stored None, recomputed 1"]),
+        ({"a": {**REPORT["a"], "loss": 0.5 + 1e-6}}, []),
+        ({"a": {**REPORT["a"], "loss": 0.5 + 1e-4}}, ["a.loss: stored 0.5, recomputed 0.5001"]),
+        ({"a": {**REPORT["a"], "x": 1.0}}, ["a.x: stored 1, recomputed 1.0"]),
+        ({"a": {**REPORT["a"], "x": True}}, ["a.x: stored 1, recomputed True"]),
+        ({"a": {**REPORT["a"], "list": [1, {"y": 2.0 + 1e-9}]}}, ["a.list.1.y: stored 2.0, recomputed 2.000000001"]),
+        ({"a": {**REPORT["a"], "list": [1]}}, ["a.list: stored [1, {'y': 2.0}], recomputed [1]"]),
+        ({"c": 1}, ["c: is missing"]),
+    ],
+)
+def test_any_difference_between_reports_is_a_line(change, lines):
+    assert differences(REPORT, {**REPORT, **change}) == lines
+
+
+def test_a_figure_that_is_not_recomputed_is_told():
+    assert differences(REPORT, {"a": REPORT["a"]}) == ["b: is not expected"]
+
+
+# Model files
+
+
+def test_a_file_says_what_it_holds(some, tmp_path):
+    _, model = some
+    assert save_state(tmp_path / "plain.pt", model.state_dict()) == sha256((tmp_path / "plain.pt").read_bytes())
+    plain = read_file(tmp_path / "plain.pt")
+    assert (plain.info, plain.made_from) == ({}, None)
+    assert plain.num_bytes == (tmp_path / "plain.pt").stat().st_size
+    save_model(tmp_path / "model.pt", Precision("int8").convert(model), "7" * 64)
+    stored = read_file(tmp_path / "model.pt")
+    assert stored.made_from == "7" * 64
+    assert stored.info == {"precision": "int8", "num_parameters": 434_602, "num_classes": 10}
+    assert stored.sha256 == sha256((tmp_path / "model.pt").read_bytes())
+
+
+def test_a_state_dict_loads_to_the_same_network_in_evaluation_mode(some, tmp_path):
+    _, model = some
+    save_state(tmp_path / "plain.pt", model.state_dict())
+    loaded, _ = load_fp32(tmp_path / "plain.pt")
+    assert not loaded.training
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in loaded.state_dict().items())
+
+
+def spoilt(state, name, value):
+    tensor = state[name].clone()
+    tensor.view(-1)[-1] = value
+    return {**state, name: tensor}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("fc2.weight", float("nan"), "fc2.weight holds NaN or infinity"),
+        ("bn2.running_mean", float("inf"), "bn2.running_mean holds NaN or infinity"),
+        ("bn3.running_var", -1e-3, "bn3.running_var holds negative variances"),
+    ],
+)
+def test_a_model_with_values_that_cannot_be_is_refused(some, tmp_path, name, value, words):
+    path = tmp_path / "spoilt.pt"
+    save_state(path, spoilt(some[1].state_dict(), name, value))
+    with pytest.raises(ModelFileError, match=words):
+        load_fp32(path)
+
+
+def test_a_flipped_bit_is_found(some, tmp_path):
+    path = Path(tmp_path / "flipped.pt")
+    save_state(path, some[1].state_dict())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="checksum"):
+        read_file(path)
