@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import uneven_model
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from torch.amp import GradScaler
 
 from fl.client_app import ClientSettings, make_client_app
 from fl.codec import ServerLink, Uniform
@@ -17,7 +18,7 @@ from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S
 from fl.model import initial_model
 from fl.results import write_npz
 from fl.targets import Target
-from fl.training import TrainingSettings
+from fl.training import Fp32, TrainingSettings
 
 SGD = Target("torch.optim.SGD")
 SHARES = [range(8), range(8), range(20, 33)]
@@ -131,6 +132,25 @@ def test_a_client_evaluates_the_model_it_is_sent_on_its_own_images(opened, image
         "loss": pytest.approx(score.loss, rel=1e-5),
         "accuracy": score.accuracy,
     }
+
+
+class Scaled(Fp32):
+    """FP32 with loss scaling that doubles after every step."""
+
+    def scaler(self, device):
+        return GradScaler(device, init_scale=4.0, growth_interval=1)
+
+
+def test_a_client_remembers_how_its_loss_is_scaled(opened):
+    with opened(precision=Scaled()) as grid:
+        scales = []
+        for client in (0, 0, 1):
+            asked(grid, client=client)
+            scales.append(grid._contexts[2 + client].state["quantfl.scaler"]["scale"])
+    assert scales == [16.0, 64.0, 16.0], "two steps each"
+    with opened() as grid:
+        asked(grid, client=0)
+        assert not grid._contexts[2].state.config_records, "nothing to remember in FP32"
 
 
 def test_mods_go_around_training_only_the_first_outermost(opened):

@@ -40,6 +40,15 @@ def test_scales_and_a_price_of_zero():
     assert report["precisions"]["fp32"]["savings_percent"] == 0.0
 
 
+def test_scales_are_rounds_times_clients():
+    report = communication_report({"fp32": MIB}, CostAssumptions(1, 1, 1, 3.0, "default"), [(20, 100)], {})
+    (scale,) = report["scales"]
+    assert (scale["num_rounds"], scale["num_clients"]) == (20, 100)
+    costs = scale["precisions"]["fp32"]
+    assert (costs["per_round_mb"], costs["total_mb"], costs["total_cost_usd"]) == (200, 4000, 12_000)
+    assert costs["deploy_once_cost_usd"] == 300
+
+
 SUMMARY = {
     "rounds_completed": 3,
     "totals": {"broadcast": {"payload_bytes": 7 * MIB}, "update": {"payload_bytes": 5 * MIB}},

@@ -12,6 +12,7 @@ from conftest import zipped
 from PIL import Image
 
 from fl.data import EuroSat, Folder, Synthetic, open_images, split_images
+from fl.data.images import Plan, Split
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import DataError
 
@@ -55,6 +56,76 @@ def test_another_content_gets_another_cache(image_folder, tmp_path):
     after = opened(Folder(str(folder)), cache)
     assert before.folder != after.folder
     assert before.sha256 != after.sha256
+
+
+def test_an_image_of_the_same_size_but_other_content_gets_another_cache(tmp_path):
+    """Uncompressed, so that only the pixels tell."""
+    folders = []
+    for value in (1, 2):
+        for name in ("a", "b"):
+            path = tmp_path / "images" / name / "x.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(path)
+        folders.append(opened(Folder(str(tmp_path / "images")), tmp_path / "cache"))
+    assert folders[0].folder != folders[1].folder
+    assert [int(each.images.max()) for each in folders] == [1, 2]
+
+
+def test_names_that_sort_apart_from_classes_keep_their_labels(tmp_path):
+    """Class b has the names that come first."""
+    for class_name, name, value in (("b", "0", 20), ("a", "1", 10), ("b", "2", 21), ("a", "3", 11)):
+        (tmp_path / "images" / class_name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(tmp_path / "images" / class_name / f"{name}.png")
+    decoded = opened(Folder(str(tmp_path / "images")), tmp_path / "cache")
+    assert decoded.labels.tolist() == [0, 0, 1, 1]
+    assert decoded.images[:, 0, 0, 0].tolist() == [10, 11, 20, 21]
+
+
+def test_images_of_another_size_are_resampled_whole(tmp_path):
+    """Left half black, right half white, at twice the size."""
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[:, 64:] = 255
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / name / "x.png")
+    image = opened(Folder(str(tmp_path / "images")), tmp_path / "cache").images[0]
+    assert image[:, :30].max() == 0
+    assert image[:, 34:].min() == 255
+
+
+def test_what_systems_put_beside_images_is_no_image(image_folder, tmp_path):
+    folder = image_folder()
+    shutil.copy(folder / "a" / "a_0.png", folder / "a" / "a_9.PNG")
+    (folder / "a" / "._a_0.png").write_bytes(b"resource fork")
+    (folder / "__MACOSX" / "a").mkdir(parents=True)
+    (folder / "__MACOSX" / "a" / "a_0.png").write_bytes(b"resource fork")
+    (folder / "a" / "Thumbs.db").write_bytes(b"thumbnails")
+    path = zipped(folder, tmp_path / "some.zip", prefix="")
+    for source in (folder, path):
+        assert np.bincount(Folder(str(source)).plan(tmp_path).labels).tolist() == [7, 6, 6]
+
+
+def test_an_empty_folder_among_classes_is_a_class_without_images(image_folder, tmp_path):
+    folder = image_folder()
+    (folder / "z").mkdir()
+    with pytest.raises(DataError, match="no images of class z"):
+        Folder(str(folder)).plan(tmp_path)
+
+
+def test_one_class_is_nothing_to_learn(image_folder, tmp_path):
+    with pytest.raises(DataError, match="at least two sub-folders"):
+        Folder(str(image_folder(classes=("a",)))).plan(tmp_path)
+
+
+def test_files_too_large_to_be_images_are_refused(image_folder, tmp_path, monkeypatch):
+    from fl.data import sources
+
+    folder = image_folder()
+    path = zipped(folder, tmp_path / "some.zip")
+    monkeypatch.setattr(sources, "LARGEST_FILE_BYTES", 1000)
+    for source in (folder, path):
+        with pytest.raises(DataError, match="bytes; too large"):
+            Folder(str(source)).plan(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
@@ -210,6 +281,52 @@ def test_what_a_killed_decoding_left_is_removed(image_folder, tmp_path):
     assert not left_over.exists()
 
 
+def test_a_cache_appears_whole_after_decoding(tmp_path):
+    """Somebody who looks while it is decoded finds nothing under the final name."""
+    seen = []
+
+    def decode(images):
+        seen.append([each for each in contents(tmp_path) if not each.startswith(".") and not each.endswith(".lock")])
+        images[:] = 7
+        return ["a note"]
+
+    images = open_images(Plan("some", "0" * 64, ("a", "b"), np.array([0, 1]), decode), tmp_path)
+    assert seen == [[]]
+    assert images.folder.name == f"some-{'0' * 20}-v1"
+    assert images.notes == ("a note",)
+    assert (np.asarray(images.images) == 7).all()
+
+
+def test_the_hash_of_images_is_of_names_labels_and_pixels(tmp_path):
+    def decoded(key, names=("a", "b"), labels=(0, 1), value=7):
+        def decode(images):
+            images[:] = value
+            return []
+
+        return open_images(Plan("some", key * 64, names, np.array(labels), decode), tmp_path).sha256
+
+    assert decoded("0") == decoded("1")
+    assert len({decoded("0"), decoded("2", names=("a", "c")), decoded("3", labels=(1, 0)), decoded("4", value=8)}) == 4
+
+
+@pytest.mark.parametrize("name", ["labels", "images"])
+def test_a_cache_whose_sizes_disagree_is_refused(image_folder, tmp_path, name):
+    folder, cache = image_folder(), tmp_path / "cache"
+    path = opened(Folder(str(folder)), cache).folder / f"{name}.npy"
+    np.save(path, np.load(path)[:-1])
+    with pytest.raises(DataError, match="sizes disagree"):
+        opened(Folder(str(folder)), cache)
+
+
+def test_pixels_are_mapped_and_nothing_can_change_the_file(image_folder, tmp_path):
+    folder, cache = image_folder(), tmp_path / "cache"
+    images = opened(Folder(str(folder)), cache).images
+    assert isinstance(images, np.memmap)
+    before = images[0].copy()
+    images[0] = 255 - before
+    assert np.array_equal(opened(Folder(str(folder)), cache).images[0], before)
+
+
 def test_a_damaged_cache_says_what_to_delete(image_folder, tmp_path):
     folder, cache = image_folder(), tmp_path / "cache"
     images = opened(Folder(str(folder)), cache).folder / "images.npy"
@@ -228,6 +345,30 @@ def test_the_split_is_stratified_seeded_and_complete():
     again = split_images(labels, test_fraction=0.2, validation_fraction=0.25, seed=1)
     other = split_images(labels, test_fraction=0.2, validation_fraction=0.25, seed=2)
     assert split.sha256 == again.sha256 != other.sha256
+
+
+def test_fractions_of_a_class_are_rounded_to_the_nearest():
+    """Of what the test leaves, not of all."""
+    labels = np.repeat(np.arange(2), [19, 14])
+    split = split_images(labels, test_fraction=0.2, validation_fraction=0.17, seed=1)
+    assert np.bincount(labels[split.test]).tolist() == [4, 3]  # 3.8, 2.8
+    assert np.bincount(labels[split.validation]).tolist() == [3, 2]  # 0.17 * 15 = 2.55, 0.17 * 11 = 1.87
+    split = split_images(labels, test_fraction=0.5, validation_fraction=0.5, seed=1)
+    assert np.bincount(labels[split.validation]).tolist() == [4, 4]  # half of 9 and of 7, to even
+
+
+def test_a_class_that_leaves_nothing_to_train_on_is_refused():
+    labels = np.repeat([0, 1], [20, 2])
+    with pytest.raises(DataError, match="class 1 has 2 images: too few"):
+        split_images(labels, test_fraction=0.5, validation_fraction=0.9, seed=0)
+
+
+def test_a_splits_hash_is_of_all_three_parts_and_their_borders():
+    parts = [np.arange(4), np.arange(4, 6), np.arange(6, 9)]
+    moved = [np.arange(4), np.arange(4, 7), np.arange(7, 9)]
+    others = [[parts[0] + 9, *parts[1:]], [parts[0], parts[1] + 9, parts[2]], [*parts[:2], parts[2] + 9]]
+    hashes = {Split(*each).sha256 for each in (parts, moved, *others)}
+    assert len(hashes) == 5
 
 
 def test_validation_images_come_from_the_training_part():
@@ -250,6 +391,11 @@ def test_synthetic_images_depend_on_seed_and_position_only(tmp_path):
     assert not np.array_equal(small.images, other.images)
     assert "SYNTHETIC" in small.title
     assert np.bincount(small.labels).tolist() == [6] * 10
+
+
+def test_images_of_a_class_differ(tmp_path):
+    images = opened(Synthetic(60), tmp_path)
+    assert len({image.tobytes() for image in images.images}) == 60
 
 
 @pytest.mark.parametrize("arguments", [{"num_images": 10}, {"num_images": 1.5}, {"seed": -1}])

@@ -8,9 +8,14 @@ import time
 from pathlib import Path
 
 import cloudpickle
+import numpy as np
 import pytest
 from conftest import SMALL, composed
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
+from fl.engine import InProcess
 from fl.errors import ConfigError
 from fl.experiment import client_app
 from fl.results import read_json, read_jsonl, sha256
@@ -117,6 +122,94 @@ def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
     assert errors.startswith("interrupted; a run with a finished round continues with: ")
     assert len(errors.splitlines()) == 1, errors
     _all_end(started)
+
+
+def counting():
+    """A ClientApp that counts its own messages, spoils what it was sent, and raises where it is told to."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        told = message.content["told"]
+        before = context.state.config_records.get("count", ConfigRecord({"messages": 0}))["messages"]
+        context.state["count"] = ConfigRecord({"messages": before + 1})
+        message.content["arrays"]["w"] = Array(np.zeros(1))
+        if told["raise"]:
+            raise ValueError("battery empty\nand cold")
+        answered = {
+            **{key: context.node_config[key] for key in ("partition-id", "num-partitions")},
+            "messages": before + 1,
+        }
+        return Message(RecordDict({"answer": ConfigRecord(answered)}), reply_to=message)
+
+    return app
+
+
+def to(node, arrays=None, fail=False):
+    content = {"arrays": arrays or ArrayRecord({"w": Array(np.ones(3))}), "told": ConfigRecord({"raise": fail})}
+    return Message(RecordDict(content), node, "train")
+
+
+def answers(grid, *messages):
+    return [
+        reply.error.reason if reply.has_error() else dict(reply.content["answer"])
+        for reply in grid.send_and_receive(messages)
+    ]
+
+
+def test_a_client_remembers_what_it_did_when_it_answered_and_forgets_when_it_raised():
+    with InProcess().open(counting(), 3) as grid:
+        nodes = list(grid.get_node_ids())
+        assert len(set(nodes)) == 3
+        first = answers(grid, *(to(node) for node in nodes))
+        assert first == [{"partition-id": n, "num-partitions": 3, "messages": 1} for n in range(3)]
+        before = grid.state()
+        assert answers(grid, to(nodes[1], fail=True)) == ["ValueError: battery empty\nand cold"]
+        assert grid.state() == before
+        assert answers(grid, to(nodes[1]))[0]["messages"] == 2
+        assert answers(grid, to(nodes[0]))[0]["messages"] == 2, "each has a memory of its own"
+        grid.load_state(before)
+        assert answers(grid, to(nodes[1]))[0]["messages"] == 2
+    with InProcess().open(counting(), 3) as another:
+        another.load_state(before)
+        assert answers(another, to(nodes[2]))[0]["messages"] == 2
+
+
+def test_a_client_that_raised_is_told_apart_from_one_that_answers_by_flowers_own_code():
+    with InProcess().open(counting(), 2) as grid:
+        node, other = grid.get_node_ids()
+        failed, answered = grid.send_and_receive([to(node, fail=True), to(other)])
+    assert failed.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert (failed.metadata.src_node_id, answered.metadata.src_node_id) == (node, other)
+
+
+def test_clients_get_copies_of_what_is_sent():
+    """Strategies put the same record into every message."""
+    shared = ArrayRecord({"w": Array(np.ones(3))})
+    with InProcess().open(counting(), 2) as grid:
+        messages = [to(node, shared) for node in grid.get_node_ids()]
+        list(grid.send_and_receive(messages))
+    assert all(np.array_equal(message.content["arrays"]["w"].numpy(), np.ones(3)) for message in messages)
+
+
+def test_pushed_messages_are_pulled_once_by_their_ids():
+    with InProcess().open(counting(), 2) as grid:
+        first, second = grid.get_node_ids()
+        ids = list(grid.push_messages([to(first), to(second), to(first)]))
+        assert len(set(ids)) == 3
+        (reply,) = grid.pull_messages([ids[2], "another"])
+        assert (reply.metadata.src_node_id, reply.content["answer"]["messages"]) == (first, 2)
+        rest = list(grid.pull_messages(ids))
+        assert [each.metadata.src_node_id for each in rest] == [first, second]
+        assert list(grid.pull_messages(ids)) == []
+
+
+def test_clients_are_started_one_after_another_as_their_answers_are_asked_for():
+    with InProcess().open(counting(), 2) as grid:
+        first, second = grid.get_node_ids()
+        replies = grid.send_and_receive([to(first), to(second)])
+        next(replies)
+        assert answers(grid, to(second))[0]["messages"] == 1, "the second message has not been delivered yet"
 
 
 def test_only_settings_cross_to_a_client(cache_dir):

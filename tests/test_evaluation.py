@@ -1,5 +1,7 @@
 """The evaluation loop counts every image once, whatever the batches."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,17 @@ def test_the_input_has_the_type_that_was_asked_for_and_the_time_is_per_image(som
     assert seen == [(torch.float16, (20, 3, 64, 64)), (torch.float16, (1, 3, 64, 64))]
     assert found.score.loss == pytest.approx(np.log(10), rel=1e-6)
     assert 0 < found.ms_per_image < 1000
+
+
+def test_the_time_is_that_of_one_image():
+    def slow(x):
+        time.sleep(0.02 * len(x))
+        return torch.zeros(len(x), 10)
+
+    images = np.zeros((10, 64, 64, 3), np.uint8)
+    for batch_size in (2, 10):
+        found = evaluate(slow, images, np.zeros(10, np.int64), batch_size=batch_size, device=CPU)
+        assert 20 <= found.ms_per_image < 200
 
 
 def test_the_networks_input_is_centred():

@@ -73,6 +73,43 @@ def test_shares_are_made_once_and_read_as_they_were(tmp_path):
     assert sorted(np.concatenate(shares)) == list(np.flatnonzero(LABELS < 8))
 
 
+def test_shares_are_of_the_images_that_may_be_trained_on(tmp_path):
+    positions = np.flatnonzero(LABELS < 8)[::2]
+    for kind in ("Iid", "Dirichlet"):
+        target = Target(f"fl.partition.{kind}")
+        shares = read_shares(share_images(tmp_path, target, LABELS, positions, num_clients=5, seed=1))
+        assert sorted(np.concatenate(shares)) == list(positions)
+        assert all(share.dtype == np.int64 and (np.diff(share) > 0).all() for share in shares)
+        direct = split_among_clients(target.build("partition"), LABELS[positions], 5, seed=1)
+        assert all(np.array_equal(positions[one], two) for one, two in zip(direct, shares, strict=True))
+
+
+def test_a_cached_split_is_of_these_images_and_settings_only(tmp_path):
+    def path(parameters=(("alpha", 1.0),), labels=LABELS, positions=range(300)):
+        target = Target("fl.partition.Dirichlet", dict(parameters))
+        return share_images(tmp_path, target, labels, np.array(positions), num_clients=3, seed=1)
+
+    others = [path(parameters=(("alpha", 2.0),)), path(labels=LABELS[::-1].copy()), path(positions=range(1, 301))]
+    assert len({path(), *others}) == 4
+    assert path() == path()
+
+
+def test_a_client_without_images_is_refused():
+    class Unfair:
+        def split(self, labels, num_clients, seed):
+            return [np.arange(len(labels)), *[np.array([], dtype=np.int64)] * (num_clients - 1)]
+
+    with pytest.raises(ConfigError, match="client 1 gets no images"):
+        split_among_clients(Unfair(), LABELS, 3, seed=0)
+
+
+def test_a_distribution_has_a_column_for_every_class():
+    counts = label_distribution(LABELS, [np.flatnonzero(LABELS == 3), np.flatnonzero(LABELS < 2)], 12)
+    assert counts.shape == (2, 12)
+    assert counts[0].tolist() == [0, 0, 0, 60, *[0] * 8]
+    assert counts[1].tolist() == [60, 60, *[0] * 10]
+
+
 def test_shares_of_a_class_that_is_not_ours_are_made_again(tmp_path):
     path = shared(tmp_path, partition=Target(f"{__name__}.Everything"))
     first = path.stat().st_mtime_ns

@@ -339,6 +339,12 @@ def test_augmentation_permutes_pixels_and_reaches_every_symmetry():
         assert all(sorted(each) == sorted(image.flatten().tolist()) for each in outcomes)
 
 
+def test_each_image_is_turned_on_its_own():
+    images = torch.arange(4 * 4 * 3, dtype=torch.uint8).reshape(1, 4, 4, 3).repeat(200, 1, 1, 1)
+    turned = augment(images, "dihedral", torch.Generator().manual_seed(0))
+    assert len(torch.unique(turned, dim=0)) == 8
+
+
 def settings(**changes):
     base = TrainingSettings(local_epochs=1, batch_size=8, augmentation="none", optimizer=ADAM, label_smoothing=0.0)
     return dataclasses.replace(base, **changes)

@@ -64,6 +64,27 @@ def test_the_16_bit_type_is_chosen_for_the_hardware_and_told(monkeypatch, tmp_pa
     assert read_json(tmp_path / "run" / "summary.json")["training_precision"] == "amp bfloat16"
 
 
+def test_bfloat16_is_chosen_where_the_hardware_has_it(monkeypatch):
+    for there, expected in ((True, "amp bfloat16"), (False, "amp float32 (no 16-bit instructions here)")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there, "avx2": True})
+        assert Amp().describe("cpu") == expected
+    assert Amp("float16").describe("cpu") == "amp float16"
+    assert not Amp("bfloat16").scaler("cpu").is_enabled()
+    assert Amp("float16").scaler("cpu").is_enabled()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_bits_of_aware_training_are_those_that_were_asked_for(bits):
+    """The first layer has 8 bits always; a channel of the second one takes at most so many values in each group."""
+    network = Qat(bits).network(10)
+    network.load_state_dict(initial_model(10, 0).state_dict())
+    weight = network.conv2.weight
+    rounded = network._rounded("conv2", weight)
+    assert not torch.equal(rounded, weight)
+    values = max(len(torch.unique(channel.flatten()[:32])) for channel in rounded.detach())
+    assert values > 16 if bits == 8 else values <= 15
+
+
 def scales(folder):
     """Returns what each client's loss is scaled by, from the last checkpoint."""
     states = load_checkpoint(folder).clients
