@@ -38,6 +38,8 @@ RECORD = RoundRecord(
     reference=None,
     federated=None,
     train_loss=1.0,
+    fp32_model_bytes=400,
+    shared_start_bytes=0,
     clients_asked=3,
     clients_completed=2,
     clients_failed=(),
@@ -83,6 +85,8 @@ def test_sums_over_rounds_are_those_of_their_parts():
     sums = totals(written(RECORD, EVALUATED))
     assert sums["broadcast"]["payload_bytes"] == 100 + 100 + 60
     assert sums["broadcast"]["message_bytes"] == 110 + 110 + 70
+    assert sums["broadcast"]["fp32_payload_bytes"] == 400 + 400 + 2 * 400
+    assert sums["update"]["fp32_payload_bytes"] == 400 + 400
     assert sums["update"]["payload_bytes"] == 50 + 50
     assert sums["update"]["message_bytes"] == 60 + 60 + 10
     assert sums["evaluation_traffic"]["message_bytes"] == 80

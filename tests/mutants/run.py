@@ -227,11 +227,13 @@ def verdict(task: Task) -> str:
 def main() -> int:
     """Runs the list and returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose file, name or test contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="whose file, name or test contains one of these"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     options = parser.parse_args()
     everything = read()
-    mutants = [each for each in everything if options.only in f"{each} {each.test}"]
+    mutants = [each for each in everything if any(text in f"{each} {each.test}" for text in options.only)]
     if broken := list(problems(everything)):
         print("\n".join(broken))
         return 1
