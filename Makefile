@@ -56,6 +56,9 @@ test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop, kill and resume a run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
 
+mutants: $(ALL) ## Put faults into the code one by one: the test that each of them names must fail (some minutes)
+	$(BIN)/python tests/mutants/run.py --jobs $(WORKERS)
+
 test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
 	tests/cluster/run.sh $(BIN)/python
 
@@ -83,4 +86,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-long test-cluster bench results tables lint clean
+.PHONY: help install demo eurosat test test-long mutants test-cluster bench results tables lint clean

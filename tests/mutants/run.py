@@ -98,11 +98,15 @@ def problems(mutants: Iterable[Mutant], root: Path = ROOT) -> Iterator[str]:
             yield f"{mutant}: its text occurs {count} times instead of once: {mutant.old!r}"
         elif (mutant.test is None) == (mutant.equivalent is None):
             yield f"{mutant}: needs either a test or the reason why it is equivalent"
-        else:
-            try:
-                ast.parse(_changed(path, mutant))
-            except SyntaxError as error:
-                yield f"{mutant}: is no Python any more ({error})"
+
+
+def no_python(mutants: Iterable[Mutant], root: Path = ROOT) -> Iterator[str]:
+    """Yields the entries that make a file no Python, which every test would notice."""
+    for mutant in mutants:
+        try:
+            ast.parse(_changed(root / mutant.file, mutant))
+        except SyntaxError as error:
+            yield f"{mutant}: is no Python any more ({error})"
 
 
 def _changed(path: Path, mutant: Mutant) -> str:
@@ -234,7 +238,7 @@ def main() -> int:
     options = parser.parse_args()
     everything = read()
     mutants = [each for each in everything if any(text in f"{each} {each.test}" for text in options.only)]
-    if broken := list(problems(everything)):
+    if broken := list(problems(everything)) or list(no_python(mutants)):
         print("\n".join(broken))
         return 1
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
