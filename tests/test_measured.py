@@ -76,6 +76,9 @@ def test_every_figure_of_a_precision_is_that_of_its_file_and_of_its_answers(repo
         assert entry["accuracy_percent"] == 100 * entry["accuracy"]
         assert entry["accuracy_drop_percent"] == 100 * (found.score.accuracy - exact.score.accuracy)
         assert entry["agreement_with_fp32"] == (found.predictions == exact.predictions).mean()
+        right, exact_right = (each.predictions == some[0].labels for each in (found, exact))
+        assert entry["only_this_right"] == (right & ~exact_right).sum()
+        assert entry["only_fp32_right"] == (exact_right & ~right).sum()
         assert entry["inference_ms"] == found.ms_per_image
     assert content["precisions"]["int2"]["trained_with"] == "qat int2"
     assert content["precisions"]["int2"]["accuracy_drop_percent"] < 0, "or its sign would not be tested"
@@ -98,6 +101,25 @@ def test_the_report_says_what_it_was_measured_on(report, some):
     assert content["communication"]["assumptions"]["num_satellites"] == 7
     assert content["run"] is None
     json.dumps(content, allow_nan=False)
+
+
+def test_validation_images_are_measured_apart_from_test_images(some, tmp_path):
+    """All validation images have the label that FP32 gives them, test images not."""
+    test, model = some
+    images = test.images[::-1].copy()
+    with torch.inference_mode():
+        labels = model(to_input(torch.from_numpy(images))).argmax(1).numpy()
+    validation = comparison.TestSet(images, labels, "held out", True, ())
+    measured = {}
+    for name in ("fp32", "int2"):
+        path = convert_and_save(model, "5" * 64, Precision(name), tmp_path, None)
+        measured[name] = measure(path, test, validation, batch_size=8, device=CPU)
+    entry = comparison._entry(measured["int2"], measured["fp32"], test, validation)
+    accuracy = (measured["int2"].validation.predictions == labels).mean()
+    assert entry["validation"]["accuracy"] == entry["validation"]["agreement_with_fp32"] == accuracy < 1
+    assert entry["validation"]["accuracy_change_points"] == 100 * (accuracy - 1)
+    assert entry["validation"]["only_fp32_right"] == round(23 * (1 - accuracy))
+    assert entry["accuracy"] == measured["int2"].evaluation.score.accuracy
 
 
 def test_a_loss_that_is_not_finite_is_no_measurement(some, tmp_path):
@@ -157,7 +179,8 @@ def test_a_file_says_what_it_holds(some, tmp_path):
     save_model(tmp_path / "model.pt", Precision("int8").convert(model), "7" * 64)
     stored = read_file(tmp_path / "model.pt")
     assert stored.made_from == "7" * 64
-    assert stored.info == {"precision": "int8", "num_parameters": 434_602, "num_classes": 10}
+    told = {"precision": "int8", "num_parameters": 434_602, "num_classes": 10}
+    assert stored.info.items() >= told.items()
     assert stored.sha256 == sha256((tmp_path / "model.pt").read_bytes())
 
 
@@ -188,6 +211,13 @@ def test_a_model_with_values_that_cannot_be_is_refused(some, tmp_path, name, val
     save_state(path, spoilt(some[1].state_dict(), name, value))
     with pytest.raises(ModelFileError, match=words):
         load_fp32(path)
+
+
+def test_weights_beyond_fp32_are_refused(some, tmp_path):
+    state = {name: tensor.double() if "fc2" in name else tensor for name, tensor in some[1].state_dict().items()}
+    save_state(tmp_path / "double.pt", spoilt(state, "fc2.weight", 1e39))
+    with pytest.raises(ModelFileError, match=r"fc2\.weight holds 1e\+39, which is beyond float32"):
+        load_fp32(tmp_path / "double.pt")
 
 
 def test_a_flipped_bit_is_found(some, tmp_path):
