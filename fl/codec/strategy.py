@@ -190,7 +190,7 @@ class _Run:
                 return str(error)
             return None
         reason = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1]
-        reason = reason.rpartition("occurred. Message: ")[2].removesuffix("'>")  # Flower's words around a client's error
+        reason = reason.rpartition("occurred. Message: ")[2].removesuffix("'>")  # Flower's words around it
         if reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION:
             return f"{CANNOT} where it stands: {reason} It must be the first of mods"
         if "secagg" in reason:
