@@ -52,6 +52,8 @@ CANDIDATES = (
     candidate("tcq-56-46", "tcq, 0.56 / 0.465 bit", 0.56, 0.465, codec="tcq"),
     candidate("tcq-size-0", "tcq, the same step for all tensors", *BASE, codec="tcq", size_power=0),
     candidate("tcq-size-50", "tcq, step by size ** 0.5", *BASE, codec="tcq", size_power=0.5),
+    candidate("no-gain", "levels not raised", *BASE, error_feedback="true", decay=0.0),
+    candidate("tcq-no-gain", "tcq, levels not raised", *BASE, codec="tcq", error_feedback="true", decay=0.0),
     candidate("feedback-update", "feedback of the update", *BASE, update__error_feedback="true"),
     candidate("feedback-both", "feedback both ways", *BASE, error_feedback="true"),
 )
