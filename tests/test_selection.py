@@ -3,7 +3,7 @@
 import pytest
 
 from fl.errors import ConfigError
-from fl.selection import choose_round, path_of
+from fl.selection import best_round, choose_round, path_of
 
 
 def chosen(folder, scores, kept=(), metric="accuracy", wanted=None):
@@ -37,6 +37,18 @@ def test_the_best_of_those_that_were_kept_is_taken(kept, metric, expected, words
     assert words in choice.reason
     assert [each["kept"] for each in choice.candidates] == [n in (*kept, 4) for n in range(1, 5)]
     assert [each["validation_loss"] for each in choice.candidates] == [loss for _, loss in SCORES]
+
+
+def test_of_equal_rounds_the_other_score_decides_then_the_earlier_one():
+    def best(metric, *scores):
+        records = [
+            {"round": n, "validation_accuracy": accuracy, "validation_loss": loss}
+            for n, (accuracy, loss) in enumerate(scores, start=1)
+        ]
+        return best_round(records, metric)
+
+    assert best("accuracy", (0.5, 0.1), (0.9, 0.8), (0.9, 0.7), (0.9, 0.7)) == 3
+    assert best("loss", (0.8, 0.2), (0.9, 0.2), (0.9, 0.2), (1.0, 0.3)) == 2
 
 
 def test_without_validation_the_last_round_is_taken(tmp_path):
