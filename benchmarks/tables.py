@@ -71,6 +71,21 @@ def speed(name: str) -> Callable[[Path], str | None]:
     return shown
 
 
+def waiting(when: str) -> Callable[[Path], str]:
+    """Returns the function that shows what threads cost that wait, on an idle machine or a busy one."""
+
+    def shown(folder: Path) -> str:
+        report = read_json(folder / "speed" / f"waiting-{when}.json")
+        ways = list(next(iter(report["milliseconds"].values())))
+        rows = []
+        for kind, each in report["milliseconds"].items():
+            others = (f"{each[way]:.2f} ({each[way] / each[ways[0]]:.2f})" for way in ways[1:])
+            rows.append([kind, f"{each[ways[0]]:.2f}", *others])
+        return markdown([f"{when}: ms of a step, median of {len(report['turns'])} turns", *ways], rows)
+
+    return shown
+
+
 def bench(folder: Path) -> str | None:
     """Returns the table of model files side by side, if docs/bench.json is there."""
     from fl.bench import COLUMNS, table_rows
@@ -146,6 +161,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "default-run": default_run,
     "default-precisions": default_precisions,
     **{name: speed(name) for name in SPEED},
+    **{f"waiting-{when}": waiting(when) for when in ("idle", "busy")},
 }
 """Each from the folder of the JSON files; a text without line breaks goes within a line."""
 
