@@ -16,7 +16,7 @@ from fl.costs import CostAssumptions, communication_report
 from fl.results import MIB
 
 SHOWN = ("fp32", "fp16", "int8", "int8_static")
-USERS = "The users' guide, whose report this follows, shows 85.20, 85.18 and 84.95 % in 1.66, 0.83 and 0.52 MB as its example."
+USERS = "The users' guide shows 85.20, 85.18 and 84.95 % in 1.66, 0.83 and 0.52 MB as its example."
 TRAFFIC = ("ecq-1", "dirichlet-ecq-1", "half")
 ENOUGH = 2
 """Runs of a row, for a mean that says anything."""
