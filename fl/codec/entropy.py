@@ -250,7 +250,8 @@ def _best_split(offsets: np.ndarray, span: int) -> int:
             costs.append(np.inf)
             continue
         merged = np.add.reduceat(counts, first)
-        model_bits = 8 * len(_listed(high, merged)) if shift < most else 16 * (span >> shift)
+        absent = (span >> shift) + 1 - len(high)  # a byte each, in a histogram
+        model_bits = 8 * (len(_listed(high, merged)) if shift < most else absent + len(_varints(merged)))
         costs.append(model_bits + shift * len(offsets) - float((merged * np.log2(merged / len(offsets))).sum()))
     return int(np.argmin(costs))
 
