@@ -391,10 +391,23 @@ def test_eden_has_the_published_error_at_one_bit(feedback, expected):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [3000, 8192])
-def test_eden_is_unbiased(bits, size):
+def test_eden_is_unbiased_where_no_element_stands_out(bits, size):
     draws, array = 200, large(shape=(size,))["weight"]
     each, of_mean = relative_error(Eden(bits), array, draws)
     assert of_mean < 1.5 * each / draws + 1e-12
+
+
+def test_eden_of_a_spike_among_noise_is_the_spike():
+    """What its documentation says: it is not unbiased there, for the mean of many draws still lacks the noise."""
+    array = np.random.default_rng(0).normal(size=4096).astype("f4") / 1000
+    array[17] = 1000
+    rng, codec = np.random.default_rng(1), Eden(1)
+    draws = [codec.decode(codec.encode({"w": array}, rng), specs_of({"w": array}))["w"] for _ in range(50)]
+    mean = np.mean(draws, axis=0)
+    assert mean[17] == pytest.approx(1000, rel=1e-3)
+    noise = np.delete(array, 17)
+    assert np.square(np.delete(mean, 17) - noise).sum() > 0.5 * np.square(noise).sum()
+    assert "only the spike" in Eden.__doc__
 
 
 def test_eden_has_smaller_errors_with_more_bits_in_every_block():

@@ -174,11 +174,11 @@ class Ecq(Codec):
         energy = beyond = 0.0
         flat, symbols = array.reshape(-1), bins.reshape(-1)
         for start in range(0, len(flat), CHUNK):
-            part, each = np.abs(flat[start : start + CHUNK]).astype(np.float64), np.abs(symbols[start : start + CHUNK])
-            inside = np.minimum(each, used + 1)
+            part, each = np.abs(flat[start : start + CHUNK]), np.abs(symbols[start : start + CHUNK])
+            energy += float(np.square(part, dtype=np.float64).sum())
+            inside = np.minimum(each, used + 1) if used == MOST_BINS else each
             counts += np.bincount(inside, minlength=used + 2)
             sums += np.bincount(inside, weights=part, minlength=used + 2)
-            energy += float(np.square(part).sum())
             if used == MOST_BINS:
                 far = inside > used
                 beyond += float((part[far] * (each[far] + (0.5 - self.offset))).sum())

@@ -24,8 +24,9 @@ class Eden(Codec):
     """EDEN (arXiv 2108.08842): random rotation in blocks, then the best quantizer of a normal distribution.
 
     Rotation is a random sign per element and a Hadamard transform of up to 4,096 elements; padding is at most that of
-    the last block. Without error feedback the scale of a block makes it unbiased, so the mean over many clients
-    converges; with feedback it makes the error smallest.
+    the last block. Without error feedback the scale of a block keeps the length along its direction. Where no element
+    stands out that is unbiased, and the mean over many clients converges; of one spike among small values only the
+    spike arrives, for all rotated values are about as large. With feedback the scale makes the error smallest.
 
     Args:
         bits: per element, 1 to 8.

@@ -12,7 +12,7 @@ CELLS = 4096
 CHUNK = 1 << 16
 BIN_BITS = 30
 """Of the finest bins."""
-BISECTIONS, TRIES = 40, 30
+BISECTIONS, TRIES = 24, 30
 
 
 class Curve:
@@ -54,7 +54,7 @@ class Curve:
         cells = int(min(self.largest / step + self._offset, CELLS)) + 1
         edges = (np.arange(1, cells + 1) - self._offset) * step
         below = np.interp(edges, *self._below)
-        found = np.diff(below, prepend=0)
+        found = below - np.concatenate([[0.0], below[:-1]])
         beyond = self._low >= edges[-1]
         bits = _entropy(found, self.size) + below[-1] - found[0]
         if beyond.any():
