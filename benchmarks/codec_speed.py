@@ -219,8 +219,8 @@ def main() -> None:
         most_memory = max(each[f"{way}_memory"] for each in ecq for way in ("encode", "decode"))
         met = "met" if slowest >= TARGET_ELEMENTS_PER_S and most_memory <= TARGET_MEMORY else "missed"
         say(
-            f"ecq, 53 million elements: at least {slowest / 1e6:.1f} million a second, {most_memory:.2f} models of memory; "
-            f"target {TARGET_ELEMENTS_PER_S / 1e6:g} and {TARGET_MEMORY}: {met}"
+            f"ecq, 53 million elements: at least {slowest / 1e6:.1f} million a second, {most_memory:.2f} models of "
+            f"memory; target {TARGET_ELEMENTS_PER_S / 1e6:g} and {TARGET_MEMORY}: {met}"
         )
         fewer = min(options.repeats, 3)
         statistic = f"wall seconds, best of {options.repeats}; 53 million elements: CPU seconds, best of {fewer}"

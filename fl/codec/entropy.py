@@ -251,7 +251,7 @@ def _best_split(offsets: np.ndarray, span: int) -> int:
             continue
         merged = np.add.reduceat(counts, first)
         absent = (span >> shift) + 1 - len(high)  # a byte each, in a histogram
-        model_bits = 8 * (len(_listed(high, merged)) if shift < most else absent + len(_varints(merged)))
+        model_bits = 8 * (len(_listed(high, merged)) if shift < most else absent + len(varints(merged)))
         costs.append(model_bits + shift * len(offsets) - float((merged * np.log2(merged / len(offsets))).sum()))
     return int(np.argmin(costs))
 
