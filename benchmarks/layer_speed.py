@@ -68,13 +68,13 @@ def main() -> None:
 def layers(model: Any, static: Any, batch: torch.Tensor, repeats: int) -> list[list[str]]:
     """Returns a row for every step of the network."""
     x, before = timed(lambda: to_input(batch), repeats)
-    q, quantizing = timed(lambda: quantize_activation(x, static.conv1.static_input()), repeats)
+    q, quantizing = timed(lambda: quantize_activation(x, static.conv1.stored_input()), repeats)
     rows = [["input", "", f"{before:.2f}", f"{before + quantizing:.2f}", "", "", ""]]
     for name in LAYERS:
         ours, theirs = static.get_submodule(name), model.get_submodule(name)
         following = LAYERS[LAYERS.index(name) + 1 :]
-        outgoing = static.get_submodule(following[0]).static_input() if following else None
-        incoming = ours.static_input()
+        outgoing = static.get_submodule(following[0]).stored_input() if following else None
+        incoming = ours.stored_input()
         y, fp32 = timed(lambda x=x, theirs=theirs: theirs(x), repeats)
         z, int8 = timed(
             lambda q=q, ours=ours, outgoing=outgoing, incoming=incoming, name=name: ours(

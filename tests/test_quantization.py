@@ -2,21 +2,25 @@
 
 import copy
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import REPOSITORY, uneven_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
+from fl.comparison_inputs import find_inputs
 from fl.errors import ModelFileError
 from fl.model import Net, initial_model, to_input
-from fl.model_file import load_model, save_model, to_bytes
+from fl.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization import Precision, QatNet, kernels, kernels_of, modules
 from fl.quantization.numeric import (
     GROUP_LEVELS,
+    IMAGE,
     QParams,
     choose_activation_qparams,
     dequantize_activation,
@@ -28,6 +32,7 @@ from fl.quantization.numeric import (
     quantize_weight,
     unpack_levels,
 )
+from fl.quantization.rounding import quantize_weight_together
 
 PRECISIONS = {
     name: Precision(name, num_calibration_images=512 if name == "int8_static" else 0)
@@ -35,7 +40,7 @@ PRECISIONS = {
 }
 INTEGER = ["int8", "int8_static", "int4", "int2"]
 """Precisions that run on INT8 kernels."""
-CLOSE = {"int8": 0.1, "int8_static": 0.1, "int4": 0.3, "int2": 1.2}
+CLOSE = {"int8": 0.02, "int8_static": 0.02, "int4": 0.3, "int2": 1.2}
 """Relative error of logits, at most."""
 
 
@@ -297,15 +302,16 @@ def test_files_of_few_bits_are_really_packed(model, name, percent, tmp_path):
     assert size <= percent / 100 * fp32
 
 
-@pytest.mark.parametrize(("bits", "name"), [(8, "int8"), (4, "int4")])
-def test_quantization_aware_training_computes_what_the_integer_model_will(model, images, bits, name):
-    """The same up to BatchNorm, which the integer model folds: before or after rounding, channels are only scaled."""
+@pytest.mark.parametrize(("bits", "name", "most"), [(8, "int8", 2.0), (4, "int4", 0.25)])
+def test_quantization_aware_training_computes_what_the_integer_model_will(model, images, bits, name, most):
+    """The same up to BatchNorm, which the integer model folds, and, in 8 bits, to errors that it lets cancel."""
     aware, x = QatNet(10, bits).eval(), to_input(images)
     aware.load_state_dict(model.state_dict())
     assert list(aware.state_dict()) == list(model.state_dict())
     with torch.inference_mode():
         seen, exact, converted = aware(x), model(x), PRECISIONS[name].convert(model)(x)
-    assert (seen - converted).norm() <= 0.25 * (converted - exact).norm()
+    assert 0.5 * (converted - exact).norm() <= (seen - exact).norm() <= 0.3 * exact.norm()
+    assert (seen - converted).norm() <= most * (converted - exact).norm()
 
 
 def test_gradients_pass_through_the_rounding(model, images):
@@ -373,3 +379,193 @@ def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tm
         answers = loaded(to_input(images, loaded.input_dtype))
         assert answers.dtype == torch.bfloat16
         assert (answers.float() - model(to_input(images))).norm() <= 0.1 * model(to_input(images)).norm()
+
+
+def _steps(weight, integers, scale):
+    """Returns errors of a rounded weight, and how far it is from the nearest, in steps, float64 [out, ...]."""
+    exact = weight.double() / scale.double().reshape(-1, *[1] * (weight.dim() - 1))
+    return integers.double() - exact, (integers - quantize_weight(weight)[0]).abs()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([((32, 3, 5, 5), True), ((6, 4, 5, 5), False), ((5, 8, 3, 3), False), ((4, 200), False)]),
+    st.floats(1e-3, 1e3),
+)
+def test_a_filters_rounding_errors_cancel(seed, kind, size):
+    shape, sees_image = kind
+    weight = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    integers, scale = quantize_weight_together(weight, sees_image)
+    error, moved = _steps(weight, integers, scale)
+    assert torch.equal(scale, quantize_weight(weight)[1])
+    assert error.flatten(1).sum(1).abs().max() <= 0.501
+    assert moved.max() <= 1  # from the nearest
+    assert integers.abs().max() <= 127
+    if len(shape) == 4 and not sees_image:
+        assert error.abs().max() < 1.001
+        assert (error.sum((2, 3)).abs() <= 0.501).double().mean() >= 0.7  # a kernel's
+
+
+def test_as_few_weights_as_possible_leave_the_nearest():
+    up = torch.tensor([127.0, 1.375, 2.375, 3.25, -4.0])
+    integers, scale = quantize_weight_together(torch.stack([up, -up, torch.tensor([127.0, 1.125, 2.25, 3.0, 4.0])]))
+    assert torch.equal(scale, torch.ones(3))
+    assert integers.tolist() == [[127, 2, 2, 3, -4], [-127, -2, -2, -3, 4], [127, 1, 2, 3, 4]]  # the first of equals
+
+
+def test_a_weight_of_few_values_and_one_of_zeros_are_rounded_as_they_are():
+    for weight in (torch.zeros(2, 3, 5, 5), torch.ones(2, 3, 5, 5), -torch.ones(4, 6)):
+        integers, scale = quantize_weight_together(weight, sees_image=weight.dim() == 4)
+        assert torch.equal(integers, quantize_weight(weight)[0])
+        assert torch.allclose(dequantize_weight(integers, scale), weight)
+
+
+def _smooth(channels, size, count=400):
+    """Returns photographs' patches as they are everywhere: a level, slopes, little noise; [count, n]."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    place = torch.arange(size).float() - size // 2
+    down, across = 0.15 * draw(count, 1, 1, 1), 0.15 * draw(count, 1, 1, 1)
+    level = draw(count, 1, 1, 1) + 0.15 * draw(count, channels, 1, 1)
+    return (level + down * place[:, None] + across * place + 0.05 * draw(count, channels, size, size)).flatten(1)
+
+
+@pytest.mark.parametrize(("name", "times"), [("conv1", 4), ("conv2", 2), ("conv3", 2)])
+def test_smooth_inputs_pass_rounded_filters_with_far_less_error(model, name, times):
+    weight = modules.fold_batch_norm(model).get_submodule(name).weight.detach()
+    patches = _smooth(weight.shape[1], weight.shape[-1])
+    errors = [
+        (patches @ (dequantize_weight(*pair) - weight).flatten(1).T).norm().item()
+        for pair in (quantize_weight(weight), quantize_weight_together(weight, name == "conv1"))
+    ]
+    print(f"{name}: {errors[0] / errors[1]:.1f} times less")
+    assert errors[1] <= errors[0] / times
+
+
+def test_the_image_is_not_rounded():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(1, 16, 16, 3)
+    x = to_input(pixels)
+    integers = quantize_activation(x, IMAGE)
+    assert torch.equal(integers.permute(0, 2, 3, 1), pixels)
+    assert (dequantize_activation(integers, IMAGE) - x).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_first_layer_adds_no_error_but_that_of_its_weights(model, images, name, executed_by):
+    """An image's integers have their zero between two, which kernels do not know."""
+    x, seen = to_input(images), []
+    converted = PRECISIONS[name].convert(model, x)
+    converted.conv1.register_forward_hook(lambda layer, args, kwargs, output: seen.append(args), with_kwargs=True)
+    with torch.inference_mode():
+        converted(x)
+        integers, incoming = seen[0]
+        ours = converted.conv1(integers, incoming, relu=False)
+        layer = converted.conv1
+        exact = F.conv2d(x, dequantize_weight(layer.weight, layer.weight_scale), layer.bias)
+    assert integers.dtype == torch.uint8
+    assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_first_and_last_layer_have_8_bits_and_groups_their_sizes(model, images, name):
+    state = PRECISIONS[name].convert(model, to_input(images)).state_dict()
+    assert {state[f"{layer}.weight"].dtype for layer in ("conv1", "fc3")} == {torch.int8}
+    assert not any(f"{layer}.levels" in state for layer in ("conv1", "fc3"))
+    if name in ("int4", "int2"):
+        groups = {"int4": 2400 // 32, "int2": 2400 // 16}[name]
+        assert state["fc1.multiplier"].shape == (128, groups)
+        assert state["fc1.levels"].numel() == 128 * 2400 * int(name[-1]) // 8
+        assert state["conv2.multiplier"].shape == (64, -(-800 // (2400 // groups)))
+
+
+def test_ranges_are_those_of_every_calibration_image_after_relu(model, images):
+    """Largest values in the last of three batches, one in the second; none is below 0 where ReLU was."""
+    inputs = to_input(images)[:9].clone()
+    inputs[:4] *= 0.1
+    folded, x, expected = modules.fold_batch_norm(model), inputs, {}
+    with torch.inference_mode():
+        for name, following in pairwise(modules.LAYERS):
+            x = F.relu(folded.get_submodule(name)(x))
+            x = F.max_pool2d(x, 2) if "conv" in name else x
+            x = x.flatten(1) if name == "conv3" else x
+            expected[following] = x.max().item() / 255
+    found = modules.calibrate(model, inputs, batch_size=4)
+    assert {name: qparams.scale for name, qparams in found.items()} == pytest.approx(expected, rel=1e-5)
+    assert {qparams.zero_point for qparams in found.values()} == {0}
+    first = modules.calibrate(model, inputs[:4])
+    assert all(found[name].scale > 1.2 * first[name].scale for name in ("conv2", "conv3", "fc1"))
+
+
+def _as_layout_1(model, inputs, name):
+    """Returns a state dict as the first version wrote it: every weight the nearest, the image over a range too."""
+    state = PRECISIONS[name].convert(model, inputs).state_dict()
+    folded = modules.fold_batch_norm(model)
+    for layer in modules.LAYERS:
+        if f"{layer}.levels" not in state:
+            weight = folded.get_submodule(layer).weight.detach()
+            state[f"{layer}.weight"], state[f"{layer}.weight_scale"] = quantize_weight(weight)
+    if name == "int8_static":
+        image = choose_activation_qparams(inputs.min().item(), inputs.max().item())
+        state["conv1.input_scale"] = torch.tensor(image.scale)
+        state["conv1.input_zero_point"] = torch.tensor(image.zero_point, dtype=torch.int32)
+    return state
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_files_of_the_first_layout_give_the_answers_they_gave(model, images, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(modules, "cpu_kernels", lambda: kernels.REFERENCE)
+    x = to_input(images)
+    state = _as_layout_1(model, x, name)
+    info = {"precision": name, "num_parameters": 434_602, "num_classes": 10}
+    torch.save({"model_state_dict": state, "quantization_info": info, "made_from": "0" * 64}, tmp_path / "old.pt")
+    loaded = load_model(tmp_path / "old.pt")
+    weights = {layer: loaded.get_buffer(f"{layer}.weight") for layer in modules.LAYERS}  # unpacked, if packed
+    y = x
+    for layer in modules.LAYERS:
+        if name == "int8_static":
+            incoming = QParams(state[f"{layer}.input_scale"].item(), state[f"{layer}.input_zero_point"].item())
+        else:
+            incoming = choose_activation_qparams(y.min().item(), y.max().item())
+        integers = quantize_activation(y, incoming)
+        scale, bias = state[f"{layer}.weight_scale"], state[f"{layer}.bias"]
+        y = kernels.run_reference(integers, incoming, weights[layer], scale, bias, relu=layer != "fc3", outgoing=None)
+        y = F.max_pool2d(y, 2) if "conv" in layer else y
+        y = y.flatten(1) if layer == "conv3" else y
+    with torch.inference_mode():
+        assert torch.allclose(loaded(x), y, rtol=1e-5, atol=1e-5)
+    save_model(tmp_path / "again.pt", loaded, "0" * 64)
+    with torch.inference_mode():
+        assert torch.equal(load_model(tmp_path / "again.pt")(x), loaded(x))
+
+
+def test_a_layout_of_a_newer_version_is_refused(model, tmp_path):
+    newer = PRECISIONS["int8"].convert(model)
+    assert newer.quantization_info["layout"] == 2
+    newer.quantization_info["layout"] = 3
+    save_model(tmp_path / "model.pt", newer, "0" * 64)
+    with pytest.raises(ModelFileError, match="layout 3 is not known"):
+        load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_same_model_and_images_make_the_same_bytes(model, images, name, tmp_path):
+    for file in ("first.pt", "second.pt"):
+        save_model(tmp_path / file, PRECISIONS[name].convert(model, to_input(images)), "0" * 64)
+    assert (tmp_path / "first.pt").read_bytes() == (tmp_path / "second.pt").read_bytes()
+
+
+@pytest.mark.eurosat
+@pytest.mark.parametrize(("name", "most"), [("int8", 0.0002), ("int8_static", 0.0003)])
+def test_the_example_model_answers_as_before_on_its_training_images(eurosat_zip, name, most):
+    """Mean divergence of its answers: 0.0011 (0.0014 static) with nearest rounding and a rounded image."""
+    model = load_fp32(REPOSITORY / "examples" / "final_model.pt")[0]
+    x = to_input(torch.from_numpy(find_inputs(None, None, 10).calibration))
+    converted = PRECISIONS[name].convert(model, x[:256])
+    with torch.inference_mode():
+        exact = torch.cat([model(each) for each in x.split(32)]).log_softmax(1)
+        ours = torch.cat([converted(each) for each in x.split(32)]).log_softmax(1)
+    divergence = F.kl_div(ours, exact, reduction="batchmean", log_target=True).item()
+    print(f"{name}: divergence {divergence:.6f}")
+    assert divergence <= most
+    assert (ours.argmax(1) == exact.argmax(1)).double().mean() >= 0.994

@@ -32,7 +32,6 @@ class RecordableNet(nn.Module):
 
     def __init__(self, quantized: QuantizedNet) -> None:
         super().__init__()
-        self.static = quantized.static
         for name in LAYERS:
             self.add_module(name, nn.Module())
             for key, tensor in quantized.get_submodule(name).named_buffers():
@@ -52,14 +51,16 @@ class RecordableNet(nn.Module):
         return x
 
     def _rounded(self, x: Tensor, layer: nn.Module) -> Tensor:
-        if self.static:
+        if hasattr(layer, "input_scale"):
             scale, zero_point = layer.input_scale, layer.input_zero_point
         else:  # as `choose_activation_qparams`
             low, high = x.amin().double().clamp_max(0.0), x.amax().double().clamp_min(0.0)
             scale = ((high - low) / 255).float().clamp_min(torch.finfo(torch.float32).eps)
             zero_point = (-low / scale.double()).round().clamp(0, 255).float()
-        integers = ((x / scale).round() + zero_point).clamp(0, 255)  # type: ignore[operator]
-        return (integers - zero_point) * scale  # type: ignore[operator]
+        steps = x / scale  # type: ignore[operator]
+        is_image = hasattr(layer, "input_scale") and zero_point.is_floating_point()  # type: ignore[operator]
+        integers = (steps + zero_point).round() if is_image else steps.round() + zero_point  # type: ignore[operator]
+        return (integers.clamp(0, 255) - zero_point) * scale  # type: ignore[operator]
 
 
 def recordable(precision: str, model: Net, calibration: Tensor) -> nn.Module:

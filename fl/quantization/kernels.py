@@ -81,11 +81,11 @@ def pack(weight: Tensor, scale: Tensor) -> Tensor:
 def run_onednn(
     x: Tensor, incoming: QParams, packed: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
 ) -> Tensor:
-    """As `run_reference`, in integer arithmetic, with `packed` from `pack`."""
+    """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points."""
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
     ops: Any = torch.ops.onednn
-    before = (x, incoming.scale, incoming.zero_point, packed, scale, zero_points, bias)
-    out = (1.0, 0, torch.float32) if outgoing is None else (outgoing.scale, outgoing.zero_point, torch.uint8)
+    before = (x, incoming.scale, int(incoming.zero_point), packed, scale, zero_points, bias)
+    out = (1.0, 0, torch.float32) if outgoing is None else (outgoing.scale, int(outgoing.zero_point), torch.uint8)
     after: tuple[Any, ...] = (*out, "relu" if relu else "none", [], "")
     if x.dim() == 4:
         result: Tensor = ops.qconv_pointwise(*before, [1, 1], [0, 0], [1, 1], 1, *after)

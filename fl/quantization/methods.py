@@ -37,7 +37,10 @@ def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: boo
 
 
 def int8(model: Net, calibration: Tensor | None = None) -> nn.Module:
-    """Returns int8 weights per output channel in every convolution and linear layer; activation ranges per batch."""
+    """Returns int8 weights per output channel in every convolution and linear layer; activation ranges per batch.
+
+    The image is exact, and weights are rounded so that errors cancel, without any images (`rounding.py`).
+    """
     return QuantizedNet(model)
 
 

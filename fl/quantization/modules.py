@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fl.model import Net
 from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool, pack, run_onednn, run_reference
 from fl.quantization.numeric import (
     GROUP_LEVELS,
+    IMAGE,
     GroupLevels,
     QParams,
     choose_activation_qparams,
@@ -24,6 +26,7 @@ from fl.quantization.numeric import (
     quantize_weight,
     unpack_levels,
 )
+from fl.quantization.rounding import quantize_weight_together
 
 CONVOLUTIONS, LINEARS = ("conv1", "conv2", "conv3"), ("fc1", "fc2", "fc3")
 LAYERS = CONVOLUTIONS + LINEARS
@@ -47,38 +50,50 @@ def fold_batch_norm(model: Net) -> Net:
 class QuantizedLayer(nn.Module):
     """A Conv2d (stride 1, no padding) or Linear with int8 weights per output channel; bias stays float32.
 
-    Its input is uint8 with parameters of its own: given with every call (dynamic), or stored (static).
+    Its input is uint8 with parameters of its own: stored, or given with every call.
     """
 
-    def __init__(self, layer: nn.Module, static_input: QParams | None) -> None:
+    def __init__(self, layer: nn.Module, stored: QParams | None) -> None:
         super().__init__()
         self.weight: Tensor
         self.weight_scale: Tensor
         self.bias: Tensor
-        self._store(layer.weight.detach())  # type: ignore[operator]
+        self._store(layer.weight.detach(), sees_image=stored == IMAGE)  # type: ignore[operator]
         self.register_buffer("bias", layer.bias.detach().clone())  # type: ignore[operator]
-        if static_input is not None:
-            self.register_buffer("input_scale", torch.tensor(static_input.scale))
-            self.register_buffer("input_zero_point", torch.tensor(static_input.zero_point, dtype=torch.int32))
-        self._packed: Tensor | None = None
+        if stored is not None:
+            self.store_input(stored)
+        self._packed: tuple[Tensor, Tensor] | None = None
 
-    def _store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor, sees_image: bool) -> None:
         """Registers the buffers that hold the weight."""
-        integers, scale = quantize_weight(weight)
+        integers, scale = quantize_weight_together(weight, sees_image)
         self.register_buffer("weight", integers)
         self.register_buffer("weight_scale", scale)
 
-    def static_input(self) -> QParams:
-        """Returns the stored input parameters."""
-        return QParams(self.input_scale.item(), int(self.input_zero_point.item()))  # type: ignore[operator]
+    def store_input(self, qparams: QParams) -> None:
+        """Registers the input parameters; those of the image need no place in files."""
+        is_image = qparams == IMAGE
+        zero_point = torch.tensor(qparams.zero_point, dtype=torch.float32 if is_image else torch.int32)
+        self.register_buffer("input_scale", torch.tensor(qparams.scale), persistent=not is_image)
+        self.register_buffer("input_zero_point", zero_point, persistent=not is_image)
+
+    def stored_input(self) -> QParams | None:
+        """Returns the stored input parameters, None where there are none."""
+        if not hasattr(self, "input_scale"):
+            return None
+        return QParams(self.input_scale.item(), self.input_zero_point.item())  # type: ignore[operator]
 
     def forward(self, x: Tensor, incoming: QParams, *, relu: bool, outgoing: QParams | None = None) -> Tensor:
         if x.device.type != "cpu" or cpu_kernels() == REFERENCE:
             scale, bias = self.weight_scale, self.bias
             return run_reference(x, incoming, self.weight, scale, bias, relu=relu, outgoing=outgoing)
         if self._packed is None:
-            self._packed = pack(self.weight, self.weight_scale)
-        return run_onednn(x, incoming, self._packed, self.weight_scale, self.bias, relu=relu, outgoing=outgoing)
+            sums = dequantize_weight(self.weight, self.weight_scale).flatten(1).sum(1)
+            self._packed = pack(self.weight, self.weight_scale), sums
+        packed, sums = self._packed
+        half = incoming.zero_point % 1  # the kernels know whole zero points: the rest goes into the bias
+        bias = self.bias - half * incoming.scale * sums if half else self.bias
+        return run_onednn(x, incoming, packed, self.weight_scale, bias, relu=relu, outgoing=outgoing)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a packed weight can be neither copied nor pickled
@@ -95,7 +110,7 @@ class GroupedLayer(QuantizedLayer):
         self._kind = kind
         super().__init__(layer, None)
 
-    def _store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor, sees_image: bool) -> None:
         index, multiplier, scale = quantize_groups(weight, self._kind)
         self.register_buffer("levels", pack_levels(index, self._kind.bits))
         self.register_buffer("multiplier", multiplier)
@@ -115,25 +130,43 @@ class GroupedLayer(QuantizedLayer):
 class QuantizedNet(nn.Module):
     """`Net` with every convolution and linear layer in INT8 and BatchNorm folded.
 
-    Dynamic: activations travel as float32 and are quantized before each layer over the range of the whole batch,
-    so a prediction depends, slightly, on its batch. Static: ranges are stored, and activations stay uint8 from
-    the input to the last layer's float32 logits. With `groups`, dynamic, weights but for those of `ALWAYS_INT8` have
-    fewer bits than 8.
+    The first layer is given the image's own integers. Dynamic: other activations travel as float32 and are quantized
+    before each layer over the range of the whole batch, so a prediction depends, slightly, on its batch. Static: ranges
+    are stored, and activations stay uint8 from the input to the last layer's float32 logits. With `groups`, dynamic,
+    weights but for those of `ALWAYS_INT8` have fewer bits than 8.
+
+    Attributes:
+        layout: of the state dict. In 1, the image is quantized as any activation is.
     """
 
     def __init__(
         self, model: Net, static_inputs: dict[str, QParams] | None = None, groups: GroupLevels | None = None
     ) -> None:
         super().__init__()
-        folded = fold_batch_norm(model)
+        self.layout = 2
+        folded, stored = fold_batch_norm(model), {**(static_inputs or {}), LAYERS[0]: IMAGE}
         self.static = static_inputs is not None
         for name in LAYERS:
-            layer, incoming = getattr(folded, name), static_inputs[name] if static_inputs is not None else None
+            layer = getattr(folded, name)
             if groups is not None and name not in ALWAYS_INT8:
                 self.add_module(name, GroupedLayer(layer, groups))
             else:
-                self.add_module(name, QuantizedLayer(layer, incoming))
-        self._inputs: list[QParams] | None = None
+                self.add_module(name, QuantizedLayer(layer, stored.get(name)))
+        self._inputs: list[QParams | None] | None = None
+
+    def use_layout(self, layout: int) -> None:
+        """Makes this a model that a state dict of an older layout fits.
+
+        Raises:
+            ValueError: there is no such layout.
+        """
+        if layout not in (1, 2):
+            raise ValueError(f"layout {layout} is not known to this version of quantfl")
+        self.layout, first = layout, dict(self._layers())[LAYERS[0]]
+        if layout == 1:
+            del first.input_scale, first.input_zero_point
+        if layout == 1 and self.static:
+            first.store_input(QParams(1.0, 0))
 
     @property
     def kernels(self) -> str:
@@ -149,21 +182,12 @@ class QuantizedNet(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._static(x) if self.static else self._dynamic(x)
-
-    def _dynamic(self, x: Tensor) -> Tensor:
-        for name, layer in self._layers():
-            incoming = batch_qparams(x)
-            x = layer(quantize_activation(x, incoming), incoming, relu=name != LAYERS[-1])
-            x = _after(name, x)
-        return x
-
-    def _static(self, x: Tensor) -> Tensor:
         if self._inputs is None:
-            self._inputs = [layer.static_input() for _, layer in self._layers()]
-        x = quantize_activation(x, self._inputs[0])
+            self._inputs = [layer.stored_input() for _, layer in self._layers()]
         outputs = [*self._inputs[1:], None]
-        for (name, layer), incoming, outgoing in zip(self._layers(), self._inputs, outputs, strict=True):
+        for (name, layer), stored, outgoing in zip(self._layers(), self._inputs, outputs, strict=True):
+            incoming = stored or batch_qparams(x)
+            x = x if x.dtype == torch.uint8 else quantize_activation(x, incoming)
             x = _after(name, layer(x, incoming, relu=name != LAYERS[-1], outgoing=outgoing))
         return x
 
@@ -182,7 +206,7 @@ def batch_qparams(x: Tensor) -> QParams:
 
 
 def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QParams]:
-    """Returns the input parameters of every layer over the range seen on `inputs`.
+    """Returns the input parameters of every layer but the first, over the range seen on `inputs`.
 
     Args:
         model: FP32.
@@ -190,22 +214,22 @@ def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QP
         batch_size: of the passes; the result does not depend on it beyond float rounding.
     """
     folded = fold_batch_norm(model)
-    low, high = dict.fromkeys(LAYERS, 0.0), dict.fromkeys(LAYERS, 0.0)
+    high = dict.fromkeys(LAYERS[1:], 0.0)
     with torch.inference_mode():
         for x in inputs.split(batch_size):
-            for name in LAYERS:
-                low[name], high[name] = min(low[name], x.min().item()), max(high[name], x.max().item())
-                y = folded.get_submodule(name)(x)
-                x = _after(name, F.relu(y) if name != LAYERS[-1] else y)
-    return {name: choose_activation_qparams(low[name], high[name]) for name in LAYERS}
+            for name, following in pairwise(LAYERS):
+                x = _after(name, F.relu(folded.get_submodule(name)(x)))
+                high[following] = max(high[following], x.max().item())
+    return {name: choose_activation_qparams(0.0, largest) for name, largest in high.items()}
 
 
 class QatNet(Net):
     """`Net` for quantization-aware training: it computes with what quantized weights and activations stand for.
 
-    Weights are rounded as `QuantizedNet` rounds them (BatchNorm multiplies whole channels, which changes their scale
-    and nothing else), inputs of layers over the range of the batch. Gradients pass as if nothing was rounded. State
-    dict and parameters are those of `Net`.
+    Weights are rounded to the nearest (BatchNorm multiplies whole channels, which changes their scale and nothing
+    else), inputs of layers, the image too, over the range of the batch: with 8 bits a little more is lost than will be
+    in `QuantizedNet`, whose errors cancel. Gradients pass as if nothing was rounded. State dict and parameters are
+    those of `Net`.
 
     Args:
         num_classes: logits.
@@ -240,7 +264,7 @@ class QatNet(Net):
 
 def _as_quantized(x: Tensor) -> Tensor:
     qparams = batch_qparams(x.detach())
-    return torch.fake_quantize_per_tensor_affine(x, qparams.scale, qparams.zero_point, 0, 255)
+    return torch.fake_quantize_per_tensor_affine(x, qparams.scale, int(qparams.zero_point), 0, 255)
 
 
 class HalfConv2d(nn.Conv2d):

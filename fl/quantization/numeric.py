@@ -16,10 +16,17 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class QParams:
-    """Per-tensor parameters of an unsigned 8-bit activation; `scale` above 0, `zero_point` in [0, 255]."""
+    """Per-tensor parameters of an unsigned 8-bit activation; `scale` above 0, `zero_point` in [0, 255].
+
+    `zero_point` is whole, so that 0 is exact, but for `IMAGE`.
+    """
 
     scale: float
-    zero_point: int
+    zero_point: float
+
+
+IMAGE = QParams(float(torch.tensor(2 / 255)), 127.5)
+"""Of the network's input: the integers are the pixels, nothing is rounded. No pixel is 0, which lies between two."""
 
 
 def choose_activation_qparams(low: float, high: float) -> QParams:
@@ -34,7 +41,10 @@ def choose_activation_qparams(low: float, high: float) -> QParams:
 
 def quantize_activation(x: Tensor, qparams: QParams) -> Tensor:
     """Returns `round(x / scale) + zero_point`, clamped, as uint8 in the shape and memory layout of `x`."""
-    return (x / qparams.scale).round_().add_(qparams.zero_point).clamp_(0, 255).to(torch.uint8)
+    steps = x / qparams.scale
+    whole = qparams.zero_point % 1 == 0
+    integers = steps.round_().add_(qparams.zero_point) if whole else steps.add_(qparams.zero_point).round_()
+    return integers.clamp_(0, 255).to(torch.uint8)
 
 
 def dequantize_activation(q: Tensor, qparams: QParams) -> Tensor:

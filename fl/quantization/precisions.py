@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fl.model import Net, num_parameters
 from fl.quantization import methods
+from fl.quantization.modules import QuantizedNet
 
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 """The words for types of numbers; int8, int4 and int2 are the others."""
@@ -54,6 +55,8 @@ class Precision:
             info["num_calibration_images"] = len(calibration)
         if options:
             info["options"] = options
+        if hasattr(converted, "layout"):
+            info["layout"] = converted.layout
         converted.quantization_info = info  # type: ignore[assignment]
         if not hasattr(converted, "input_dtype"):
             converted.input_dtype = torch.float32  # type: ignore[assignment]
@@ -64,10 +67,12 @@ def empty_model(info: Mapping[str, Any]) -> nn.Module:
     """Returns a model that a stored state dict fits, from the file's `quantization_info`.
 
     Raises:
-        ValueError: it names no precision.
+        ValueError: it names no precision, or a layout of a newer version.
     """
     precision, network = Precision(str(info["precision"])), Net(int(info["num_classes"])).eval()
     model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
+    if isinstance(model, QuantizedNet):
+        model.use_layout(int(info.get("layout", 1)))
     model.quantization_info = dict(info)  # type: ignore[assignment]
     return model
 
