@@ -83,12 +83,14 @@ def test_the_rounding_of_an_update_belongs_to_seed_round_and_client(opened):
     """The same change each time: one batch of all images, whose order makes no difference but in the last bits."""
 
     def change(seed, server_round, client):
-        link = ServerLink(None, Uniform(4, "stochastic"), seed=seed)
         arrays = ArrayRecord(initial_model(10, 0).state_dict())
+        start = {name: array.numpy() for name, array in arrays.items()}
+        link = ServerLink(None, Uniform(4, "stochastic"), initial=lambda: start, seed=seed)
         link.begin(arrays)
         content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"lr": 0.01, "server-round": server_round})})
         with opened(seed=seed, update=Uniform(4, "stochastic"), batch_size=8) as grid:
             (reply,) = grid.send_and_receive(link.send([Message(content, 2 + client, "train")]))
+            assert not reply.has_error(), reply.error
             link.receive(reply)
         return weights(reply.content)
 
