@@ -102,6 +102,7 @@ def test_weights_are_those_of_torchs_per_channel_quantization(seed, shape):
 
 def test_a_channel_of_zeros_stays_zero():
     weight, scale = quantize_weight(torch.zeros(2, 3))
+    assert (scale > 0).all()
     assert torch.equal(dequantize_weight(weight, scale), torch.zeros(2, 3))
 
 
@@ -287,6 +288,7 @@ def test_packed_levels_come_back_and_take_their_bits(seed, bits, count):
 def test_zero_and_constant_weights_of_few_bits():
     for kind in GROUP_LEVELS.values():
         index, multiplier, scale = quantize_groups(torch.zeros(2, 40), kind)
+        assert multiplier.min() >= 1
         assert dequantize_weight(int8_of_groups(index, multiplier, kind), scale).abs().max() < 1e-30
         constant = torch.full((2, 40), -0.3)
         index, multiplier, scale = quantize_groups(constant, kind)
@@ -422,12 +424,12 @@ def test_a_weight_of_few_values_and_one_of_zeros_are_rounded_as_they_are():
 
 
 def _smooth(channels, size, count=400):
-    """Returns photographs' patches as they are everywhere: a level, slopes, little noise; [count, n]."""
+    """Returns patches as they are everywhere: a level, slopes, little noise; colours are alike; [count, n]."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     place = torch.arange(size).float() - size // 2
     down, across = 0.15 * draw(count, 1, 1, 1), 0.15 * draw(count, 1, 1, 1)
-    level = draw(count, 1, 1, 1) + 0.15 * draw(count, channels, 1, 1)
+    level = draw(count, 1, 1, 1) + 0.15 * draw(count, 3, 1, 1) if channels == 3 else draw(count, channels, 1, 1)
     return (level + down * place[:, None] + across * place + 0.05 * draw(count, channels, size, size)).flatten(1)
 
 
@@ -449,6 +451,12 @@ def test_the_image_is_not_rounded():
     integers = quantize_activation(x, IMAGE)
     assert torch.equal(integers.permute(0, 2, 3, 1), pixels)
     assert (dequantize_activation(integers, IMAGE) - x).abs().max() <= 1e-6
+
+
+def test_halves_of_a_step_go_to_the_even_side_of_a_whole_zero_point():
+    """As they did from the first: answers of stored files depend on it."""
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5])
+    assert quantize_activation(x, QParams(1.0, 3)).tolist() == [3, 5, 5, 3]
 
 
 @pytest.mark.parametrize("name", INTEGER)
