@@ -119,7 +119,8 @@ def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
         run.send_signal(stop)
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
-    assert errors.startswith("interrupted; a run with a finished round continues with: ")
+    assert errors.startswith("interrupted; after round ")
+    assert "fl.resume" in errors
     assert len(errors.splitlines()) == 1, errors
     _all_end(started)
 
