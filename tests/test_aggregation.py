@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from fl.engine import InProcess
 from fl.errors import ConfigError
@@ -101,6 +102,24 @@ def test_each_client_asked_gets_the_whole_model_the_rate_and_the_round(strategy)
         told = dict(message.content.config_records[CONFIG])
         assert told.pop("proximal-mu", None) == strategy.parameters.get("proximal_mu")
         assert told == {"lr": 0.25, "server-round": 7}
+
+
+class Telling(FedAvg):
+    """Tells every client something of its own, in a record of its own."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            told = ConfigRecord({**config, "epochs": message.metadata.dst_node_id})
+            message.content = RecordDict({**message.content, CONFIG: told})
+        return messages
+
+
+def test_what_a_strategy_tells_each_client_arrives():
+    aggregator = Aggregator(Target(f"{__name__}.Telling"))
+    messages = aggregator.configure_train(1, record(model(0)), ConfigRecord({"lr": 0.25}), [13, 11])
+    assert [message.content[CONFIG]["epochs"] for message in messages] == [13, 11]
+    assert [message.content[CONFIG]["lr"] for message in messages] == [0.25, 0.25]
 
 
 def test_evaluation_counts_by_images_too():

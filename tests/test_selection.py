@@ -3,7 +3,7 @@
 import pytest
 
 from fl.errors import ConfigError
-from fl.selection import best_round, choose_round, path_of
+from fl.selection import best_round, choose_round, keep_model, path_of
 
 
 def chosen(folder, scores, kept=(), metric="accuracy", wanted=None):
@@ -49,6 +49,19 @@ def test_of_equal_rounds_the_other_score_decides_then_the_earlier_one():
 
     assert best("accuracy", (0.5, 0.1), (0.9, 0.8), (0.9, 0.7), (0.9, 0.7)) == 3
     assert best("loss", (0.8, 0.2), (0.9, 0.2), (0.9, 0.2), (1.0, 0.3)) == 2
+
+
+def test_the_best_by_either_score_is_kept_while_it_is_the_best(tmp_path):
+    records = [
+        {"round": n, "validation_accuracy": accuracy, "validation_loss": loss}
+        for n, (accuracy, loss) in enumerate([(0.5, 1.0), (0.9, 0.8), (0.6, 0.9), (0.8, 0.3)], start=1)
+    ]
+    left = []
+    for done in range(1, 5):
+        keep_model(tmp_path, {}, records[:done], "best")
+        left.append(sorted(path.name for path in (tmp_path / "models").iterdir()))
+    names = [path_of(tmp_path, number).name for number in range(5)]
+    assert left == [[names[1]], [names[2]], [names[2]], [names[2], names[4]]]
 
 
 def test_without_validation_the_last_round_is_taken(tmp_path):

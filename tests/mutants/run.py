@@ -158,6 +158,7 @@ def run(tasks: Iterable[Task], trees: list[Path], done: Callable[[Task], None]) 
             task, tree = waiting.popleft(), free.pop()
             if task.mutant:
                 path = tree / task.mutant.file
+                shutil.copy2(path, tree.parent / "original")
                 path.write_text(_changed(path, task.mutant))
             reader, writer = fork.Pipe(duplex=False)
             process = fork.Process(target=_child, args=(tree, task, writer))
@@ -177,7 +178,7 @@ def run(tasks: Iterable[Task], trees: list[Path], done: Callable[[Task], None]) 
             process.join()
             task.log = (tree.parent / "log").read_text()
             if task.mutant:
-                _copy_file(ROOT / task.mutant.file, tree / task.mutant.file)
+                shutil.copy2(tree.parent / "original", tree / task.mutant.file)
             del running[reader]
             reader.close()
             free.append(tree)
@@ -185,13 +186,9 @@ def run(tasks: Iterable[Task], trees: list[Path], done: Callable[[Task], None]) 
 
 
 def _copy_tree(target: Path) -> Path:
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_COPIED), copy_function=_copy_file)
+    """Copies files with their times: bytecode of the original stays valid, and none of a mutant is written."""
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_COPIED))
     return target
-
-
-def _copy_file(source: Any, target: Any) -> None:
-    """Copies with the time of the original: its bytecode stays valid, a mutant has none."""
-    shutil.copy2(source, target)
 
 
 def _belongs(nodeid: str, test: str) -> bool:
