@@ -83,6 +83,7 @@ def precision_note(row: Row, own: Sequence[dict[str, Any]], uneven: int, fresh: 
     parts = [
         f"Mean over n = {len(own)} runs ({chosen}) of FedAvg, 10 rounds × 10 IID clients × 2 local epochs, {split}.",
         "The change is the mean of the paired differences to the same run's FP32 model.",
+        "" if fresh else "Their INT8 rounded weights to the nearest and the image to a range, as it no longer does.",
         f"Dirichlet 0.3: the same with uneven clients, n = {uneven}." if uneven else "",
         "Per image: median over the runs, batch 32." if timed else "",
         "The cost supposes that every message of every round had the file's size.",
@@ -111,7 +112,7 @@ def traffic(folder: Path) -> str:
         f"(`{chosen[half]['settings']}`)."
     )
     if any(chosen[name] is tuned[name] for name in TRAFFIC):
-        text += f" Tuned: {TUNED}."
+        text += f" Tuned: {TUNED}. Their payloads are of version 1, whose `bits` counted tables and small tensors too."
     return wrapped(f"{text} Recipe and split are those above; [docs/results.md](docs/results.md) has every run.")
 
 

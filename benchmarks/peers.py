@@ -22,7 +22,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from table import print_table, write_results
 
-from fl.codec import Codec, Ecq, Eden, Stc, Uniform
+from fl.codec import Codec, Ecq, Eden, Stc, Tcq, Uniform
 from fl.codec.base import TINY
 from fl.codec.payload import Tensors, specs_of
 from fl.errors import RunError, one_line_errors
@@ -31,8 +31,9 @@ from fl.messages import arrays_of
 from fl.overrides import composed
 
 CLIENTS, ROUNDS, SEED = (0, 1), (1, 2), 1
-STEPS = 20
+STEPS = 10
 """Of the search for the setting that takes the bytes which were asked for."""
+ERRORS = ("error", "ecq_error", "tcq_error", "stc_error")
 Updates = dict[str, Tensors]
 
 
@@ -95,7 +96,7 @@ def squared_length(arrays: Tensors) -> float:
 
 def at_bytes(make: Callable[[float], Codec], low: float, high: float, sets: Updates, wanted: float) -> float:
     """Returns the error of a codec whose setting, between two values, takes as many bytes as wanted, or just fewer."""
-    error = float("nan")
+    error = 1.0  # of sending nothing
     for _ in range(STEPS):
         middle = (low + high) / 2
         size, found = ours(make(middle), sets)
@@ -113,6 +114,7 @@ def row(name: str, size: float, error: float, sets: Updates, elements: int) -> d
         "bits_per_element": bits,
         "error": error,
         "ecq_error": at_bytes(lambda b: Ecq(bits=b, error_feedback=True), 0.1, 12, sets, size),
+        "tcq_error": at_bytes(lambda b: Tcq(bits=b, error_feedback=True), 0.1, 2, sets, size) if bits < 2 else None,
         "stc_error": at_bytes(lambda f: Stc(fraction=f), 1e-3, 0.5, sets, size) if bits < 2 else None,
     }
 
@@ -149,13 +151,16 @@ def main() -> None:
         rows = [row(*each, sets, elements) for each in found]
         print_table(
             f"Squared error of an update of {elements:,} elements, mean of {len(sets)}",
-            ["codec", "bytes", "bits/element", "error", "ecq at these bytes", "stc at these bytes"],
+            ["codec", "bytes", "bits/element", "error", "ecq at these bytes", "tcq", "stc"],
             [
                 [
                     each["codec"],
                     f"{each['bytes']:,.0f}",
                     f"{each['bits_per_element']:.3f}",
-                    *("" if each[k] is None else f"{each[k]:.4f}" for k in ("error", "ecq_error", "stc_error")),
+                    *(
+                        "" if each[k] is None else f"{each[k]:.4f}"
+                        for k in ("error", "ecq_error", "tcq_error", "stc_error")
+                    ),
                 ]
                 for each in rows
             ],

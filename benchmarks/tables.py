@@ -86,6 +86,29 @@ def waiting(when: str) -> Callable[[Path], str]:
     return shown
 
 
+def peers(folder: Path) -> str | None:
+    """Returns the table of other codecs on the same updates, if docs/peers.json is there."""
+    path = folder / "peers.json"
+    if not path.exists():
+        return None
+    report = read_json(path)
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items() if number)
+    columns = ["codec", "bytes", "bits per element", "error", "`ecq` at these bytes", "`tcq`", "`stc`"]
+    keys = ("error", "ecq_error", "tcq_error", "stc_error")
+    rows = [
+        [
+            row["codec"],
+            f"{row['bytes']:,.0f}",
+            f"{row['bits_per_element']:.3f}",
+            *("" if row[key] is None else f"{row[key]:.4f}" for key in keys),
+        ]
+        for row in report["rows"]
+    ]
+    return (
+        f"{len(report['updates'])} updates of {report['elements']:,} elements; {versions}.\n\n{markdown(columns, rows)}"
+    )
+
+
 def bench(folder: Path) -> str | None:
     """Returns the table of model files side by side, if docs/bench.json is there."""
     from fl.bench import COLUMNS, table_rows
@@ -161,6 +184,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "default-run": default_run,
     "default-precisions": default_precisions,
     **{name: speed(name) for name in SPEED},
+    "peers": peers,
     **{f"waiting-{when}": waiting(when) for when in ("idle", "busy")},
 }
 """Each from the folder of the JSON files; a text without line breaks goes within a line."""
