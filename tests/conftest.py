@@ -59,7 +59,7 @@ def eurosat_zip():
 
 @pytest.fixture
 def command(tmp_path):
-    """Runs a command of the project from another folder; returns the finished process."""
+    """Runs a command of the project from another folder, off a terminal of any width; returns the finished process."""
 
     def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=300):
         arguments = [str(each) for each in arguments]
@@ -74,7 +74,7 @@ def command(tmp_path):
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environment or {})},
+            env={**{name: value for name, value in os.environ.items() if name != "COLUMNS"}, **(environment or {})},
         )
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
