@@ -39,6 +39,7 @@ def _own_cache(cache_dir):
     if os.environ.get("EUROSAT_ZIP"):
         os.environ["EUROSAT_ZIP"] = str(Path(os.environ["EUROSAT_ZIP"]).resolve())  # commands run in other folders
     os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each
+    os.environ.pop("COLUMNS", None)  # tables are as wide as they are off a terminal, which pytest-xdist gives a width
     before = os.environ.get("QUANTFL_CACHE")
     os.environ["QUANTFL_CACHE"] = str(cache_dir)
     yield
@@ -59,7 +60,7 @@ def eurosat_zip():
 
 @pytest.fixture
 def command(tmp_path):
-    """Runs a command of the project from another folder, off a terminal of any width; returns the finished process."""
+    """Runs a command of the project from another folder; returns the finished process."""
 
     def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=300):
         arguments = [str(each) for each in arguments]
@@ -74,7 +75,7 @@ def command(tmp_path):
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            env={**{name: value for name, value in os.environ.items() if name != "COLUMNS"}, **(environment or {})},
+            env={**os.environ, **(environment or {})},
         )
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
