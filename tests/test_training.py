@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_a_run_folder_holds_what_is_promised(small_run):
     assert expected <= {path.name for path in small_run.iterdir()}
     said = (small_run.parent / "stdout.txt").read_text()
     assert "SYNTHETIC" in said
-    assert "python compare_quantizations.py run/final_model.pt" in said
+    assert re.search(r"^Next: +\S*python\S* \S*compare_quantizations\.py run/final_model\.pt$", said, re.MULTILINE)
     assert [line.split()[1] for line in said.splitlines() if line.startswith("round ")] == ["1/2", "2/2"]
 
 
