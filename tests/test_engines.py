@@ -113,7 +113,7 @@ def _all_end(pids):
 def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
     command = [sys.executable, "-m", "fl.train", *RAY, "num_rounds=500", f"hydra.run.dir={tmp_path / 'run'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        while not (tmp_path / "run" / "rounds.jsonl").exists() and run.poll() is None:
+        while not (tmp_path / "run" / "checkpoint.pt").exists() and run.poll() is None:
             time.sleep(0.05)
         started = clients_of(run)
         run.send_signal(stop)
