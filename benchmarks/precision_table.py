@@ -53,17 +53,23 @@ def accuracy(own: Sequence[Mapping[str, Any]], precision: str) -> str:
     return f"{100 * statistics.fmean(each['accuracy'][precision] for each in own):.2f} %"
 
 
-def trained_table(runs: Runs) -> str:
-    """Returns what training precisions give, in every precision, and whether the target is met."""
-    head = f"| training | seeds | {' | '.join(SHOWN)} |"
+def table_of(kind: str, rows: Sequence[Row], precisions: Sequence[str], runs: Runs) -> list[str]:
+    """Returns the lines of a table: a row for each kind of run, a column for each precision."""
+    head = f"| {kind} | seeds | {' | '.join(precisions)} |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for row in TRAINED:
+    for row in rows:
         own = runs_of(row, runs)
         cells = [row.title, f"{len(own)} of {len(row.seeds)}"]
-        for name in SHOWN:
+        for name in precisions:
             change = change_of(row, runs, name)
             cells.append("" if not own else accuracy(own, name) + (f" ({change})" if change else ""))
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def trained_table(runs: Runs) -> str:
+    """Returns what training precisions give, in every precision, and whether the target is met."""
+    lines = table_of("training", TRAINED, SHOWN, runs)
     return "\n".join(lines) + f"\n\n{qat4_target(runs)}\n"
 
 
@@ -81,13 +87,5 @@ def qat4_target(runs: Runs) -> str:
 
 def after_table(runs: Runs) -> str:
     """Returns what quantizing FP32 models after training costs, IID and Dirichlet."""
-    head = f"| clients | seeds | {' | '.join(SHOWN[:1] + QUANTIZED)} |"
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for row in AFTER:
-        own = runs_of(row, runs)
-        cells = [row.title, f"{len(own)} of {len(row.seeds)}"]
-        for name in SHOWN[:1] + QUANTIZED:
-            change = change_of(row, runs, name)
-            cells.append("" if not own else accuracy(own, name) + (f" ({change})" if change else ""))
-        lines.append(f"| {' | '.join(cells)} |")
+    lines = table_of("clients", AFTER, SHOWN[:1] + QUANTIZED, runs)
     return "\n".join(lines) + "\n"

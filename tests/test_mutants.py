@@ -79,3 +79,9 @@ def test_a_mutant_is_killed_by_its_test_and_not_by_another(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 mutants: 1 killed, 1 survived, 0 equivalent" in done.stdout
     assert "survived    fl/seeds.py: other  (test_seeds.py::test_generators" in done.stdout
+
+
+def test_a_choice_of_no_mutants_is_refused():
+    done = subprocess.run([sys.executable, SCRIPT, "--only", "nosuch"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--only nosuch: no mutant's file, name or test contains that" in done.stderr

@@ -236,6 +236,8 @@ def main() -> int:
     options = parser.parse_args()
     everything = read()
     mutants = [each for each in everything if any(text in f"{each} {each.test}" for text in options.only)]
+    if not mutants:
+        parser.error(f"--only {' '.join(options.only)}: no mutant's file, name or test contains that")
     if broken := list(problems(everything)) or list(no_python(mutants)):
         print("\n".join(broken))
         return 1
@@ -262,7 +264,7 @@ def main() -> int:
 def _report(finished: list[Task], equivalents: list[Mutant], seconds: float) -> int:
     survivors = [task for task in finished if verdict(task) != "killed"]
     killed = len(finished) - len(survivors)
-    percent = 100 * killed / len(finished) if finished else 100.0
+    percent = 100 * killed / len(finished) if finished else 100.0  # where all that were asked for are equivalent
     print("\n\nSlowest: " + ", ".join(f"{t.tests[0]} {t.seconds:.0f} s" for t in _slowest(finished)))
     for mutant in equivalents:
         print(f"equivalent  {mutant}: {mutant.equivalent}")
