@@ -38,24 +38,15 @@ def settings_of(settings: Mapping[str, object]) -> list[str]:
 
 BASE = (0.51, 0.51)
 CANDIDATES = (
-    candidate("base", "ecq, 0.51 / 0.51 bit, step by size ** 0.25, offset 0.4, no feedback", *BASE),
+    candidate("base", "ecq, 0.51 / 0.51 bit, step by size ** 0.25, no feedback", *BASE),
     candidate("bits-41-60", "0.41 / 0.6 bit", 0.41, 0.6),
-    candidate("bits-46-55", "0.46 / 0.555 bit", 0.46, 0.555),
-    candidate("bits-56-46", "0.56 / 0.465 bit", 0.56, 0.465),
     candidate("bits-61-42", "0.61 / 0.42 bit", 0.61, 0.42),
     candidate("size-0", "the same step for all tensors", *BASE, size_power=0),
     candidate("size-50", "step by size ** 0.5", *BASE, size_power=0.5),
-    candidate("offset-30", "offset 0.3", *BASE, offset=0.3),
-    candidate("offset-50", "offset 0.5", *BASE, offset=0.5),
-    candidate("tcq", "tcq", *BASE, codec="tcq"),
-    candidate("tcq-46-55", "tcq, 0.46 / 0.555 bit", 0.46, 0.555, codec="tcq"),
-    candidate("tcq-56-46", "tcq, 0.56 / 0.465 bit", 0.56, 0.465, codec="tcq"),
-    candidate("tcq-size-0", "tcq, the same step for all tensors", *BASE, codec="tcq", size_power=0),
-    candidate("tcq-size-50", "tcq, step by size ** 0.5", *BASE, codec="tcq", size_power=0.5),
     candidate("no-gain", "levels not raised", *BASE, error_feedback="true", decay=0.0),
-    candidate("tcq-no-gain", "tcq, levels not raised", *BASE, codec="tcq", error_feedback="true", decay=0.0),
     candidate("feedback-update", "feedback of the update", *BASE, update__error_feedback="true"),
     candidate("feedback-both", "feedback both ways", *BASE, error_feedback="true"),
+    candidate("tcq", "tcq", *BASE, codec="tcq"),
 )
 """The base, what differs from it in one thing, and the other codec of as many bytes; bits: of broadcast / of update."""
 

@@ -35,11 +35,18 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(self.features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
-        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
-        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        x = self._activated(self.bn1(self.conv1(x)))
+        x = self._activated(self.bn2(self.conv2(x)))
+        x = self._activated(self.bn3(self.conv3(x)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """Returns ReLU and pooling by two, in the order that is faster; answers and gradients are the same to the bit.
+
+        Training is quicker with a quarter of the values; runtimes of deployed models join a convolution and its ReLU.
+        """
+        return F.relu(F.max_pool2d(x, 2)) if self.training else F.max_pool2d(F.relu(x), 2)
 
 
 def to_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each; read when NumPy and torch are imported
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,7 +40,6 @@ def _own_cache(cache_dir):
     """Tests leave the user's cache alone, whatever starts a command."""
     if os.environ.get("EUROSAT_ZIP"):
         os.environ["EUROSAT_ZIP"] = str(Path(os.environ["EUROSAT_ZIP"]).resolve())  # commands run in other folders
-    os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each
     os.environ.pop("COLUMNS", None)  # tables are as wide as they are off a terminal, which pytest-xdist gives a width
     before = os.environ.get("QUANTFL_CACHE")
     os.environ["QUANTFL_CACHE"] = str(cache_dir)

@@ -1,10 +1,11 @@
 """The network is the one that docs and files speak of, and begins as its seed says."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from conftest import uneven_model
 
-from fl.model import Net, initial_model, num_parameters
+from fl.model import Net, channels_last, initial_model, num_parameters, to_input
 
 
 def test_the_network_is_three_convolutions_and_three_linear_layers():
@@ -38,3 +39,19 @@ def test_the_first_model_is_of_its_seed_and_he_initialized():
         inputs = layer.weight[0].numel()
         assert abs(layer.weight.var() * inputs - 2) < 0.1, name
         assert layer.bias.abs().max() == 0, name
+
+
+def test_pooling_before_relu_while_training_changes_no_bit():
+    """Even where pixels are alike, so that maxima are not unique, and where none is above zero."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    images[:3] = images[:3, :1, :1]
+    inputs, labels = to_input(torch.from_numpy(images)), torch.arange(8)
+    results = []
+    for textbook in (False, True):
+        model = channels_last(initial_model(10, 0)).train()
+        if textbook:
+            model._activated = lambda x: F.max_pool2d(F.relu(x), 2)
+        logits = model(inputs)
+        F.cross_entropy(logits, labels).backward()
+        results.append([logits, *(p.grad for p in model.parameters()), *model.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -31,7 +31,7 @@ def run(name, seed, accuracy, payload=1000, loss=0.3):
 @pytest.fixture
 def first_stage():
     """The base at 0.70, all others at 0.60, but two better ones, and the best of all with too many bytes."""
-    better = {"bits-56-46": (0.75, 1010), "size-50": (0.74, 990), "size-0": (0.9, 1030), "base": (0.7, 1000)}
+    better = {"bits-61-42": (0.75, 1010), "size-50": (0.74, 990), "size-0": (0.9, 1030), "base": (0.7, 1000)}
     found = {}
     for row in CANDIDATES:
         found |= run(row.name, 1, *better.get(row.name, (0.6, 1000)))
@@ -39,7 +39,7 @@ def first_stage():
 
 
 def test_the_best_two_that_keep_to_the_bytes_go_on(first_stage):
-    assert [row.name for row in finalists(first_stage)] == ["bits-56-46", "size-50"]
+    assert [row.name for row in finalists(first_stage)] == ["bits-61-42", "size-50"]
     assert all(row.seeds == (1, 2, 3) for row in finalists(first_stage))
     assert chosen(first_stage) is None
     assert "nothing is chosen" in table(first_stage)
@@ -49,12 +49,12 @@ def test_the_best_two_that_keep_to_the_bytes_go_on(first_stage):
 
 
 def test_the_mean_over_all_seeds_chooses(first_stage):
-    second = {("bits-56-46", 2): 0.70, ("bits-56-46", 3): 0.70, ("size-50", 2): 0.74, ("size-50", 3): 0.72}
+    second = {("bits-61-42", 2): 0.70, ("bits-61-42", 3): 0.70, ("size-50", 2): 0.74, ("size-50", 3): 0.72}
     for (name, seed), accuracy in second.items():
         first_stage |= run(name, seed, accuracy)
     assert chosen(first_stage).name == "size-50"
     assert "| chosen |" in (text := table(first_stage))
-    assert "Chosen: step by size ** 0.5; against 0.56 / 0.465 bit +1.67 [" in text
+    assert "Chosen: step by size ** 0.5; against 0.61 / 0.42 bit +1.67 [" in text
     assert "n = 3" in text
 
 

@@ -91,6 +91,7 @@ def scales(folder):
     return {n: recorddict_from_proto(Proto.FromString(state))["quantfl.scaler"]["scale"] for n, state in states.items()}
 
 
+@pytest.mark.long  # CPUs have no quick float16
 def test_loss_scaling_is_kept_for_each_client_and_a_run_that_goes_on_has_it(tmp_path):
     """The first steps overflow and halve the scale; a client that forgot it would start its next round at 65536."""
     few = ["data.num_images=60", "num_clients=2", "batch_size=12", "training=amp", "training.dtype=float16"]

@@ -154,7 +154,10 @@ def test_a_requeued_training_continues_to_the_same_bytes(submit, whole, tmp_path
     assert log.count(" job ") == 2, log  # once for each start
     assert log.count(f"round {NUM_ROUNDS}/{NUM_ROUNDS}") == 1, log
     events = [line["event"] for line in read_jsonl(submitted.folder / "events.jsonl")]
-    assert events == ["started", "resumed", "completed"]
+    assert events in (  # SLURM's signal may come between two rounds or find the process gone before it could note it
+        ["started", "resumed", "completed"],
+        ["started", "interrupted", "resumed", "completed"],
+    )
     assert (submitted.folder / "final_model.pt").read_bytes() == whole
     assert (submitted.folder / "quantization_comparison.json").exists()
 
