@@ -566,6 +566,16 @@ def test_stc_sends_the_right_fraction(fraction, values):
             assert np.allclose(np.abs(decoded[name][chosen]), np.abs(array[chosen]).mean(), rtol=1e-6)
 
 
+def test_stc_sends_the_first_of_equal_ones_of_large_tensors():
+    """Tensors of several blocks; their values lie so close that only the last bits of their FP32 tell them apart."""
+    alike = np.full((300, 500), -2 - 5 * 2**-22, np.float32)
+    close = (2 + np.arange(5, 150_005) * 2**-22).astype(np.float32).reshape(300, 500)
+    _, decoded = through(Stc(0.6), {"alike.weight": alike, "close.weight": close[::-1].copy()})
+    order = np.flatnonzero(decoded["alike.weight"])
+    assert (order == np.arange(30_001)).all()  # of 180,000 those that `close` leaves, whose smallest is as large
+    assert np.count_nonzero(decoded["close.weight"]) == 149_999
+
+
 def test_stc_leaves_no_tensor_silent():
     tensors = {"big.weight": large()["weight"], "small.weight": large(1)["weight"] * np.float32(1e-4)}
     _, decoded = through(Stc(), tensors)

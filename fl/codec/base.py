@@ -269,11 +269,11 @@ def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:
 
 def encode_exact(array: np.ndarray) -> tuple[int, bytes]:
     """Returns kind and body of an array that loses nothing, compressed where that is shorter."""
-    plain = _little(array).tobytes()
-    if len(plain) < 64:
-        return PLAIN, plain
-    planes = compress(_little(array), 19 if len(plain) < 2**16 else 1)  # long ones take long, and gain nothing
-    return (PLANES, planes) if len(planes) < len(plain) else (PLAIN, plain)
+    if array.nbytes >= 64:
+        planes = compress(_little(array), 19 if array.nbytes < 2**16 else 1)  # long ones take long, and gain nothing
+        if len(planes) < array.nbytes:
+            return PLANES, planes
+    return PLAIN, _little(array).tobytes()
 
 
 def _encode_small(name: str, array: np.ndarray, num_bytes: int) -> tuple[int, bytes]:
