@@ -61,7 +61,7 @@ def codecs() -> Iterator[tuple[str, Callable[[Tensors], Coded]]]:
         yield "NVFlare float4", lambda arrays: blockwise(arrays, "fp4")
         yield "NVFlare normfloat4", lambda arrays: blockwise(arrays, "nf4")
     if installed("nncodec"):
-        for qp in (-38, -30, -27, -25, -24, -23, -22, -21, -20):
+        for qp in (-38, -30, -27, -25, -24, -23, -22, -21, -20, -19, -18, -17, -16, -15, -14):
             yield f"nncodec qp {qp}", lambda arrays, qp=qp: nnc(arrays, qp)
 
 

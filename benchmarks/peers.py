@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
+from screening_table import BASE
 from table import print_table, write_results
+from traffic_table import ONE
 
 from fl.codec import Codec, Ecq, Eden, Stc, Tcq, Uniform
 from fl.codec.base import TINY
@@ -141,7 +143,9 @@ def main() -> None:
         sets = updates(options.overrides)
         elements = sum(array.size for array in next(iter(sets.values())).values())
         found, versions = peers(options.python, sets)
-        own = {
+        own: dict[str, Codec] = {
+            f"ecq, {ONE:g} bit": Ecq(bits=ONE, error_feedback=True),
+            f"ecq, {BASE[1]:g} bit": Ecq(bits=BASE[1], error_feedback=True),
             "int8 per tensor": Uniform(bits=8, scales="tensor"),
             "int4 per tensor": Uniform(bits=4, scales="tensor"),
             "eden, 1 bit": Eden(bits=1, error_feedback=True),
