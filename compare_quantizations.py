@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fl.arguments import Parser, counts
+from fl.arguments import Parser, counts, names
 from fl.errors import ConfigError, one_line_errors
 
 DEFAULT_PRECISIONS = "fp32,fp16,int8,int8_static"
@@ -53,7 +53,7 @@ def main() -> None:
             compare(
                 model_in(options.model),
                 output=options.output,
-                precision_names=[name.strip() for name in options.precisions.split(",") if name.strip()],
+                precision_names=names("--precisions", options.precisions),
                 precisions_chosen=options.precisions not in (DEFAULT_PRECISIONS, "all"),
                 data=options.data,
                 batch_size=options.batch_size,
@@ -61,7 +61,7 @@ def main() -> None:
                 clients=clients,
                 rounds=rounds,
                 cost_per_mb=options.cost_per_mb,
-                format_names=[name.strip() for name in options.formats.split(",") if name.strip()],
+                format_names=names("--formats", options.formats),
             )
 
 

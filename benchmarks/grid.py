@@ -178,10 +178,10 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
     if not (run_dir / MODEL).exists():
         places = f"threads_per_client={threads}", f"hydra.run.dir={run_dir}"
         command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, *places]
-        if (run_dir / "checkpoint.pt").exists():
+        if (run_dir / SETTINGS).exists():
             command = [sys.executable, "-m", "fl.resume", str(run_dir)]
         elif run_dir.exists():
-            raise RunError(f"{run_dir}: was cut off before its first round ended; remove it")
+            raise RunError(f"{run_dir}: was cut off before it began; remove it")
         say(f"{row.title}, seed {seed}: {' '.join(command[1:])}")
         call(command, f"{row.name}, seed {seed}")
     return run_dir

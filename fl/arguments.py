@@ -37,6 +37,18 @@ class Parser(argparse.ArgumentParser):
         sys.exit(ConfigError.exit_code)
 
 
+def names(option: str, text: str) -> list[str]:
+    """Returns the names of a comma list, none for an empty text.
+
+    Raises:
+        ConfigError: a text without any name.
+    """
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    if text and not found:
+        raise ConfigError(f"{option} {text}: names nothing")
+    return found
+
+
 def counts(option: str, text: str) -> list[int]:
     """Reads a comma list of numbers of at least 1.
 

@@ -57,6 +57,6 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
         clients = {node: state.numpy().tobytes() for node, state in loaded.pop("clients").items()}
         return Checkpoint(**loaded, clients=clients)
     except FileNotFoundError as error:
-        raise RunError(f"{run_dir}: holds no {FILE}; no round was completed, start the run again") from error
+        raise RunError(f"{run_dir}: holds no {FILE}, though rounds were recorded; start the run again") from error
     except Exception as error:  # whatever torch makes of bytes it did not write
         raise RunError(f"{run_dir / FILE}: is damaged ({type(error).__name__}); start the run again") from error

@@ -5,12 +5,13 @@ started minutes, not bytes, set the price. docs/measured-and-modelled.md has eve
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl.arguments import Parser
-from fl.errors import ConfigError, one_line_errors
+from fl.errors import ConfigError, one_line_errors, writable_folder
 
 if TYPE_CHECKING:
     from fl.link import Exchange, Link
@@ -71,9 +72,10 @@ def load_link(choice: str, train_s: float | None = None) -> "Link":
         raise ConfigError(f"--link {choice}: is no valid YAML ({str(error).splitlines()[0]})") from error
     if isinstance(config, dict) and train_s is not None:
         config["train_s"] = train_s
+    wanted = f"{Link.__module__}.{Link.__qualname__}"
+    if isinstance(config, dict) and config.get("_target_", wanted) != wanted:
+        raise ConfigError(f"--link {choice}: _target_={config['_target_']}: must be {wanted}")
     target = Target.from_config(f"--link {choice}", config)
-    if target.resolve(f"--link {choice}") is not Link:
-        raise ConfigError(f"--link {choice}: _target_={target.target}: must be fl.link.Link")
     target.check(f"--link {choice}")
     link: Link = target.build(f"--link {choice}")
     return link
@@ -168,6 +170,11 @@ def main() -> None:
         check(options)
         chosen = options.link or sorted(path.stem for path in LINKS.glob("*.yaml"))
         links = [load_link(each, options.train_s) for each in chosen]
+        for name, times in Counter(link.name for link in links).items():
+            if times > 1:
+                raise ConfigError(f"--link: {times} links have the name {name}; give each once, or another name")
+        if options.json:
+            writable_folder(options.json.parent, "--json FILE")
 
         from fl.console import say
         from fl.link_report import show_traffic

@@ -247,6 +247,8 @@ def verify(place: Path, output: Path | None, data: str | None) -> None:
         VerificationError: something differs; each difference is printed.
         ConfigError: there is no report.
     """
+    if not place.exists():
+        raise ConfigError(f"{place}: no such file or folder")
     json_path = place if place.suffix == ".json" else _places(place / "x" if place.is_dir() else place, output)[1]
     if not json_path.is_file():
         raise ConfigError(f"{json_path}: there is no report to verify; run without --verify first")

@@ -180,6 +180,8 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
         known, reason = _known(run) if run or os.environ.get("EUROSAT_ZIP") else None, "EUROSAT_ZIP is not set"
     except QuantflError as error:
         known, reason = None, str(error)
+    if data not in NAMED and not Path(data).expanduser().exists():
+        raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}")
     settings = DataSettings.from_config(_asked(data, run, num_classes))
     images = _open(settings)
     _check_classes(images, run, num_classes)

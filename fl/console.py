@@ -114,3 +114,14 @@ def progress(label: str, total: float) -> Iterator[Callable[[float], object]]:
             yield lambda amount: bar.advance(task, amount)
         finally:
             del _bars[:]
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds, minutes or hours, with the unit."""
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.2f} h"
+    )

@@ -87,6 +87,7 @@ def run(
             f"checkpoint.keep=best: data.validation_fraction={settings.data.validation_fraction:g} of so few images "
             "leaves no validation images to judge by"
         )
+    _refuse_rates_below_the_floor(settings, len(images.class_names))
     shares_file = _share_out(settings, images, split, run_dir / SHARES)
     shares = read_shares(shares_file)
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
@@ -149,6 +150,21 @@ def client_app(config: Mapping[str, Any], trusted: Collection[str] = ()) -> "Cli
     settings = settings_from(config, trusted)
     images, split = open_data(settings.data, settings.seed)
     return make_client_app(_client_settings(settings, images, _share_out(settings, images, split)))
+
+
+def _refuse_rates_below_the_floor(settings: Settings, num_classes: int) -> None:
+    """Lets each codec encode once before anybody trains: it then says which rate this network needs at least."""
+    from fl.errors import PayloadError
+    from fl.seeds import numpy_generator
+    from fl.server_app import initial_arrays
+
+    for way in ("broadcast", "update"):
+        if (codec := codec_of(settings, way)) is not None:
+            tensors = {name: array.numpy() for name, array in initial_arrays(num_classes, settings.seed).items()}
+            try:
+                codec.encode(tensors, numpy_generator(settings.seed, "floor"))
+            except PayloadError as error:
+                raise ConfigError(f"{way}: {error}") from error
 
 
 def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) -> "ClientSettings":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.arguments import Parser
+from fl.arguments import Parser, names
 from fl.errors import ConfigError, one_line_errors, writable_folder
 
 FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
@@ -50,7 +50,7 @@ def export(options: argparse.Namespace) -> Path:
     from fl.selection import choose_round
     from fl.server_app import MODEL, ROUNDS, SUMMARY
 
-    chosen_formats = formats([name.strip() for name in options.format.split(",") if name.strip()], "--format")
+    chosen_formats = formats(names("--format", options.format), "--format")
     run_dir: Path = options.run_dir
     missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
     if missing:

@@ -18,7 +18,7 @@ EXCHANGE_KEYS = ("partition_id", "broadcast_payload_bytes", "update_payload_byte
 NOT_MODELLED = (
     "antenna contention: each satellite has the station to itself, so time and money are a lower bound",
     "message overhead and control traffic: payload bytes are sent",
-    "waiting for clients' evaluation: what is sent for it is sent beside the round",
+    "waiting for clients' evaluation, but by those that train next on the model it brought them",
     "the server's own seconds between rounds",
 )
 
@@ -175,7 +175,13 @@ def exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
     Raises:
         ConfigError: see `communication`.
     """
-    return [[_exchange(client) for client in (*r["clients"], *r.get("evaluated", ()))] for r in _checked(records)]
+    return [
+        [
+            *map(_exchange, r["clients"]),
+            *(_exchange(client)._replace(evaluates=True) for client in r.get("evaluated", ())),
+        ]
+        for r in _checked(records)
+    ]
 
 
 def _exchange(client: Mapping[str, Any]) -> Exchange:

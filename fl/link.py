@@ -187,13 +187,15 @@ class Link:
 class Exchange(NamedTuple):
     """What one client received and sent in one round: payload bytes, and the seconds it trained in between.
 
-    `update_bytes` is 0 for a client from which nothing arrived; the round does not wait for it.
+    `update_bytes` is 0 for a client from which nothing arrived; the round does not wait for it. `evaluates`: it was
+    sent what the round ended in, to evaluate it.
     """
 
     partition_id: int
     broadcast_bytes: int
     update_bytes: int
     train_s: float
+    evaluates: bool = False
 
 
 class Trip(NamedTuple):
@@ -231,7 +233,7 @@ def send(link: Link, exchange: Exchange, start_s: float) -> Trip:
     received_s = broadcast[-1].end_s if broadcast else start_s
     update = transfer(received_s + train_s, wire.sat_to_ground, link.sat_to_ground_bps, *where)
     back_s = update[-1].end_s if update else received_s
-    answered = exchange.update_bytes > 0
+    answered = exchange.update_bytes > 0 and not exchange.evaluates
     return Trip(exchange.partition_id, answered, wire, received_s, back_s, train_s, broadcast, update)
 
 
@@ -291,13 +293,23 @@ class LinkRound(NamedTuple):
 def simulate(link: Link, rounds: Sequence[Sequence[Exchange]]) -> list[LinkRound]:
     """Returns each round over the link; each begins when the one before it has ended, the first at second 0.
 
+    What is sent for evaluation leaves when the round's updates are back; only a client that is sent nothing to train on
+    in the next round, because it was sent that, waits for it.
+
     A lower bound of time and money: every satellite has the station's antenna to itself.
     """
     results: list[LinkRound] = []
-    start_s = 0.0
+    start_s, held_s = 0.0, dict[int, float]()
     for exchanges in rounds:
-        trips = [send(link, exchange, start_s) for exchange in exchanges]
-        result = _result(link, trips, start_s)
+        trips = [
+            send(link, each, start_s if each.broadcast_bytes else max(start_s, held_s.get(each.partition_id, 0.0)))
+            for each in exchanges
+            if not each.evaluates
+        ]
+        ends_s = max((trip.back_s for trip in trips if trip.answered), default=start_s)
+        evaluations = [send(link, each, ends_s) for each in exchanges if each.evaluates]
+        held_s |= {trip.partition_id: trip.received_s for trip in evaluations}
+        result = _result(link, [*trips, *evaluations], start_s)
         results.append(result)
         start_s += result.round_s
     return results

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fl.console import say, show_table
+from fl.console import duration, say, show_table
 from fl.ledger import DIRECTIONS, MILESTONES_PERCENT
 from fl.results import MIB
 
@@ -85,7 +85,7 @@ def verdicts(documents: Documents) -> Iterator[str]:
             else f"bytes set the price, {100 - money:.1f} % of it goes with them"
         )
         pace = (
-            f"{time:.1f} % of the time is training and waiting for passes"
+            f"{time:.1f} % of the time is training and waiting, whatever the bytes"
             if time > MOSTLY_PERCENT
             else f"{100 - time:.1f} % of the time goes with the bytes"
         )
@@ -97,7 +97,7 @@ def _shared_starts(documents: Documents) -> Iterator[str]:
     for label, link, entry in _entries(documents):
         spared = entry["shared_start"]
         if spared and any(spared.values()):
-            told = f"{_dollars(spared['cost_usd'])} and {_duration(spared['total_s'])} more"
+            told = f"{_dollars(spared['cost_usd'])} and {duration(spared['total_s'])} more"
             yield f"{label} over {link}: the first model comes from the seed; FP32 that sends it too takes {told}"
 
 
@@ -119,7 +119,7 @@ def _sizes(documents: Documents) -> Iterator[list[str]]:
         told = document["measured"]
         sizes = [_megabytes(told[name]["payload_bytes"]) for name in (*DIRECTIONS, "total")]
         ratio = told["total"]["compression_ratio"]
-        fewer = ABSENT if ratio is None else f"{ratio:.2f}x fewer"
+        fewer = ABSENT if ratio is None else "as many" if f"{ratio:.2f}" == "1.00" else f"{ratio:.2f}x fewer"
         apart = [_megabytes(told[name]["message_bytes"]) for name in ("evaluation", "control")]
         yield [label, *sizes, fewer, _megabytes(told["shared_start_bytes"]), *apart]
 
@@ -132,8 +132,8 @@ def _links(documents: Documents) -> Iterator[list[str]]:
             link,
             _megabytes(wire["ground_to_sat"]),
             _megabytes(wire["sat_to_ground"]),
-            _duration(round_s["median"]),
-            _duration(round_s["p95"]),
+            duration(round_s["median"]),
+            duration(round_s["p95"]),
             f"client {straggler['partition_id']}" if straggler else ABSENT,
             f"{100 * entry['idle_share']:.0f} %",
             str(round(entry["contacts"]["total"])),
@@ -152,10 +152,10 @@ def _savings(documents: Documents) -> Iterator[list[str]]:
             _dollars(entry["cost_usd"]["total"]),
             _percent(saved["cost_usd"]) if saved else ABSENT,
             _dollars(floor["cost_usd"]),
-            _duration(fp32["total_s"]) if fp32 else ABSENT,
-            _duration(entry["round_s"]["total"]),
+            duration(fp32["total_s"]) if fp32 else ABSENT,
+            duration(entry["round_s"]["total"]),
             _percent(saved["total_s"]) if saved else ABSENT,
-            _duration(floor["total_s"]),
+            duration(floor["total_s"]),
         ]
 
 
@@ -185,13 +185,3 @@ def _dollars(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.2f} h"
-    )

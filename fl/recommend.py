@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.arguments import Parser
-from fl.errors import ConfigError, one_line_errors
+from fl.errors import ConfigError, counted, one_line_errors, shell_path
 
 BASELINE = "fp32"
 QAT_BITS = {"int8": 8, "int8_static": 8, "int4": 4}
@@ -171,7 +171,8 @@ class Choice:
         good = [name for name in self.fits if self.verdicts[name] == KEPT]
         if good:
             best = min(good, key=lambda name: self.entries[name]["inference_ms"])
-            why = f"{self.figures(best)}; fastest of {_names(good)}, which are within the limits"
+            of = "the only one" if good == [best] else f"fastest of {_names(good)}, which are"
+            why = f"{self.figures(best)}; {of} within the limits"
             return best, why + self.noise(self.fits)
         if not self.fits:
             smallest = min(self.entries, key=lambda name: self.entries[name]["file_size_bytes"])
@@ -179,9 +180,10 @@ class Choice:
             return None, f"no file is that small; {smallest}, the smallest, has {size:.1f} kB of {self.limit / 1024:g}"
         lost = [name for name in self.fits if self.verdicts[name] == LOST]
         if not lost:
-            return None, f"{_names(self.fits)} are small enough{self.noise(self.fits)}"
+            shown = f"but not shown to lose at most {self.max_drop:g} points"
+            return None, f"{_are(self.fits)} small enough, {shown}{self.noise(self.fits)}"
         best = max(lost, key=lambda name: self.evidence[name].change)
-        told = f"{_names(lost)} are small enough, but lost more than {self.max_drop:g} points"
+        told = f"{_are(lost)} small enough, but lost more than {self.max_drop:g} points"
         return None, f"{told} ({best}: {self.figures(best)}){self.noise(self.fits)}"
 
     def transmit(self) -> tuple[str | None, str]:
@@ -197,10 +199,9 @@ class Choice:
             )
         if smallest is None:
             return None, f"no precision is shown to lose at most {self.max_drop:g} points{self.noise(sendable)}"
-        fewer = self.entries[smallest]["compression_ratio"]
         why = f"{self.figures(smallest)}: the smallest within {self.max_drop:g} points"
-        why += f", {fewer:.2f}x fewer bytes than FP32"
         if smallest != BASELINE:
+            why += f", {self.entries[smallest]['compression_ratio']:.2f}x fewer bytes than FP32"
             command = f"codec@broadcast={smallest} codec@update={smallest}"
             why += f"; measured on the final model, so train once with {command} to see what rounds of it cost"
         return smallest, why + self.noise(sendable)
@@ -211,7 +212,7 @@ class Choice:
         integers = [name for name in self.fits if name in QAT_BITS]
         within = [name for name in integers if self.verdicts[name] == KEPT]
         if within:
-            return trained, f"{as_it_was}: {_names(within)} made from it are within the limits"
+            return trained, f"{as_it_was}: {_are(within)} within the limits, made from it"
         if any(self.verdicts[name] == NOISE for name in integers):
             return trained, as_it_was + self.noise(integers)
         untrained = [name for name in integers if "trained_with" not in self.entries[name]]
@@ -219,8 +220,8 @@ class Choice:
             best = max(untrained, key=lambda name: self.evidence[name].change)
             bits, lost = QAT_BITS[best], self.evidence[best]
             return f"qat int{bits}", (
-                f"{best} lost {-lost.change:.2f} points ({lost.low:+.2f} to {lost.high:+.2f}) after training, more "
-                f"than {self.max_drop:g}; train with training=qat training.bits={bits} and compare again"
+                f"{best} lost more than {self.max_drop:g} points after training: {lost.change:+.2f} "
+                f"({lost.low:+.2f} to {lost.high:+.2f}); train with training=qat training.bits={bits} and compare again"
             )
         if integers:
             lost_too = f"{_names(integers)} lost more than {self.max_drop:g} points although trained for it"
@@ -234,7 +235,7 @@ class Choice:
             return ""
         told = (f"{name} {each.change:+.2f} ({each.low:+.2f} to {each.high:+.2f})" for name, each in self.of(unclear))
         return (
-            f"; within noise: {', '.join(told)}: {self.images:,} images cannot tell whether that is more than "
+            f"; within noise: {', '.join(told)}: {counted(self.images, 'image')} cannot tell whether that is more than "
             f"{self.max_drop:g} points lost"
         )
 
@@ -253,15 +254,19 @@ def chosen_by(report: Mapping[str, Any]) -> str:
     """Returns by which images is chosen, and what that means where they are not validation images."""
     _, images, held_out = evidence(report)
     if held_out:
-        return f"chosen by {images:,} validation images"
+        return f"chosen by {counted(images, 'validation image')}"
     return (
-        f"chosen by {images:,} test images, for want of validation images (data.validation_fraction=0.1 holds some "
-        "out), so the accuracy of what is chosen is optimistic"
+        f"chosen by {counted(images, 'test image')}, for want of validation images (data.validation_fraction=0.1 "
+        "holds some out), so the accuracy of what is chosen is optimistic"
     )
 
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names)
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{_names(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def main() -> None:
@@ -273,10 +278,13 @@ def main() -> None:
 
         place: Path = options.run_dir
         path = place if place.suffix == ".json" else place / "quantization_comparison.json"
+        if not place.exists():
+            raise ConfigError(f"{place}: no such folder")
+        if not place.is_dir() and place.suffix != ".json":
+            raise ConfigError(f"{place}: is a file; give the folder of its run, as in {shell_path(place.parent)}")
         if not path.is_file():
-            raise ConfigError(
-                f"{path}: nothing was measured yet; run python compare_quantizations.py on the model first"
-            )
+            command = f"python compare_quantizations.py {shell_path(place)}"
+            raise ConfigError(f"{place}: nothing was measured there yet; run {command} first")
         for name in ("max_drop", "max_size_kb"):
             value = getattr(options, name)
             if value is not None and not (0 <= value < float("inf")):
@@ -302,7 +310,7 @@ def main() -> None:
         for what, choice, why in zip(
             ("Train", "Ship", "Transmit"), (found.train, found.ship, found.transmit), found.why, strict=True
         ):
-            say(f"{what + ':':<10}{choice or 'nothing measured'}\n          {why}")
+            say(f"{what + ':':<10}{choice or 'nothing'}\n          {why}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl.console import say
+from fl.console import duration, say
 from fl.errors import counted
 from fl.results import MIB
 
@@ -109,6 +109,6 @@ def traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None
     say(f"  Hypothetical, each file in every round: {', '.join(supposed)}")
     for name, link in told["links"].items():
         fp32 = f" (as FP32 ${link['if_fp32']['cost_usd']:,.2f})" if link["if_fp32"] else ""
-        say(f"  Modelled over {name}: ${link['cost_usd']:,.2f}{fp32}, {link['total_s'] / 3600:.2f} h")
+        say(f"  Modelled over {name}: ${link['cost_usd']:,.2f}{fp32}, {duration(link['total_s'])}")
     if "reason" in told:
         say(f"  note: {told['reason']}")

@@ -27,15 +27,16 @@ def stopped(run_dir: Path, trusted: Collection[str] = ()) -> str:
         return f"the run was finished: {shell_path(run_dir)}"
     if (run_dir / SETTINGS).exists() and not (run_dir / SUMMARY).exists():
         write_json(run_dir / SUMMARY, {"state": "interrupted", "error": None, "rounds_completed": 0})
-    if not (run_dir / FILE).exists():
-        return "no round was finished, so there is nothing to continue; start again"
-    done = len(read_jsonl(run_dir / ROUNDS))
+    if not (run_dir / SETTINGS).exists():
+        return "nothing had begun; start again"
+    done = len(read_jsonl(run_dir / ROUNDS)) if (run_dir / FILE).exists() else 0
+    how = f"after round {done} it continues with" if done else "no round was finished; it begins again with"
     trust = "".join(f" --trust {shlex.quote(each)}" for each in trusted)
-    return f"after round {done} it continues with: {python_command()} -m fl.resume {shell_path(run_dir)}{trust}"
+    return f"{how}: {python_command()} -m fl.resume {shell_path(run_dir)}{trust}"
 
 
 def main() -> None:
-    """Reads the run's own settings and continues after its last checkpoint."""
+    """Reads the run's own settings and continues after its last checkpoint, or begins where there is none yet."""
     parser = Parser(prog="python -m fl.resume", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of the run, as in outputs/DATE/TIME")
     parser.add_argument("--trust", action="append", default=[], metavar="CLASS", help="a _target_ of your own")

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fl.codec import ServerLink
-from fl.errors import PayloadError, RunError
+from fl.errors import PayloadError, RunError, counted
 from fl.link import LONGEST_S
 from fl.messages import (
     ARRAYS,
@@ -280,10 +280,11 @@ def _metrics_problem(metrics: MetricRecord, expected: set[str]) -> str | None:
 def _too_few(
     server_round: int, valid: Sequence[Any], failures: Sequence[ClientFailure], settings: RoundSettings
 ) -> str:
+    are = "is" if settings.min_completed == 1 else "are"
     reasons = "; ".join(f"client {failure.partition_id}: {failure.reason}" for failure in failures[:3])
     return (
-        f"round {server_round}: {len(valid)} of {len(valid) + len(failures)} clients completed, "
-        f"min_completed={settings.min_completed} are needed ({reasons}{', ...' if len(failures) > 3 else ''})"
+        f"round {server_round}: {len(valid)} of {counted(len(valid) + len(failures), 'client')} completed, "
+        f"min_completed={settings.min_completed} {are} needed ({reasons}{', ...' if len(failures) > 3 else ''})"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fl.checkpoint import FILE as CHECKPOINT
 from fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fl.codec import Codec, ServerLink
 from fl.console import progress, say
@@ -114,7 +115,7 @@ def make_server_app(settings: ServerSettings, *, resume: bool = False) -> Server
         start = {name: array.numpy() for name, array in arrays.items()}
         seed = settings.rounds.seed
         link = ServerLink(settings.broadcast, settings.update, initial=lambda: start, seed=seed)
-        if resume:
+        if resume and _has_rounds(settings.run_dir):
             arrays, records = _restore(settings, grid, aggregator, link)
         _Run(settings, images, records, link).train(grid, aggregator, arrays)
 
@@ -124,6 +125,12 @@ def make_server_app(settings: ServerSettings, *, resume: bool = False) -> Server
 def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
     """Returns the first model as the server sends it; depends on the arguments only."""
     return ArrayRecord(initial_model(num_classes, seed).state_dict())
+
+
+def _has_rounds(run_dir: Path) -> bool:
+    """Tells whether there is a checkpoint, or should be: the first line of records is written just before it."""
+    rounds = run_dir / ROUNDS
+    return (run_dir / CHECKPOINT).exists() or (rounds.exists() and len(read_jsonl(rounds)) > 1)
 
 
 def _restore(

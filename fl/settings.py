@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.errors import ConfigError, did_you_mean
+from fl.errors import ConfigError, counted, did_you_mean
 from fl.targets import Target, first_problem
 
 if TYPE_CHECKING:
@@ -154,7 +154,10 @@ def _check_across(settings: Settings) -> None:
     settings.optimizer.build("optimizer", Net().parameters(), lr=settings.lr)
     asked = sample_size(settings.fraction_train, settings.num_clients)
     if settings.min_completed is not None and settings.min_completed > asked:
-        raise ConfigError(f"min_completed={settings.min_completed}: only {asked} clients are asked in a round")
+        are = "is" if asked == 1 else "are"
+        raise ConfigError(
+            f"min_completed={settings.min_completed}: only {counted(asked, 'client')} {are} asked in a round"
+        )
     for name in ("broadcast", "update"):
         codec_of(settings, name)
     if settings.checkpoint.keep == "best" and not settings.data.validation_fraction:

@@ -119,7 +119,8 @@ def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
         ([*SIZES, "--precisions"], ["--precisions", "folder of a run"]),
         ([*SIZES, "--link", "laser"], ["--link laser", "cubesat_sband, flat_rate, ttc_uhf"]),
         ([*SIZES, "--link", "none.yaml"], ["none.yaml"]),
-        ([*SIZES, "--link", "flat_rate", "--link", "flat_rate"], ["two links of one name"]),
+        ([*SIZES, "--link", "flat_rate", "--link", "flat_rate"], ["--link: 2 links have the name flat_rate"]),
+        ([*SIZES, "--json", "/dev/null/x.json"], ["/dev/null: this folder", "--json FILE"]),
     ],
 )
 def test_bad_options_are_refused_in_one_line(arguments, words, refused):
@@ -133,6 +134,7 @@ def test_bad_options_are_refused_in_one_line(arguments, words, refused):
         ("name: x", ["_target_"]),
         ("_target_: os.system", ["os.system"]),
         ("_target_: fl.errors.ConfigError", ["must be fl.link.Link"]),
+        ("_target_: os.system", ["_target_=os.system: must be fl.link.Link"]),
         ("_target_: fl.link.Link\nspeed: 5", ["speed", "no such setting"]),
         ("_target_: fl.link.Link\nname: x", ["missing"]),
     ],

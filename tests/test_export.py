@@ -192,6 +192,7 @@ def test_without_validation_images_the_last_round_is_taken_and_the_reason_told(s
 
 def test_bad_exports_are_refused(own_run, small_run, refused, tmp_path):
     refused("fl.export", tmp_path, words=["no finished run", "final_model.pt"])
+    refused("fl.export", own_run, "--formats", ",", words=["--format ,: names nothing"])
     state = torch.load(path_of(own_run, 1), weights_only=True)
     save_state(path_of(own_run, 1), {**state, "fc1.bias": state["fc1.bias"] + 1e6})
     cases = {

@@ -169,6 +169,24 @@ def test_the_next_round_begins_when_the_last_ended():
     assert second.round_s == 25.0  # still the same pass
 
 
+def evaluated_before(second):
+    """Round 1 ends at 110 s (down 100-110 s); then what client 0 evaluates goes up until 160 s, in the same pass."""
+    link = by_minute(ground_to_sat_bps=8.0, sat_to_ground_bps=8.0, windows=TWO_PASSES, acquisition_s=0.0)
+    first = [Exchange(0, 0, 10, 5.0), Exchange(0, 50, 0, 0.0, evaluates=True)]
+    one, two = simulate(link, [first, [second]])
+    assert (one.round_s, one.straggler_partition_id, one.wire_bytes) == (110.0, 0, (50, 10))
+    return two
+
+
+def test_who_trains_on_a_model_that_it_evaluated_waits_for_it():
+    assert evaluated_before(Exchange(0, 0, 10, 5.0)).round_s == 65.0  # trains 160-165 s, down until 175 s
+    assert evaluated_before(Exchange(1, 0, 10, 5.0)).round_s == 15.0  # another one, which had it before
+
+
+def test_who_is_sent_the_model_again_does_not_wait_for_evaluation():
+    assert evaluated_before(Exchange(0, 10, 10, 5.0)).round_s == 25.0
+
+
 def test_a_client_that_failed_is_paid_for_but_not_waited_for():
     link = by_minute(ground_to_sat_bps=8.0, sat_to_ground_bps=8.0, windows=TWO_PASSES, acquisition_s=0.0)
     [result] = simulate(link, [[Exchange(0, 10, 10, 5.0), Exchange(1, 90, 0, 0.0)]])

@@ -71,7 +71,7 @@ def test_a_drop_beyond_the_limit_asks_for_quantization_aware_training():
     found = recommend(report(drops), 0.5, None)
     assert (found.train, found.ship, found.transmit) == ("qat int8", "fp16", "fp16")
     assert "training.bits=8" in found.why[0]
-    assert "1.40 points" in found.why[0]
+    assert "int8 lost more than 0.5 points after training: -1.40 (" in found.why[0]
 
 
 def test_a_small_file_needs_int4_trained_for():
@@ -166,6 +166,16 @@ def test_what_a_run_really_sent_counts_more_than_a_file():
     assert "33.80x" in found.why[2]
 
 
+def test_words_fit_the_numbers():
+    alone = recommend(report({"fp32": 0.0, "int8": -20.0}), 0.5, None)
+    assert "the only one within the limits" in alone.why[1]
+    assert "x fewer" not in alone.why[2], "FP32 is as many bytes as FP32"
+    unclear = recommend(report({"fp32": 0.0, "int8": 0.0}, images=1), 0.5, 450)
+    assert "int8 is small enough, but not shown to lose at most 0.5 points" in unclear.why[1]
+    assert "1 image cannot tell" in unclear.why[1]
+    assert chosen_by(report({"fp32": 0.0}, images=1)).startswith("chosen by 1 test image, ")
+
+
 def test_nothing_small_enough_is_said():
     found = recommend(report(GOOD), 0.5, 100)
     assert found.ship is None
@@ -193,7 +203,12 @@ def test_bad_questions_are_refused(folder, refused, tmp_path):
     refused("fl.recommend", folder, "--device", "cuda", words=["--device cuda", "measured on cpu"])
     refused("fl.recommend", folder, "--max-drop", "-1", words=["--max-drop -1"])
     refused("fl.recommend", folder, "--max-size-kb", "nan", words=["--max-size-kb nan"])
-    refused("fl.recommend", tmp_path / "none", words=["nothing was measured", "compare_quantizations.py"])
+    refused("fl.recommend", tmp_path / "none", words=["none: no such folder"])
+    (tmp_path / "a run").mkdir()
+    refused("fl.recommend", tmp_path / "a run", words=["compare_quantizations.py 'a run'"])
+    refused("fl.recommend", tmp_path / "summary.json.pt", words=["no such folder"])
+    (tmp_path / "final_model.pt").touch()
+    refused("fl.recommend", tmp_path / "final_model.pt", words=["is a file; give the folder of its run"])
     (folder / "quantization_comparison.json").write_text('{"evaluation": {"device": "cpu"}}')
     refused("fl.recommend", folder, words=["no whole report", "precisions"])
     (folder / "quantization_comparison.json").write_text(json.dumps({**report(GOOD), "precisions": {}}))

@@ -189,7 +189,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 
 
 def test_a_damaged_or_missing_checkpoint_says_to_start_again(tmp_path):
-    with pytest.raises(RunError, match=r"holds no checkpoint\.pt; no round was completed, start the run again"):
+    with pytest.raises(RunError, match=r"holds no checkpoint\.pt, though rounds were recorded; start the run again"):
         load_checkpoint(tmp_path)
     save_checkpoint(tmp_path, CHECKPOINT)
     content = (tmp_path / FILE).read_bytes()

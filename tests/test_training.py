@@ -266,6 +266,24 @@ def test_a_time_limit_ends_after_the_round_in_progress(command, tmp_path):
     assert load_model(tmp_path / "run" / "final_model.pt").quantization_info["precision"] == "fp32"
 
 
+def test_a_rate_below_the_floor_is_refused_before_anybody_trains(tmp_path, refused):
+    for way in ("update", "broadcast"):
+        overrides = *SMALL, f"codec@{way}=ecq", f"{way}.bits=0.001", "hydra.run.dir=run"
+        refused("fl.train", *overrides, words=[f"{way}: ecq: bits=0.001", "choose at least 0.00"])
+        assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_a_run_that_was_stopped_before_its_first_round_begins_again(tmp_path, refused):
+    whole = run_small(tmp_path / "run").read_bytes()
+    for name in ("final_model.pt", "summary.json", "checkpoint.pt"):
+        (tmp_path / "run" / name).unlink()
+    refused("fl.resume", tmp_path / "run", words=["holds no checkpoint.pt, though rounds were recorded"])
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "rounds.jsonl").write_text(lines[0])  # which comes just before the first checkpoint
+    assert run(composed(*SMALL), tmp_path / "run", resume=True).read_bytes() == whole
+    assert len(read_jsonl(tmp_path / "run" / "rounds.jsonl")) == 2
+
+
 FEEDBACK = "codec@broadcast=ecq codec@update=int4 update.rounding=stochastic update.error_feedback=true"
 
 

@@ -265,7 +265,8 @@ def test_a_stopped_run_says_how_it_continues_and_that_works(way, tmp_path):
     summary = read_json(folder / "summary.json")
     assert summary["state"] == "interrupted"
     if way == signal.SIGTERM:
-        assert errors.startswith("interrupted; no round was finished")
+        assert errors.startswith("interrupted; no round was finished; it begins again with: ")
+        assert f"fl.resume {shlex.quote(folder.name)}" in errors
         return
     done = len(read_jsonl(folder / "rounds.jsonl"))
     assert errors.startswith(f"interrupted; after round {done} it continues with: ")
