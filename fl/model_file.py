@@ -26,6 +26,8 @@ from fl.results import sha256, write_bytes
 from fl.state_dicts import as_fp32, check_names, check_shapes, find, plain
 
 BITS_PER_BYTE, LONGEST = 8, 1000
+OURS = {"precision", "num_classes"}
+"""In `quantization_info` of files of this project; others' may have the first."""
 """LONGEST: characters of a line about a file."""
 
 
@@ -80,7 +82,7 @@ def read_file(path: Path) -> LoadedFile:
         content, loaded = read(path)
         digest, size = sha256(content), len(content)
         info = loaded.get("quantization_info") if isinstance(loaded, dict) else None
-        if isinstance(info, dict) and "model_state_dict" in loaded and "precision" in info:
+        if isinstance(info, dict) and "model_state_dict" in loaded and info.keys() >= OURS:
             made_from = loaded.get("made_from")
             made_from = made_from if isinstance(made_from, str) else None
             info = {**info, "dtype": word(str(info["precision"]))}  # older files have another word, or none

@@ -1,6 +1,7 @@
 """State dicts of the network as others save them: within checkpoints, under longer names, in other types."""
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,10 @@ WRAPPERS = ("module", "_orig_mod")
 COUNTER = "num_batches_tracked"
 CAST = (torch.float16, torch.bfloat16, torch.float64)
 """What weights are taken in besides float32."""
+AVERAGED = "n_averaged"
+"""torch's `AveragedModel` counts its models beside them."""
+OPTIMIZER = re.compile(r"(?i)(^|[_.])optim(izer)?s?(_|$)")
+"""In the name of an entry: what an optimizer remembers, which may be sorted by the names of the network."""
 DEPTH = 3
 """How many dicts deep a state dict is looked for."""
 
@@ -43,13 +48,15 @@ def find(content: Any) -> tuple[dict[str, Tensor], str]:
 
 def _dicts_of_tensors(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields the dicts that hold tensors, but those of optimizers, which may be sorted by the same names."""
-    if not isinstance(value, dict) or id(value) in seen or len(path) > DEPTH or "optim" in "".join(path[-1:]).lower():
+    if not isinstance(value, dict) or id(value) in seen or len(path) > DEPTH or OPTIMIZER.search("".join(path[-1:])):
         return
     seen.add(id(value))  # it may hold itself
     if any(isinstance(each, Tensor) for each in value.values()):
         yield path, value
     for name, each in value.items():
-        yield from _dicts_of_tensors(each, (*path, str(name)), seen)
+        several = dict(enumerate(each)) if isinstance(each, list | tuple) else {None: each}
+        for place, one in several.items():
+            yield from _dicts_of_tensors(one, (*path, str(name) if place is None else f"{name}.{place}"), seen)
 
 
 def plain(state: Any) -> dict[str, Tensor]:
@@ -60,6 +67,10 @@ def plain(state: Any) -> dict[str, Tensor]:
     """
     if not isinstance(state, dict) or not state:
         raise ModelFileError("holds no state dict")
+    state = {
+        name: torch.tensor(value) if str(name).endswith(COUNTER) and _is_number(value) else value
+        for name, value in state.items()
+    }
     wrong = [str(name) for name, value in state.items() if not isinstance(name, str) or not _is_plain(value)]
     if wrong:
         raise ModelFileError(f"holds no state dict, these are no tensors with values: {', '.join(wrong[:SHOWN])}")
@@ -67,6 +78,10 @@ def plain(state: Any) -> dict[str, Tensor]:
     if grown:
         raise ModelFileError(f"is refused: these claim more values than are stored: {', '.join(grown[:SHOWN])}")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**63
 
 
 def _is_plain(value: Any) -> bool:
@@ -111,7 +126,7 @@ def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     twice = [f"{' and '.join(sorted(old))} are both {new}" for new, old in names.items() if len(old) > 1]
     if twice:
         raise ModelFileError(f"{len(twice)} names stand for one tensor: {'; '.join(twice[:SHOWN])}")
-    given = {new: state[old[0]] for new, old in names.items()}
+    given = {new: state[old[0]] for new, old in names.items() if new != AVERAGED}
     bias = given.get("fc3.bias")
     wanted = expected(len(bias) if bias is not None and bias.dim() == 1 and len(bias) else 10)
     counters = {name for name in wanted if name.endswith(COUNTER)}
@@ -121,6 +136,7 @@ def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     given = {n: tensor.reshape(()) if n in counters and tensor.numel() == 1 else tensor for n, tensor in given.items()}
     check_shapes(wanted, given)
     notes = [f"removed prefix {', '.join(repr(part + '.') for part in removed)}"] if removed else []
+    notes += [f"left out {AVERAGED}"] if AVERAGED in names else []
     weights = {name: tensor for name, tensor in given.items() if name not in counters}
     if types := _types(weights.values(), torch.float32):
         notes.append(f"cast {types} to float32")

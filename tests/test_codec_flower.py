@@ -286,6 +286,7 @@ def test_a_payload_that_nobody_decodes_fails_loudly():
     link = ServerLink(Uniform(8), None, initial=start)
     changed = {name: np.asarray(array + 1) for name, array in start().items()}
     content = RecordDict({"arrays": record(changed), "config": ConfigRecord()})
+    link.begin(record(start()))
     link.begin(record(changed))
     (message,) = link.send([Message(content, 2, "train")])
     with pytest.raises(TypeError, match="Unsupported serialization"):

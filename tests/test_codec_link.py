@@ -40,6 +40,7 @@ def test_a_model_is_recognized_by_its_bytes():
     """A copy is the model; the same arrays in another order, or one of them alone, are another."""
     link = ServerLink(Uniform(8), None, initial=model)
     moved = add_one(model(), 0, 0)
+    link.begin(record(model()))
     link.begin(record(moved))
     backwards, alone = dict(reversed(moved.items())), {"fc.bias": moved["fc.bias"]}
     for arrays, coded in ((moved, True), (backwards, False), (alone, False), (model(), False)):

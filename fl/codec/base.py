@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from fl.codec.entropy import compress, decompress
 from fl.codec.payload import NO_STATE, Header, Spec, Tensors, assemble, dissect, specs_of
@@ -15,6 +15,8 @@ from fl.errors import PayloadError
 
 PLAIN, PLANES, SCALED_HALF, CODED, SCALED_BYTE = range(5)
 """How a body is laid out: bytes as they are; compressed; FP16 or a byte times a power of two; the codec's own."""
+STRICT = ConfigDict(extra="forbid")
+"""Of every codec's class: a setting that it does not have is an error."""
 Decay = Annotated[float, Field(ge=0, le=1, strict=True)]
 TINY = 1024
 """Smaller tensors, and vectors (`is_vector`), cost little and would lose much: no codec of its own codes them."""
@@ -119,7 +121,7 @@ class Codec(ABC):
         """Returns a body for each array.
 
         Args:
-            arrays: float32 [channels, elements of each], finite, at least `TINY` elements each.
+            arrays: float32 [channels, elements of each], finite, not all 0, at least `TINY` elements each.
             rng: for rounding and rotation.
             other_bytes: length of the payload without these bodies.
             total: elements of all tensors of the model.
@@ -195,8 +197,10 @@ class Codec(ABC):
         if large:
             empty = [bodies.get(name, (CODED, b"")) for name in tensors]
             other_bytes = len(assemble(Header(self.description, base), specs, empty))
-            coded = self.encode_large(list(large.values()), rng, other_bytes, sum(spec.size for spec in specs.values()))
-            bodies |= {name: (CODED, body) for name, body in zip(large, coded, strict=True)}
+            moved = [name for name, array in large.items() if array.any()]  # the others have nothing to say
+            total, several = sum(spec.size for spec in specs.values()), [large[name] for name in moved]
+            coded = self.encode_large(several, rng, other_bytes, total) if moved else []
+            bodies |= dict.fromkeys(large, (CODED, b"")) | {n: (CODED, b) for n, b in zip(moved, coded, strict=True)}
         return assemble(Header(self.description, base), specs, [bodies[name] for name in tensors])
 
     def decode(self, payload: bytes, specs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
@@ -218,7 +222,8 @@ class Codec(ABC):
                 rows = spec.shape[0] if len(spec.shape) > 1 else 1
                 if not self._is_large(name, spec):
                     raise PayloadError(f"payload: {name} is coded, which such a tensor never is")
-                matrix = self.decode_large(body, (rows, spec.size // rows))
+                shape = rows, spec.size // rows
+                matrix = self.decode_large(body, shape) if len(body) else np.zeros(shape, np.float32)
                 decoded = _within(matrix, spec.dtype).reshape(spec.shape)
             else:
                 decoded = _decode_small(kind, body, spec)

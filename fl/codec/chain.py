@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fl.codec.base import Codec, fingerprint
-from fl.codec.changes import applied, difference
+from fl.codec.changes import applied, difference, without_rounding
 from fl.codec.codecs import Raw
 from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
 from fl.errors import PayloadError
@@ -50,7 +50,7 @@ class BroadcastChain:
             raise PayloadError("the model has other names, shapes or types than the one clients were to begin with")
         if (new := fingerprint(exact)) != self._coded:
             rng = numpy_generator(self._seed, "broadcast", self._count)
-            change = difference(self._codec, exact, self._reference)
+            change = without_rounding(self._codec, difference(self._codec, exact, self._reference), self._reference)
             frame = self._codec.encode(change, rng, base=self._ids[-1])
             self._reference = applied(self._codec, frame, self._reference)
             self._frames.append(frame)
@@ -58,6 +58,14 @@ class BroadcastChain:
             self._coded, self._snapshot, self._count = new, None, self._count + 1
             self._forget()
         return self._reference
+
+    def begins_with(self, exact: Tensors) -> bool:
+        """Tells whether a first model is the one that all clients were to begin with, or there is none.
+
+        The frame to another one would be a difference as large as the model itself.
+        """
+        known = bool(self._reference) and specs_of(exact) == specs_of(self._reference)
+        return not known or fingerprint(exact) == self._coded
 
     def _forget(self) -> None:
         """Drops frames so old that whoever misses them is better off with the whole model."""

@@ -1,5 +1,7 @@
 """The client's end in a Flower app: a mod that decodes what arrives and codes what is answered."""
 
+import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,7 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fl.codec.base import Codec, fingerprint
+from fl.codec.base import Codec, fingerprint, is_value
 from fl.codec.chain import NOTHING, follow
 from fl.codec.changes import difference, fitted, lost, specs_of_difference, specs_of_earlier_difference
 from fl.codec.payload import Tensors, checksum_of, specs_of
@@ -16,6 +18,7 @@ from fl.codec.wire import (
     LINK,
     Initial,
     bytes_in,
+    checked,
     is_coded,
     model_key,
     payload_array,
@@ -27,6 +30,7 @@ from fl.codec.wire import (
 from fl.errors import ConfigError, QuantflError
 from fl.seeds import numpy_generator
 
+LOG = logging.getLogger("flwr")
 REFERENCE, RESIDUAL = "quantfl.reference", "quantfl.residual"
 """Records in a client's state."""
 SERVER_ROUND = "server-round"
@@ -34,7 +38,11 @@ SERVER_ROUND = "server-round"
 
 
 def codec_mod(
-    *, broadcast: Codec | None = None, update: Codec | None = None, initial: Initial | None = None, seed: int = 0
+    *uncalled: object,
+    broadcast: Codec | None = None,
+    update: Codec | None = None,
+    initial: Initial | None = None,
+    seed: int = 0,
 ) -> Mod:
     """Returns a mod that decodes what a client receives and codes what it answers.
 
@@ -43,11 +51,15 @@ def codec_mod(
     what it sent last) is in `Context.state` and changes only when it answers.
 
     Args:
+        uncalled: nothing; what Flower passes to a mod that was not called.
         broadcast: how the model arrives; None for plain arrays.
         update: how the change is sent back; None for plain arrays.
         initial: the model before the first message; without it the first message is a whole model.
         seed: of random rounding and rotation.
     """
+    if uncalled:
+        raise ConfigError(f"{CANNOT}: it is given to mods as it is; call it: mods=[codec_mod(...)]")
+    checked("codec_mod", broadcast, update, initial, seed)
     client = _Client(broadcast, update, initial, seed)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -127,11 +139,17 @@ class _Client:
         """Remembers the reference, and puts a payload in the place of the answer's model."""
         if self._broadcast is not None and told.get("chain", True):
             context.state[REFERENCE] = record_of(received)
-        if self._update is None or not reply.content.array_records:
+        evaluates = reply.metadata.message_type.startswith("evaluate")  # whose arrays are no trained model
+        if self._update is None or not reply.content.array_records or evaluates:
             reply.content[LINK] = ConfigRecord()  # so that the server sees that this mod was there
             return
         key = model_key(reply.content.array_records, sent_as)
         trained = fitted(tensors_of(reply.content.array_records[key]), received)
+        if _is_no_model(trained, received):
+            LOG.warning(
+                "codec_mod: the answer is much shorter than the model that was received, as gradients or differences "
+                "are; answer with the trained model, for what is coded is its change"
+            )
         rng = numpy_generator(self._seed, "rounding", *stream)
         payload = _coded(self._update, trained, received, told, context, rng)
         reply.content[key] = ArrayRecord({"update": payload_array(payload)})
@@ -169,11 +187,26 @@ def _undelivered(context: Context, told: ConfigRecord, update: Codec, received: 
     return missing
 
 
+def _is_no_model(trained: Tensors, received: Tensors) -> bool:
+    """Tells an answer of less than half the length of a model: whoever trains one moves it, and not so far."""
+
+    def energy(tensors: Tensors) -> float:
+        names = [name for name, array in received.items() if not is_value(name, array.dtype)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return sum(float(np.vdot(tensors[name], tensors[name]).real) for name in names)
+
+    return energy(trained) < energy(received) / 4
+
+
 def _stream(message: Message, context: Context) -> tuple[int, int]:
     """Returns round and client, which decide a client's random numbers."""
     rounds = [record[SERVER_ROUND] for record in message.content.config_records.values() if SERVER_ROUND in record]
     client = context.node_config.get("partition-id", context.node_id)
-    return int(rounds[0]) if rounds and isinstance(rounds[0], int) else 0, int(client)
+    try:
+        number = int(client)
+    except ValueError:  # any text may tell partitions apart
+        number = zlib.crc32(str(client).encode())
+    return int(rounds[0]) if rounds and isinstance(rounds[0], int) else 0, number
 
 
 @contextmanager

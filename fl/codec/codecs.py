@@ -7,18 +7,20 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import Codec, Decay
+from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import Entropy, pack, unpack
 from fl.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
 BLOCK = 1 << 16
 """Elements quantized at a time: they stay in the processor's cache."""
+SMALL_HALF = 2.0**-13
+"""Where FP16's own rounding of the largest element comes to less than what it makes of the smallest."""
 LONE = bytes(4)
 """Where channels have one element each, a first scale of 0 says that one for all of them follows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Raw(Codec):
     """Exact: every tensor of any dtype, compressed where that is shorter; NaN is refused as everywhere."""
 
@@ -37,9 +39,13 @@ class Raw(Codec):
         raise AssertionError("no tensor is the codec's own where all are exact")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Fp16(Codec):
-    """IEEE half precision, 11 significant bits; values beyond 65,504 are refused."""
+    """IEEE half precision, 11 significant bits; values beyond 65,504 are refused.
+
+    A tensor without an element of `SMALL_HALF` is sent times a power of two: the smaller FP16 is, the fewer of its bits
+    are significant, and below 3e-8 it is 0.
+    """
 
     error_feedback: bool = False
     decay: Decay = 1.0
@@ -56,16 +62,23 @@ class Fp16(Codec):
         for array in arrays:
             if (largest := max(array.max(), -array.min())) >= 65520:  # what is nearer to the next power than to 65,504
                 raise PayloadError(f"payload: {largest:g} exceeds FP16, whose largest is 65504")
-            bodies.append(array.astype("<f2").tobytes())
+            exponent = 15 - int(np.frexp(largest)[1]) if 0 < largest < SMALL_HALF else 0
+            head = np.array([exponent], "<i2").tobytes() if exponent else b""
+            bodies.append(head + np.ldexp(array, exponent).astype("<f2").tobytes())
         return bodies
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        if len(body) != 2 * shape[0] * shape[1]:
+        head = len(body) - 2 * shape[0] * shape[1]
+        if head not in (0, 2):
             raise PayloadError(f"payload: {len(body)} bytes are no FP16 tensor of {shape[0] * shape[1]} elements")
-        return np.frombuffer(body, "<f2").astype(np.float32).reshape(shape)
+        exponent = int(np.frombuffer(body[:head], "<i2")[0]) if head else 0
+        if exponent < 0:
+            raise PayloadError("payload: FP16 times a power of two that makes it larger")
+        with np.errstate(invalid="ignore"):  # of NaN, which is refused where all are checked
+            return np.ldexp(np.frombuffer(body[head:], "<f2").astype(np.float32), -exponent).reshape(shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Uniform(Codec):
     """Symmetric integers with one FP32 scale per channel (the first axis), which its largest magnitude decides.
 
@@ -146,7 +159,7 @@ def _blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(column, column + columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Stc(Codec):
     """Sparse ternary compression (arXiv 1903.02891): the largest elements, each as plus or minus their tensor's mean.
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import Codec, Decay
+from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, unpack
 from fl.codec.rate import BIN_BITS, Curve, largest_within
 from fl.errors import PayloadError
@@ -27,7 +27,7 @@ CHUNK = 1 << 16
 """Elements that are worked on together: they stay in the processor's cache."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Ecq(Codec):
     """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element that it codes.
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import Codec, Decay
+from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import Entropy, pack, unpack
 from fl.errors import PayloadError
 
@@ -19,7 +19,7 @@ BLOCK, GROUP = 4096, 16
 """Elements that are rotated together; blocks that are worked on together, in the processor's cache."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Eden(Codec):
     """EDEN (arXiv 2108.08842): random rotation in blocks, then the best quantizer of a normal distribution.
 

@@ -1,5 +1,6 @@
 """The server's end of the link: codes what is sent, decodes what arrives, knows what each node holds."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ from fl.codec.wire import (
     tensors_of,
 )
 from fl.errors import ConfigError, PayloadError, RunError
+
+LOG = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ServerLink:
     def __init__(
         self, broadcast: Codec | None, update: Codec | None, *, initial: Initial | None = None, seed: int = 0
     ) -> None:
-        self._broadcast, self._update = broadcast, update
+        self._broadcast, self._update, self._seed = broadcast, update, seed
         self._settings = settings_of(broadcast, update, initial)
         start = start_of(initial) if initial is not None else None
         self._chain = BroadcastChain(broadcast, start, seed) if broadcast is not None else None
@@ -77,6 +80,7 @@ class ServerLink:
         self._reference: Tensors = {}
         self._reference_id = NOTHING
         self._unsent: Tensors = {}
+        self._begun = False
         self._asked: dict[int, _Sent] = {}  # by node
         self.key = "arrays"
         """Of the record that holds the model, where a message has several; Flower's own at first."""
@@ -116,6 +120,10 @@ class ServerLink:
                 f"codec: the model's arrays hold {held} and no floating-point numbers, so there is nothing to code; "
                 "use the strategy without CodecStrategy, and clients without codec_mod"
             )
+        first, self._begun = not self._begun, True
+        if first and self._broadcast is not None and self._chain is not None and not self._chain.begins_with(exact):
+            LOG.warning("codec: training begins with another model than initial returns, so it is sent whole once")
+            self._chain, self._at_first = BroadcastChain(self._broadcast, None, self._seed), NOTHING
         self._given, self._exact, self._asked = arrays, exact, {}
         self._reference = exact if self._chain is None else self._chain.advance(exact)
         self._reference_id = fingerprint(self._reference)
@@ -200,7 +208,7 @@ class ServerLink:
             raise PayloadError(f"{CANNOT}: the answer came without it; {NEEDED}")
         if sent.on_chain:
             self._holds[node] = sent.id
-        if content.array_records:
+        if content.array_records and not reply.metadata.message_type.startswith("evaluate"):
             try:
                 self._decode(content, sent, payloads, node)
             except ConfigError as error:
@@ -239,6 +247,7 @@ class ServerLink:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
+        self._begun = True
         if self._chain is not None:
             self._chain.load_state(state["chain"])
         self._holds = {node: bytes.fromhex(held) for node, held in state["holds"].items()}

@@ -1,6 +1,5 @@
 """The server's end in a Flower app: a wrapper that any of its strategies goes on working in."""
 
-import logging
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -10,8 +9,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl.codec.base import Codec, fingerprint
-from fl.codec.server_link import ServerLink
-from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes, start_of
+from fl.codec.server_link import LOG, ServerLink
+from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes, checked, start_of
 from fl.errors import ConfigError, PayloadError, QuantflError, RunError
 
 WRAPPED = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "start")
@@ -56,6 +55,7 @@ class CodecStrategy(Strategy):
         initial: Initial | None = None,
         seed: int = 0,
     ) -> None:
+        checked("CodecStrategy", broadcast, update, initial, seed)
         if initial is not None and fingerprint(start_of(initial)) != fingerprint(start_of(initial)):
             raise ConfigError("CodecStrategy(initial=...): returned two different models; seed it")
         self._codec_inner = inner
@@ -128,7 +128,7 @@ class _Run:
     """What a wrapped strategy's messages went through in one training."""
 
     def __init__(self, link: ServerLink) -> None:
-        self.link, self.log = link, logging.getLogger("flwr")
+        self.link, self.log = link, LOG
         self.begin()
 
     def begin(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import Codec, Decay
+from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.contexts import Reader, Writer, model_of
 from fl.codec.ecq import LARGEST, LEAST_SHARE, MOST_GAIN, TOLERANCE
 from fl.codec.entropy import read_varints, varints
@@ -28,7 +28,7 @@ _OFF = 127
 """Levels are off by so many parts of a step, at most one step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Tcq(Codec):
     """Trellis-coded quantization, entropy coded, to a given number of bits per element that it codes.
 

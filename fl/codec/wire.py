@@ -77,6 +77,29 @@ def bytes_in(record: ConfigRecord, key: str) -> bytes:
     return value
 
 
+def checked(end: str, broadcast: object, update: object, initial: object, seed: object) -> None:
+    """Refuses arguments of another kind.
+
+    Args:
+        end: of the link, for the error.
+        broadcast: should be a codec or None.
+        update: the same.
+        initial: should be a function or None.
+        seed: should be a number.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    for name, codec in (("broadcast", broadcast), ("update", update)):
+        if codec is not None and not isinstance(codec, Codec):
+            raise ConfigError(f"{end}({name}={codec!r:.60}): must be a codec, as in {name}=Uniform(bits=8), or None")
+    if initial is not None and not callable(initial):
+        kind = type(initial).__name__
+        raise ConfigError(f"{end}(initial=...): is a {kind}; must be a function that returns the first model")
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"{end}(seed={seed!r}): must be a whole number of at least 0")
+
+
 def settings_of(broadcast: Codec | None, update: Codec | None, initial: Initial | None) -> str:
     """Returns what both ends must be told alike, as text to compare and to show."""
     told = {"broadcast": broadcast.description if broadcast else None, "update": update.description if update else None}
