@@ -193,7 +193,7 @@ def _exchange(client: Mapping[str, Any]) -> Exchange:
     found = Exchange(*(client[key] for key in EXCHANGE_KEYS))
     whole = all(type(each) is int and each >= 0 for each in found[:3])
     if not whole or not 0 <= found.train_s <= LONGEST_S:
-        raise ConfigError(f"rounds.jsonl: is damaged: a client has {dict(zip(EXCHANGE_KEYS, found, strict=True))}")
+        raise ConfigError(f"rounds.jsonl: is damaged: a client has {dict(zip(EXCHANGE_KEYS, found[:4], strict=True))}")
     return found
 
 
