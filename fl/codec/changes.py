@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from fl.codec.base import Codec, is_statistic, is_vector
+from fl.codec.entropy import CHUNK
 from fl.codec.payload import Spec, Tensors, specs_of
 from fl.errors import ConfigError, PayloadError
 
-CHUNK = 1 << 16
-"""Elements that are looked at together."""
 _BITS = {2: "i2", 4: "i4", 8: "i8"}
 
 

@@ -94,14 +94,13 @@ class Ecq(Codec):
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:
-        changed = [array for array in arrays if array.any()]
-        wanted = target = self.bits * sum(array.size for array in changed) / 8
+        wanted = target = self.bits * sum(array.size for array in arrays) / 8
         bodies: list[bytes] = []
-        while changed and not bodies:
-            bodies = self._found(changed, target, rng).bodies()
+        while not bodies:
+            bodies = self._found(arrays, target, rng).bodies()
             if (excess := sum(map(len, bodies)) - wanted) > 0:  # entropies tell what is coded to a few bytes
                 bodies, target = [], target - excess
-        return [bodies.pop(0) if array.any() else b"" for array in arrays]
+        return bodies
 
     def _found(self, arrays: Sequence[np.ndarray], wanted: float, rng: np.random.Generator) -> "_Attempt":
         """Returns the tensors quantized so finely that they take about so many bytes."""
@@ -192,8 +191,6 @@ class Ecq(Codec):
         return head + places.tobytes() + packing.coded()
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        if not len(body):
-            return np.zeros(shape, np.float32)
         if len(body) < 5 or len(body) < 5 + body[4]:
             raise PayloadError("payload: ends within the bins' means")
         step, used = np.frombuffer(body[:4], "<f4")[0], body[4]

@@ -57,12 +57,6 @@ class Tcq(Codec):
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
     ) -> list[bytes]:
-        changed = [array for array in arrays if array.any()]
-        bodies = self._bodies(changed) if changed else []
-        return [bodies.pop(0) if array.any() else b"" for array in arrays]
-
-    def _bodies(self, arrays: Sequence[np.ndarray]) -> list[bytes]:
-        """Returns bodies that together have the rate, or hardly less."""
         elements, biggest = sum(array.size for array in arrays), max(array.size for array in arrays)
         wanted = target = self.bits * elements / 8
         curves = [Curve(array, OFFSET) for array in arrays]
@@ -97,8 +91,6 @@ class Tcq(Codec):
         return max(share, curve.largest / 16)
 
     def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        if not len(body):
-            return np.zeros(shape, np.float32)
         return _decode(body, shape[0] * shape[1]).reshape(shape)
 
 
