@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Tcq, Uniform
+from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Tcq, Uniform, entropy
 from fl.codec.base import CODED, composition, encode_exact
-from fl.codec.entropy import _ans, _best_split, pack, unpack
+from fl.codec.entropy import _ans, _best_split, pack, plain_bytes, unpack
 from fl.codec.payload import Header, assemble, dissect, specs_of
 from fl.model import initial_model
 
@@ -471,6 +471,15 @@ def test_ecq_without_entropy_coding_stays_below_its_rate():
         through(Ecq(2.0, entropy="none"), state)
 
 
+@pytest.mark.parametrize("offset", [0.4, 0.5])
+def test_ecq_without_entropy_coding_packs_once(offset, monkeypatch):
+    arrays, packed = [gaussian((64, 64), np.random.default_rng(1)).astype("f4")], []
+    monkeypatch.setattr(entropy, "_plain", lambda *each, inner=entropy._plain: packed.append(1) or inner(*each))
+    (body,) = Ecq(6.0, offset=offset, entropy="none").encode_large(arrays, np.random.default_rng(0), 0, 0)
+    assert len(packed) == 1
+    assert 5 / 8 < len(body) / arrays[0].size <= 6 / 8, "the finest step whose bins fit"
+
+
 def silent(decoded, tensors):
     return [name for name, array in tensors.items() if array.any() and not decoded[name].any()]
 
@@ -677,4 +686,6 @@ def test_symbols_survive_any_packing(size, low, width, entropy, seed):
     symbols[:2] = [low, high][: len(symbols[:2])]
     coded = pack(symbols, entropy)
     assert np.array_equal(unpack(memoryview(coded), size), symbols)
-    assert len(coded) <= (10 + -(-size * (high - low).bit_length() // 8) if size else 0)
+    assert len(coded) <= (plain_bytes(low, high, size) if size else 0)
+    if size > 1 and entropy == "none":
+        assert len(coded) == plain_bytes(low, high, size) == 10 + -(-size * (high - low).bit_length() // 8)

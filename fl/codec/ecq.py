@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from fl.codec.base import STRICT, Codec, Decay
-from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, unpack
+from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
 from fl.codec.rate import BIN_BITS, Curve, largest_within
 from fl.errors import PayloadError
 
@@ -121,18 +122,20 @@ class Ecq(Codec):
                 return sum(curve.expected_bytes(step) for curve, step in zip(curves, steps(exponent), strict=True))
 
             ends = begin - BIN_BITS, begin
-            if found := largest_within(lambda each: _Attempt(self, arrays, steps(each)), expected, wanted, slack, ends):
+            if found := largest_within(
+                lambda each: _Attempt(self, arrays, curves, steps(each)), expected, wanted, slack, ends
+            ):
                 return found
         seed = int(rng.integers(2**32))  # many elements are as large as the largest: only some are sent
-        self._refuse_below(_Attempt(self, arrays, coarsest, 0.0, seed).size, arrays, wanted)
+        self._refuse_below(_Attempt(self, arrays, curves, coarsest, 0.0, seed).size, arrays, wanted)
         some = largest_within(
-            lambda each: _Attempt(self, arrays, coarsest, 2.0**-each, seed),
+            lambda each: _Attempt(self, arrays, curves, coarsest, 2.0**-each, seed),
             lambda each: 25 * len(arrays) + expected(begin) * 2.0**-each,
             wanted,
             slack,
             (0.0, 40.0),
         )
-        return some or _Attempt(self, arrays, coarsest, 0.0, seed)
+        return some or _Attempt(self, arrays, curves, coarsest, 0.0, seed)
 
     def _refuse_below(self, least: float, arrays: Sequence[np.ndarray], wanted: float) -> None:
         if least > wanted:
@@ -149,7 +152,7 @@ class Ecq(Codec):
 
     def _encode(self, array: np.ndarray, step: float) -> bytes:
         """Returns the body of one tensor."""
-        return _Attempt(self, [array], [step]).bodies()[0]
+        return _Attempt(self, [array], [Curve(array, self.offset)], [step]).bodies()[0]
 
     def _quantized(self, array: np.ndarray, step: float) -> np.ndarray:
         """Returns the bins, of the array's shape: int8 where they fit."""
@@ -229,19 +232,38 @@ class _Attempt:
     """
 
     def __init__(
-        self, codec: Ecq, arrays: Sequence[np.ndarray], steps: Sequence[float], part: float = 1.0, seed: int = 0
+        self,
+        codec: Ecq,
+        arrays: Sequence[np.ndarray],
+        curves: Sequence[Curve],
+        steps: Sequence[float],
+        part: float = 1.0,
+        seed: int = 0,
     ) -> None:
         self._codec, self._arrays = codec, arrays
         self._steps = [float(np.clip(np.float32(step), SMALLEST, LARGEST)) for step in steps]
-        self._bins = [codec._quantized(*each) for each in zip(arrays, self._steps, strict=True)]
-        if part < 1:
-            rng = np.random.default_rng(seed)
-            for bins in self._bins:
+        self._part, self._seed = part, seed
+        ends = [codec._quantized(curve.ends, step) for curve, step in zip(curves, self._steps, strict=True)]
+        used = [min(max(map(abs, each.tolist())), MOST_BINS) for each in ends]
+        if codec.entropy == "none" and part == 1:  # the outermost bins tell
+            sizes: list[float] = [plain_bytes(*each.tolist(), a.size) for each, a in zip(ends, arrays, strict=True)]
+        else:
+            sizes = [each.size for each in self._packings]
+        self.size = sum(size + 5 + each for size, each in zip(sizes, used, strict=True))
+
+    @cached_property
+    def _bins(self) -> list[np.ndarray]:
+        found = [self._codec._quantized(*each) for each in zip(self._arrays, self._steps, strict=True)]
+        if self._part < 1:
+            rng = np.random.default_rng(self._seed)
+            for bins in found:
                 places = rng.permutation(np.flatnonzero(bins))
-                bins.reshape(-1)[places[max(1, round(part * len(places))) :]] = 0
-        self._packings = [Packing(bins, codec.entropy) for bins in self._bins]
-        used = [min(max(int(bins.max()), -int(bins.min())), MOST_BINS) for bins in self._bins]
-        self.size = sum(packing.size + 5 + each for packing, each in zip(self._packings, used, strict=True))
+                bins.reshape(-1)[places[max(1, round(self._part * len(places))) :]] = 0
+        return found
+
+    @cached_property
+    def _packings(self) -> list[Packing]:
+        return [Packing(bins, self._codec.entropy) for bins in self._bins]
 
     def bodies(self) -> list[bytes]:
         """Returns them coded."""

@@ -74,6 +74,11 @@ class Packing:
         return _HEAD.pack(mode, shift, self._low, self._span) + body
 
 
+def plain_bytes(low: int, high: int, size: int) -> int:
+    """Returns how many bytes `pack` takes without an entropy coder, for so many symbols between these two."""
+    return _HEAD.size + (size * (high - low).bit_length() + 7) // 8
+
+
 def _survey(symbols: np.ndarray) -> tuple[int, int, np.ndarray]:
     """Returns the lowest symbol, the span, and how often each comes, or nothing where a histogram is too long."""
     low, span = int(symbols.min()), int(symbols.max()) - int(symbols.min())

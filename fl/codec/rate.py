@@ -24,6 +24,11 @@ class Curve:
     Args:
         array: float32, any shape, not all zero.
         offset: how far a bin's lower edge is below a multiple of the step.
+
+    Attributes:
+        size: how many elements it has.
+        ends: the lowest and the highest, float32.
+        largest: magnitude.
     """
 
     def __init__(self, array: np.ndarray, offset: float) -> None:
@@ -34,7 +39,8 @@ class Curve:
         used = np.flatnonzero(counts).astype(np.uint32)
         self._counts = counts[used].astype(np.float64)
         self._low, self._high = ((each << 16).view(np.float32).astype(np.float64) for each in (used, used + 1))
-        self.largest = float(max(array.max(), -array.min()))
+        self.ends = np.array([array.min(), array.max()])
+        self.largest = float(np.abs(self.ends).max())
         self._high[-1] = min(self._high[-1], np.finfo(np.float32).max)
 
     @property
