@@ -243,10 +243,10 @@ class _Attempt:
         self._codec, self._arrays = codec, arrays
         self._steps = [float(np.clip(np.float32(step), SMALLEST, LARGEST)) for step in steps]
         self._part, self._seed = part, seed
-        ends = [codec._quantized(curve.ends, step) for curve, step in zip(curves, self._steps, strict=True)]
-        used = [min(max(map(abs, each.tolist())), MOST_BINS) for each in ends]
+        ends = [codec._quantized(curve.ends, step).tolist() for curve, step in zip(curves, self._steps, strict=True)]
+        used = [min(max(-low, high), MOST_BINS) for low, high in ends]
         if codec.entropy == "none" and part == 1:  # the outermost bins tell
-            sizes: list[float] = [plain_bytes(*each.tolist(), a.size) for each, a in zip(ends, arrays, strict=True)]
+            sizes: list[float] = [plain_bytes(low, high, a.size) for (low, high), a in zip(ends, arrays, strict=True)]
         else:
             sizes = [each.size for each in self._packings]
         self.size = sum(size + 5 + each for size, each in zip(sizes, used, strict=True))
