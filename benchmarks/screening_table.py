@@ -45,7 +45,6 @@ CANDIDATES = (
     candidate("size-50", "step by size ** 0.5", *BASE, size_power=0.5),
     candidate("no-gain", "levels not raised", *BASE, error_feedback="true", decay=0.0),
     candidate("feedback-update", "feedback of the update", *BASE, update__error_feedback="true"),
-    candidate("feedback-both", "feedback both ways", *BASE, error_feedback="true"),
     candidate("tcq", "tcq", *BASE, codec="tcq"),
 )
 """The base, what differs from it in one thing, and the other codec of as many bytes; bits: of broadcast / of update."""
