@@ -56,6 +56,8 @@ test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop, kill and resume a run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
 
+test-all: test test-long test-cluster ## All of them
+
 mutants: $(ALL) ## Put faults into the code one by one: the test that each of them names must fail (some minutes)
 	$(BIN)/python tests/mutants/run.py --jobs $(WORKERS)
 
@@ -86,4 +88,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-long mutants test-cluster bench results tables lint clean
+.PHONY: help install demo eurosat test test-long test-all mutants test-cluster bench results tables lint clean

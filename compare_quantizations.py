@@ -1,5 +1,10 @@
 """Converts a trained FP32 model to FP16 and INT8, evaluates each on the test set, measures files, prices traffic."""
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import argparse
 from pathlib import Path
 

@@ -201,15 +201,11 @@ train_script() {
   cat <<'SCRIPT'
   "hydra.run.dir=\${oc.env:RUN_DIR}"
 )
-if [ -f "$RUN_DIR/final_model.pt" ] && [ -f "$RUN_DIR/summary.json" ]; then
-  echo "$RUN_DIR: is finished"
-elif [ -f "$RUN_DIR/checkpoint.pt" ]; then # requeued, or submitted again
-  rm -f "$RUN_DIR/final_model.pt"
+if [ -f "$RUN_DIR/settings.json" ]; then # requeued, or submitted again
 SCRIPT
   echo "  \"\$python\" -m fl.resume \"\$RUN_DIR\"$trusted"
   cat <<'SCRIPT'
 else
-  rm -f "$RUN_DIR/settings.json" # of an attempt that finished no round
   "$python" -m fl.train "${arguments[@]}"
 fi
 SCRIPT

@@ -1,5 +1,10 @@
 """`python -m fl.bench MODEL...`: speed, memory and answers of model files, batch size by batch size, side by side."""
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import argparse
 import math
 import re
@@ -387,9 +392,8 @@ def _place(options: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Measures, prints and writes."""
-    options = parse()
     with one_line_errors():
-        bench(options)
+        bench(parse())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What a run needs to continue after it was killed."""
 
+import hashlib
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl.console import say
 from fl.errors import RunError
+from fl.journal import Journal
 from fl.model_file import to_bytes
 from fl.results import write_bytes
 
-FILE = "checkpoint.pt"
+FILE, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
+MARK = b"quantfl checkpoint SHA-256:"
+"""Stands at the end of a checkpoint, with the hash of all before it."""
+HASH_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Checkpoint:
         strategy: what the strategy remembers.
         clients: every client's `Context.state`, serialized, by node id.
         link: what the server's end of the link remembers.
+        records: `Journal.mark` of `rounds.jsonl` after that round; None in a checkpoint of an older version.
+        inputs: what the run was made of, by name: a run that is continued must be made of the same.
     """
 
     round: int
@@ -32,12 +42,18 @@ class Checkpoint:
     strategy: dict[str, Any]
     clients: dict[int, bytes]
     link: dict[str, Any]
+    records: tuple[int, str] | None = None
+    inputs: Mapping[str, Any] | None = None
 
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Writes it whole, over the one before."""
-    content = vars(checkpoint) | {"clients": {n: _as_tensor(state) for n, state in checkpoint.clients.items() if state}}
-    write_bytes(run_dir / FILE, to_bytes(content))
+    """Writes it whole; the one before stays as `checkpoint_previous.pt`."""
+    clients = {node: _as_tensor(state) for node, state in checkpoint.clients.items() if state}
+    content = to_bytes(vars(checkpoint) | {"clients": clients})
+    content += MARK + hashlib.sha256(content).digest()
+    if (run_dir / FILE).exists():
+        os.replace(run_dir / FILE, run_dir / PREVIOUS)
+    write_bytes(run_dir / FILE, content)
 
 
 def _as_tensor(content: bytes) -> Tensor:
@@ -45,18 +61,55 @@ def _as_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def load_checkpoint(run_dir: Path) -> Checkpoint:
+def newest_checkpoint(run_dir: Path, records: Journal) -> Checkpoint | None:
+    """Returns the newest checkpoint that is whole and agrees with the records; None: the run begins again.
+
+    It begins again where no round's checkpoint was ever written. What is wrong with a newer one is said in a line.
+
+    Raises:
+        RunError: rounds were recorded, but no checkpoint can be used.
+    """
+    problems = []
+    for name in (FILE, PREVIOUS):
+        if (run_dir / name).exists():
+            try:
+                found = _read(run_dir / name)
+                if found.records is not None and not records.agrees(found.records):
+                    raise RunError(f"{records.path}: is not what the checkpoint of round {found.round} was saved with")
+            except RunError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                say(f"note: {problems[0]}; going on after round {found.round}, from {name}")
+                (run_dir / FILE).unlink()  # or it would take the place of this one
+            return found
+    if records.count() > 1 or (run_dir / PREVIOUS).exists():
+        problems = problems or [f"{run_dir}: holds no {FILE}, though rounds were recorded"]
+        raise RunError(f"{'; '.join(problems)}; start the run again in a new folder")
+    if problems:
+        say(f"note: {problems[0]}; it was of the first round, which begins again")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
     """Reads it back.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: it is damaged.
     """
+    content = path.read_bytes()
+    body, mark, digest = content[: -HASH_BYTES - len(MARK)], content[-HASH_BYTES - len(MARK) :], content[-HASH_BYTES:]
+    marked = mark.startswith(MARK)
+    if marked and hashlib.sha256(body).digest() != digest:
+        raise RunError(f"{path}: is damaged (its content does not have its SHA-256)")
     try:
-        content = (run_dir / FILE).read_bytes()
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(body if marked else content), map_location="cpu", weights_only=True)
         clients = {node: state.numpy().tobytes() for node, state in loaded.pop("clients").items()}
-        return Checkpoint(**loaded, clients=clients)
-    except FileNotFoundError as error:
-        raise RunError(f"{run_dir}: holds no {FILE}, though rounds were recorded; start the run again") from error
+        found = Checkpoint(**loaded, clients=clients)
     except Exception as error:  # whatever torch makes of bytes it did not write
-        raise RunError(f"{run_dir / FILE}: is damaged ({type(error).__name__}); start the run again") from error
+        raise RunError(f"{path}: is damaged ({type(error).__name__})") from error
+    if not marked:
+        if found.records is not None:
+            raise RunError(f"{path}: is damaged (its SHA-256 is missing)")
+        say(f"note: {path}: is of an older version, without a checksum; it is taken as it is")
+    return found

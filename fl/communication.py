@@ -4,6 +4,11 @@ Takes finished runs (their measured bytes), or given sizes. Shows where smaller 
 started minutes, not bytes, set the price. docs/measured-and-modelled.md has every formula.
 """
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import argparse
 from collections import Counter
 from collections.abc import Sequence

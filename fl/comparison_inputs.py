@@ -14,14 +14,13 @@ from fl.costs import is_older
 from fl.data import ImageSet, Split, open_images, split_images
 from fl.data.sources import EUROSAT_CLASSES
 from fl.errors import ConfigError, DataError, QuantflError, shell_path
-from fl.experiment import PARTITION, SETTINGS
-from fl.ledger import COMMUNICATION, communication
+from fl.ledger import communication
 from fl.link import Link
 from fl.quantization import Precision
 from fl.results import read_json, read_rounds, sha256
+from fl.run_folder import COMMUNICATION, MODEL, PARTITION, ROUNDS, SETTINGS, SUMMARY
 from fl.seeds import numpy_generator
 from fl.selection import FOLDER as MODELS
-from fl.server_app import MODEL, ROUNDS, SUMMARY
 from fl.settings import DataSettings
 from fl.targets import Target
 

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fl.errors import printable
+
 console = Console(highlight=False, soft_wrap=True)
 _stderr = Console(stderr=True, highlight=False)
 PADDING = 3
@@ -28,9 +30,9 @@ def label_lines(label: str) -> None:
 
 
 def say(text: str = "") -> None:
-    """Prints one line as it stands: no markup, no wrapping; above the progress bar, if one is on the terminal."""
+    """Prints lines as they stand: no markup, no wrapping, no control characters; above a progress bar on a terminal."""
     place = _bars[-1].console if _bars and console.is_terminal else console
-    place.print("\n".join(_label + line for line in text.split("\n")), markup=False, soft_wrap=True)
+    place.print("\n".join(_label + printable(line) for line in text.split("\n")), markup=False, soft_wrap=True)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], keys: int = 1) -> None:
@@ -41,7 +43,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], keys: int 
         rows: the cells.
         keys: how many columns name a row: each of the tables has them, folded where they are long.
     """
-    cells, limit = [list(row) for row in rows], _width()
+    cells, limit = [["\n".join(map(printable, cell.split("\n"))) for cell in row] for row in rows], _width()
     widths = [max([_longest_word(column), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     natural = [max(width, cell_len(column)) for width, column in zip(widths, columns, strict=True)]
     if limit is None or _table_width(natural) <= limit:

@@ -4,12 +4,13 @@ import difflib
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fl.stop import exit_code, interrupts
 
 
 class QuantflError(Exception):
@@ -48,25 +49,30 @@ class VerificationError(QuantflError):
     exit_code = 1
 
 
+def printable(text: str) -> str:
+    """Returns text from elsewhere as a terminal may show it: what is no visible character or blank is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.
 
-    A `KeyboardInterrupt`, which SIGTERM is too, may carry what to do next as its text. Every other exception is a bug
-    and passes.
+    A `KeyboardInterrupt`, which every signal of `fl.stop` is, may carry what to do next as its text. Every other
+    exception is a bug and passes.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except QuantflError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as error:
-        print("; ".join(["interrupted", *filter(None, map(str, error.args))]), file=sys.stderr)
-        sys.exit(130)
+    with interrupts():
+        try:
+            yield
+        except QuantflError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            print(printable(f"error: {error.filename or 'system'}: {error.strerror or error}"), file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt as error:
+            print("; ".join(["interrupted", *filter(None, map(str, error.args))]), file=sys.stderr)
+            sys.exit(exit_code())
 
 
 def writable_folder(folder: Path, option: str) -> Path:

@@ -1,6 +1,6 @@
 """From checked settings to a run: nothing below this module sees a configuration."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl.errors import ConfigError, DataError, counted
+from fl.run_folder import INDICES, MODEL, PARTITION, PARTITION_PLOT, SETTINGS, SHARES
 from fl.settings import DataSettings, Settings, codec_of, settings_from
 
 if TYPE_CHECKING:
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from fl.client_app import ClientSettings
     from fl.data import ImageSet, Split
     from fl.rounds import RoundSettings
-
-SETTINGS, INDICES, SHARES, PARTITION, PARTITION_PLOT = (
-    "settings.json",
-    "indices.npz",
-    "shares.npz",
-    "partition.json",
-    "partition.png",
-)
 
 
 def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
@@ -66,21 +59,39 @@ def run(
         grid: where clients already wait; without one the configured engine runs them.
 
     Raises:
-        QuantflError: settings, data or too many clients are at fault.
+        QuantflError: settings, data or too many clients are at fault, or another process is writing into the folder.
     """
     settings = settings_from(config, trusted)
     run_dir, config = run_dir.absolute(), _with_absolute_paths(config)
-    if not resume and (run_dir / SETTINGS).exists():
-        raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
 
+    from fl.run_lock import sole_writer
+
+    with sole_writer(run_dir):
+        if not resume and (run_dir / SETTINGS).exists():
+            raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
+        return _run(settings, config, run_dir, resume=resume, mods=mods, hydra_files=hydra_files or {}, grid=grid)
+
+
+def _run(
+    settings: Settings,
+    config: dict[str, Any],
+    run_dir: Path,
+    *,
+    resume: bool,
+    mods: "Sequence[Mod]",
+    hydra_files: Mapping[str, str],
+    grid: "Grid | None",
+) -> Path:
     from flwr.app import Context, RecordDict
 
     from fl.client_app import make_client_app
     from fl.console import say
     from fl.partition import read_shares
-    from fl.results import write_bytes, write_json
-    from fl.server_app import MODEL, ServerSettings, make_server_app
+    from fl.results import remove_partial_files, write_bytes, write_json
+    from fl.selection import FOLDER
+    from fl.server_app import ServerSettings, make_server_app
 
+    remove_partial_files(run_dir, *(run_dir / name for name in (".hydra", FOLDER)))
     images, split = open_data(settings.data, settings.seed)
     if settings.checkpoint.keep == "best" and not len(split.validation):
         raise ConfigError(
@@ -93,17 +104,17 @@ def run(
     sizes = f"{len(split.train):,} training, {len(split.validation):,} validation, {len(split.test):,} test images"
     say("\n  note: ".join([f"Data: {images.title}: {sizes}", *images.notes]))
     inputs = _describe_inputs(images, split, shares)
-    if resume:
+    if resume and (run_dir / PARTITION).exists():
         _check_inputs(run_dir, inputs)
-    else:
-        _write_inputs(run_dir, images, split, shares, inputs)
-        for name, text in (hydra_files or {}).items():
+    if not resume:
+        for name, text in hydra_files.items():
             (run_dir / ".hydra").mkdir(exist_ok=True)
             write_bytes(run_dir / ".hydra" / name, text.encode())
-        write_json(run_dir / SETTINGS, config)
+        write_json(run_dir / SETTINGS, config)  # from here on the run can be resumed
+    _write_inputs(run_dir, images, split, shares, inputs)
 
     device = _device(settings)
-    rounds = _round_settings(settings)
+    rounds = _round_settings(settings, [len(share) for share in shares])
     clients = f"{rounds.clients_per_round} of {counted(settings.num_clients, 'client')} per round"
     names = " + ".join(target.target.rpartition(".")[2] for target in (settings.strategy, settings.optimizer))
     rate = f"lr {settings.lr:g} {settings.lr_schedule}"
@@ -211,7 +222,7 @@ def _device(settings: Settings) -> str:
     return "cuda" if torch.cuda.is_available() and settings.engine.build("engine").reaches_gpu else "cpu"
 
 
-def _round_settings(settings: Settings) -> "RoundSettings":
+def _round_settings(settings: Settings, images_of: Sequence[int]) -> "RoundSettings":
     from fl.rounds import RoundSettings, sample_size
 
     asked = sample_size(settings.fraction_train, settings.num_clients)
@@ -224,6 +235,7 @@ def _round_settings(settings: Settings) -> "RoundSettings":
         min_completed=settings.min_completed or max(1, (asked + 1) // 2),
         lr=settings.lr,
         lr_schedule=settings.lr_schedule,
+        images_of=images_of,
     )
 
 
@@ -258,15 +270,21 @@ def _describe_inputs(images: "ImageSet", split: "Split", shares: "list[np.ndarra
 def _write_inputs(
     run_dir: Path, images: "ImageSet", split: "Split", shares: "list[np.ndarray]", description: dict[str, Any]
 ) -> None:
-    """Stores which image is where, before training."""
+    """Stores which image is where, before training, unless that was done before the run was killed."""
     from fl.plots import plot_label_distribution
     from fl.results import write_json, write_npz
 
-    write_npz(run_dir / INDICES, {"train": split.train, "validation": split.validation, "test": split.test})
-    write_npz(run_dir / SHARES, {str(client): share for client, share in enumerate(shares)})
-    write_json(run_dir / PARTITION, description)
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
     counts = description["label_distribution"]
-    plot_label_distribution(run_dir / PARTITION_PLOT, counts, images.class_names, images.title)
+    writers: dict[str, Callable[[Path], object]] = {
+        INDICES: lambda path: write_npz(path, parts),
+        SHARES: lambda path: write_npz(path, {str(client): share for client, share in enumerate(shares)}),
+        PARTITION: lambda path: write_json(path, description),
+        PARTITION_PLOT: lambda path: plot_label_distribution(path, counts, images.class_names, images.title),
+    }
+    for name, write in writers.items():
+        if not (run_dir / name).exists():
+            write(run_dir / name)
 
 
 def _check_inputs(run_dir: Path, description: dict[str, Any]) -> None:

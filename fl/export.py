@@ -1,5 +1,10 @@
 """`python -m fl.export RUN_DIR`: the model of the best round, ready to ship, with what it was chosen by."""
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import argparse
 import tempfile
 from collections.abc import Collection, Mapping
@@ -47,8 +52,8 @@ def export(options: argparse.Namespace) -> Path:
     from fl.model_file import load_fp32, read_file, save_model
     from fl.quantization import Precision
     from fl.results import read_json, read_jsonl, sha256, write_bytes, write_json
+    from fl.run_folder import MODEL, ROUNDS, SUMMARY
     from fl.selection import choose_round
-    from fl.server_app import MODEL, ROUNDS, SUMMARY
 
     chosen_formats = formats(names("--format", options.format), "--format")
     run_dir: Path = options.run_dir

@@ -11,7 +11,6 @@ from fl.errors import ConfigError
 from fl.link import LONGEST_S, Both, Exchange, Link, LinkRound, simulate
 from fl.results import SIZES, traffic, upgraded
 
-COMMUNICATION = "communication.json"
 MILESTONES_PERCENT = (70, 80, 85, 90)
 DIRECTIONS = {"broadcast": "ground_to_sat", "update": "sat_to_ground"}
 EXCHANGE_KEYS = ("partition_id", "broadcast_payload_bytes", "update_payload_bytes", "train_s")

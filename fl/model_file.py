@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.console import say
-from fl.errors import ModelFileError
+from fl.errors import ModelFileError, printable
 from fl.file_content import read
 from fl.inference import fp16_wanted, prepare
 from fl.model import Net
@@ -45,7 +45,7 @@ class LoadedFile:
     def tell(self, path: Path) -> None:
         """Says in a line what was done to take the file, if anything was."""
         if self.notes:
-            say(_printable(f"note: {path}: {', '.join(self.notes)}"))
+            say(f"note: {path}: {', '.join(self.notes)}"[:LONGEST])
 
 
 def to_bytes(content: Any) -> bytes:
@@ -184,9 +184,4 @@ def _about(path: Path) -> Iterator[None]:
     try:
         yield
     except ModelFileError as error:
-        raise ModelFileError(_printable(f"{path}: {error}")) from error
-
-
-def _printable(text: str) -> str:
-    """Returns a line that is safe on a terminal, whatever names a file brought into it."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)[:LONGEST]
+        raise ModelFileError(printable(f"{path}: {error}")[:LONGEST]) from error

@@ -4,6 +4,11 @@ It chooses by the validation images that the run held out, and keeps a precision
 more than asked: the whole 95 % interval of its change against FP32, on the same images, must be within the limit.
 """
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -16,6 +16,8 @@ import numpy as np
 from fl.errors import ConfigError
 
 MIB = 1024**2
+PARTIAL = ".partial"
+"""End of the names of files that are being written."""
 SIZES = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
 """What is recorded of each direction."""
 VERSION = 2
@@ -224,14 +226,16 @@ def plain(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        OSError: names this file, whatever the system refused.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:  # which names the temporary file
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -240,9 +244,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # which names the temporary file, or none
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def remove_partial_files(*folders: Path) -> None:
+    """Removes what `write_bytes` left in processes that were killed; only for who alone writes there."""
+    for folder in folders:
+        for path in folder.glob(f".*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

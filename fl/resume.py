@@ -1,5 +1,10 @@
 """`python -m fl.resume RUN_DIR`: continue a run that was killed, to the same bytes as if it had not been."""
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import shlex
 from collections.abc import Collection
 from contextlib import suppress
@@ -17,13 +22,12 @@ def stopped(run_dir: Path, trusted: Collection[str] = ()) -> str:
         trusted: classes of the user's own.
     """
     from fl.checkpoint import FILE
-    from fl.experiment import SETTINGS
     from fl.results import read_jsonl, write_json
-    from fl.server_app import MODEL, ROUNDS, SUMMARY
+    from fl.run_folder import ROUNDS, SETTINGS, SUMMARY, is_complete
 
     with suppress(OSError):  # a folder in which nothing was written
         run_dir.rmdir()
-    if (run_dir / MODEL).exists() and (run_dir / SUMMARY).exists():
+    if is_complete(run_dir):
         return f"the run was finished: {shell_path(run_dir)}"
     if (run_dir / SETTINGS).exists() and not (run_dir / SUMMARY).exists():
         write_json(run_dir / SUMMARY, {"state": "interrupted", "error": None, "rounds_completed": 0})
@@ -43,15 +47,17 @@ def main() -> None:
     options = parser.parse_args()
     run_dir: Path = options.run_dir
     with one_line_errors():
-        from fl.experiment import SETTINGS, run
         from fl.results import read_json
-        from fl.server_app import MODEL, SUMMARY
+        from fl.run_folder import SETTINGS, is_complete
 
-        if (run_dir / MODEL).exists() and (run_dir / SUMMARY).exists():
-            raise ConfigError(f"{run_dir}: is finished, it has a {MODEL}")
         if not (run_dir / SETTINGS).is_file():
             raise ConfigError(f"{run_dir}: is no run folder, it has no {SETTINGS}")
+        if is_complete(run_dir):
+            print(f"{run_dir}: is finished, nothing is left to do")
+            return
         try:
+            from fl.experiment import run
+
             print(f"Model: {run(read_json(run_dir / SETTINGS), run_dir, resume=True, trusted=options.trust)}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(stopped(run_dir, options.trust)) from None

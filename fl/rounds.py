@@ -10,27 +10,23 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fl.codec import ServerLink
-from fl.errors import PayloadError, RunError, counted
-from fl.link import LONGEST_S
+from fl.errors import RunError, counted
 from fl.messages import (
     ARRAYS,
     CONFIG,
-    METRICS,
-    NUM_EXAMPLES,
     TRAIN_S,
-    arrays_of,
     config_of,
     message_bytes,
     metrics_of,
     number,
     payload_bytes,
 )
+from fl.replies import evaluation_problem, of_asked, raised_text, shortened, sort_out
 from fl.results import ClientFailure, ClientRecord, RoundRecord, Score, Scores, Traffic
 from fl.seeds import numpy_generator
 from fl.strategy import Aggregator
 from fl.training import Schedule, learning_rate
 
-LONGEST_REASON = 200
 LONGEST_WAIT_S = 30.0
 """For clients to connect."""
 ATTEMPTS = 3
@@ -49,6 +45,8 @@ class RoundSettings:
     min_completed: int
     lr: float
     lr_schedule: Schedule
+    images_of: Sequence[int] | None = None
+    """How many images each client holds, by partition id: more it cannot have trained on."""
 
     @property
     def clients_per_round(self) -> int:
@@ -98,9 +96,9 @@ def run_rounds(
         messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
         messages = link.send(messages)
         sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
-        replies = _collect(grid, messages, on_reply)
+        replies = of_asked(_collect(grid, messages, on_reply), sent, server_round)
         arrived = {reply.metadata.src_node_id: _weigh(reply) for reply in replies if not reply.has_error()}
-        valid, failures = _sort_out(replies, sampled, arrays, link)
+        valid, failures = sort_out(replies, sampled, arrays, link, settings.images_of)
         if len(valid) < settings.min_completed:
             raise RunError(_too_few(server_round, valid, failures, settings))
         trained = time.perf_counter()
@@ -110,6 +108,7 @@ def run_rounds(
         _refuse_broken(arrays, server_round)
         aggregated = time.perf_counter()
         scores = evaluate(arrays)
+        _refuse_no_score(scores, server_round)
         evaluation = _evaluate_on_clients(grid, aggregator, arrays, settings, nodes, server_round, link)
         record = RoundRecord(
             round=server_round,
@@ -162,10 +161,18 @@ def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int
         control_bytes += sum(message_bytes(message.content) for message in messages)
         for reply in grid.send_and_receive(messages) if messages else ():
             if reply.has_error():
-                problem = f"; {_raised(reply)}"
-            else:
-                control_bytes += message_bytes(reply.content)
-                partition_of[reply.metadata.src_node_id] = int(number(config_of(reply), "partition-id"))
+                problem = f"; {raised_text(reply)}"
+                continue
+            control_bytes += message_bytes(reply.content)
+            try:
+                partition = number(config_of(reply), "partition-id")
+                if not float(partition).is_integer():
+                    raise ValueError(f"partition-id is {partition}")
+            except (KeyError, ValueError) as error:
+                problem = f"; node {reply.metadata.src_node_id}: {shortened(str(error))}"
+                continue
+            if reply.metadata.src_node_id in silent:
+                partition_of[reply.metadata.src_node_id] = int(partition)
     found = sorted(partition_of.values())
     if found != list(range(num_clients)):
         told = f"{len(nodes)} nodes are connected, {len(found)} answered, with partitions {found}{problem}"
@@ -219,64 +226,6 @@ def _collect(grid: Grid, messages: Sequence[Message], on_reply: Callable[[], obj
     return replies
 
 
-def _sort_out(
-    replies: Sequence[Message], sampled: Mapping[int, int], arrays: ArrayRecord, link: ServerLink
-) -> tuple[list[Message], list[ClientFailure]]:
-    """Returns valid replies, decoded, and failures, both by partition id."""
-    reply_of = {reply.metadata.src_node_id: reply for reply in replies}
-    expected = {name: array.numpy() for name, array in arrays.items()}
-    valid, failures = [], []
-    for partition, node in sampled.items():
-        problem = _problem(reply_of[node], expected, link) if node in reply_of else "no reply"
-        if problem is None:
-            link.accept(reply_of[node])
-            valid.append(reply_of[node])
-        else:
-            failures.append(ClientFailure(partition, problem.splitlines()[0][:LONGEST_REASON]))
-    return valid, failures
-
-
-def _problem(reply: Message, expected: Mapping[str, np.ndarray], link: ServerLink) -> str | None:
-    """Decodes a training reply and returns what is wrong with it, None if it can be aggregated."""
-    if reply.has_error():
-        return _raised(reply)
-    try:
-        link.receive(reply)
-    except PayloadError as error:
-        return str(error)
-    content = reply.content
-    if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
-        return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
-    received, metrics = arrays_of(reply), metrics_of(reply)
-    if set(received) != set(expected):
-        return f"wrong keys: {sorted(set(received) ^ set(expected))[:3]} missing or unexpected"
-    for name, old in expected.items():
-        try:
-            new = received[name].numpy()
-        except Exception as error:  # whatever NumPy makes of bytes it did not write
-            return f"unreadable array {name}: {error}"
-        if new.shape != old.shape or new.dtype != old.dtype:
-            return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
-        if not np.isfinite(new).all():
-            return f"NaN or infinity in {name}"
-    return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss", TRAIN_S})
-
-
-def _metrics_problem(metrics: MetricRecord, expected: set[str]) -> str | None:
-    """Returns what is wrong with a reply's metrics, None if they can be averaged."""
-    if set(metrics) != expected:
-        return f"wrong metrics: {sorted(metrics)} instead of {sorted(expected)}"
-    for key in metrics:
-        try:
-            value = number(metrics, key)
-        except ValueError as error:
-            return f"metric {error}"
-        wrong = (key == NUM_EXAMPLES and value <= 0) or (key == TRAIN_S and not 0 <= value <= LONGEST_S)
-        if wrong or not np.isfinite(value):
-            return f"metric {key} is {value}"
-    return None
-
-
 def _too_few(
     server_round: int, valid: Sequence[Any], failures: Sequence[ClientFailure], settings: RoundSettings
 ) -> str:
@@ -293,6 +242,15 @@ def _refuse_broken(arrays: ArrayRecord, server_round: int) -> None:
         if not np.isfinite(array.numpy()).all():
             raise RunError(
                 f"round {server_round}: the aggregated {name} is not finite; lower lr or the strategy's own rate"
+            )
+
+
+def _refuse_no_score(scores: Scores, server_round: int) -> None:
+    for name, score in vars(scores).items():
+        if score is not None and not np.isfinite(score.loss):
+            raise RunError(
+                f"round {server_round}: the {name} loss of the aggregated model is {score.loss}; lower lr or the "
+                "strategy's own rate, or look for a client that answers nonsense"
             )
 
 
@@ -325,35 +283,19 @@ def _evaluate_on_clients(
     partition_of = {node: partition for partition, node in sampled.items()}
     sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
     replies, failures, arrived = [], [], {}
-    for reply in sorted(grid.send_and_receive(messages), key=lambda reply: partition_of[reply.metadata.src_node_id]):
+    answers = of_asked(grid.send_and_receive(messages), partition_of, server_round)
+    for reply in sorted(answers, key=lambda reply: partition_of[reply.metadata.src_node_id]):
         if not reply.has_error():
             arrived[reply.metadata.src_node_id] = _weigh(reply)
-        problem = _evaluation_problem(reply, link)
+        partition = partition_of[reply.metadata.src_node_id]
+        problem = evaluation_problem(reply, link, settings.images_of[partition] if settings.images_of else None)
         if problem is None:
             replies.append(reply)
         else:
-            failures.append(ClientFailure(partition_of[reply.metadata.src_node_id], f"evaluation: {problem}"))
+            failures.append(ClientFailure(partition, shortened(f"evaluation: {problem}")))
     fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
     score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
     clients = _client_records(sampled, sent, arrived, ())
     traffic = _total([*sent.values(), *arrived.values()], fp32_bytes)
     return _Evaluation(score, clients, traffic, tuple(failures))
-
-
-def _evaluation_problem(reply: Message, link: ServerLink) -> str | None:
-    if reply.has_error():
-        return _raised(reply)
-    try:
-        link.receive(reply)
-    except PayloadError as error:
-        return str(error)
-    if set(reply.content) != {METRICS}:
-        return f"wrong records: {sorted(reply.content)} instead of {METRICS}"
-    return _metrics_problem(metrics_of(reply), {NUM_EXAMPLES, "loss", "accuracy"})
-
-
-def _raised(reply: Message) -> str:
-    wrapped = reply.error.reason or f"error {reply.error.code}"
-    reason = wrapped.rpartition("occurred. Message: ")[2].strip() or wrapped  # Flower's words around a client's error
-    return f"raised: {reason}".splitlines()[0][:LONGEST_REASON]

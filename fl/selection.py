@@ -88,8 +88,9 @@ def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Map
     if done[-1] in wanted:
         (run_dir / FOLDER).mkdir(exist_ok=True)
         save_state(path_of(run_dir, done[-1]), state)
-    for number in set(done) - wanted:
-        path_of(run_dir, number).unlink(missing_ok=True)
+    for path in (run_dir / FOLDER).glob("round_*.pt") if keep != "all" else ():
+        if int(path.stem.removeprefix("round_")) not in wanted:
+            path.unlink()
 
 
 def choose_round(

@@ -1,7 +1,8 @@
 """The Flower ServerApp: strategy, evaluation, records and checkpoints around the round loop."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,16 @@ import torch
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.checkpoint import FILE as CHECKPOINT
-from fl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fl.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from fl.codec import Codec, ServerLink
 from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
 from fl.engine import LocalGrid
 from fl.environment import compute_with, environment
-from fl.errors import ConfigError, QuantflError
+from fl.errors import ConfigError, DataError, QuantflError
 from fl.inference import evaluate_as_told
-from fl.ledger import COMMUNICATION, MILESTONES_PERCENT, communication
+from fl.journal import Journal
+from fl.ledger import communication
 from fl.link import Link
 from fl.link_report import show_traffic
 from fl.messages import is_statistic
@@ -28,33 +29,29 @@ from fl.model import Net, channels_last, initial_model, num_parameters
 from fl.model_file import save_state
 from fl.plots import plot_rounds
 from fl.results import (
-    MIB,
     VERSION,
     RoundRecord,
     Score,
     Scores,
     plain,
-    read_jsonl,
     read_rounds,
     totals,
-    traffic,
     write_json,
     write_jsonl,
 )
 from fl.rounds import RoundSettings, run_rounds
+from fl.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY
+from fl.run_summary import data_description, reached, round_line, scores_of
 from fl.selection import Keep, keep_model
 from fl.strategy import Aggregator
 from fl.targets import Target
 
 ServerModel = Literal["exact", "reference"]
 EVALUATION_BATCH_SIZE = 250
-MODEL, ROUNDS, EVENTS, SUMMARY, ROUNDS_PLOT = (
-    "final_model.pt",
-    "rounds.jsonl",
-    "events.jsonl",
-    "summary.json",
-    "rounds.png",
-)
+PLOTS = 20
+"""The plot of a long run is drawn again when it has a 20th more rounds: one drawing takes as long as it has rounds."""
+MAY_CHANGE = ("data.path", "data.cache_dir", "link.windows", "engine", "time_limit_min")
+"""Settings that make no difference to what a run's rounds are."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,13 @@ def make_server_app(settings: ServerSettings, *, resume: bool = False) -> Server
         images = load_images(settings.images_folder)
         aggregator = Aggregator(settings.strategy)
         arrays = initial_arrays(len(images.class_names), settings.rounds.seed)
-        records: list[dict[str, Any]] = []
         start = {name: array.numpy() for name, array in arrays.items()}
         seed = settings.rounds.seed
         link = ServerLink(settings.broadcast, settings.update, initial=lambda: start, seed=seed)
-        if resume and _has_rounds(settings.run_dir):
-            arrays, records = _restore(settings, grid, aggregator, link)
-        _Run(settings, images, records, link).train(grid, aggregator, arrays)
+        this_run = _Run(settings, images, link)
+        if resume:
+            arrays = this_run.restore(grid, aggregator) or arrays
+        this_run.train(grid, aggregator, arrays)
 
     return app
 
@@ -127,88 +124,131 @@ def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
     return ArrayRecord(initial_model(num_classes, seed).state_dict())
 
 
-def _has_rounds(run_dir: Path) -> bool:
-    """Tells whether there is a checkpoint, or should be: the first line of records is written just before it."""
-    rounds = run_dir / ROUNDS
-    return (run_dir / CHECKPOINT).exists() or (rounds.exists() and len(read_jsonl(rounds)) > 1)
-
-
-def _restore(
-    settings: ServerSettings, grid: Grid, aggregator: Aggregator, link: ServerLink
-) -> tuple[ArrayRecord, list[dict[str, Any]]]:
-    checkpoint = load_checkpoint(settings.run_dir)
-    aggregator.load_state(checkpoint.strategy)
-    link.load_state(checkpoint.link)
-    if isinstance(grid, LocalGrid):
-        grid.load_state(checkpoint.clients)
-    arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
-    records = read_rounds(settings.run_dir / ROUNDS)[: checkpoint.round]
-    if any(record.get("version") != VERSION for record in records):
-        raise ConfigError(
-            f"{settings.run_dir / ROUNDS}: is of a version without bytes per client, which cannot go on in this one's "
-            "lines; start the run again"
-        )
-    return arrays, records
-
-
 class _Run:
     """One run while it goes on: what is known so far, and writing it down."""
 
-    def __init__(
-        self, settings: ServerSettings, images: ImageSet, records: list[dict[str, Any]], link: ServerLink
-    ) -> None:
-        self.settings, self.images, self.records, self.link = settings, images, records, link
+    def __init__(self, settings: ServerSettings, images: ImageSet, link: ServerLink) -> None:
+        self.settings, self.images, self.link = settings, images, link
         self.began = time.time()
-        events = settings.run_dir / EVENTS
-        self.events: list[dict[str, Any]] = read_jsonl(events) if events.exists() else []
+        self.records: list[dict[str, Any]] = []
+        self.rounds, self.events = Journal(settings.run_dir / ROUNDS), Journal(settings.run_dir / EVENTS)
+        self.inputs = {
+            "settings": plain(settings.config),
+            "images_sha256": images.sha256,
+            "split_sha256": settings.split.sha256,
+        }
         self.device = torch.device(settings.device)
         self.model = channels_last(Net(len(images.class_names)).to(self.device)).eval()
         self.told: set[str] = set()
         self.evaluated_in = ""
 
+    def restore(self, grid: Grid, aggregator: Aggregator) -> ArrayRecord | None:
+        """Goes back to the newest usable checkpoint and returns its model, None where there was none yet.
+
+        Raises:
+            QuantflError: there is none that can be used, or the run was begun with other settings.
+        """
+        path = self.settings.run_dir / ROUNDS
+        checkpoint = newest_checkpoint(self.settings.run_dir, self.rounds)
+        if checkpoint is None:
+            self.rounds.cut(0)
+            return None
+        self._refuse_other_inputs(checkpoint)
+        aggregator.load_state(checkpoint.strategy)
+        self.link.load_state(checkpoint.link)
+        if isinstance(grid, LocalGrid):
+            grid.load_state(checkpoint.clients)
+        if checkpoint.records is not None:
+            self.rounds.cut(checkpoint.records[0])
+        self.records = read_rounds(path)[: checkpoint.round]
+        if any(record.get("version") != VERSION for record in self.records):
+            raise ConfigError(
+                f"{path}: is of a version without bytes per client, which cannot go on in this one's lines; start the "
+                "run again"
+            )
+        if checkpoint.records is None:
+            write_jsonl(path, self.records)
+            self.rounds = Journal(path)
+        return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
+
+    def _refuse_other_inputs(self, checkpoint: Checkpoint) -> None:
+        """Compares what the run is made of with what it was made of when the checkpoint was saved."""
+        if checkpoint.inputs is None:
+            return
+        before, now = (_lasting(each["settings"]) for each in (checkpoint.inputs, self.inputs))
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{self.settings.run_dir}: {key} was {before.get(key)} when round {checkpoint.round} was saved, "
+                    f"and is {now.get(key)} now; a run goes on with the settings it began with"
+                )
+        for key in ("images_sha256", "split_sha256"):
+            if checkpoint.inputs[key] != self.inputs[key]:
+                raise DataError(
+                    f"{self.settings.run_dir}: the data has changed since the run began ({key}); it cannot be continued"
+                )
+
     def train(self, grid: Grid, aggregator: Aggregator, arrays: ArrayRecord) -> None:
         """Runs the rounds that are left and writes the final model."""
         rounds, done = self.settings.rounds, len(self.records)
+        out_of_time = self._was_out_of_time()
         (self.settings.run_dir / SUMMARY).unlink(missing_ok=True)  # of an attempt that ended early
         self._event("resumed" if done else "started", round=done)
-        stopped = "completed"
+        stopped = "time_limit" if out_of_time else "completed"
         deadline = self.began + (self.settings.time_limit_s or float("inf"))
-        with progress("training", (rounds.num_rounds - done) * rounds.clients_per_round) as advance:
-            loop = run_rounds(
-                grid,
-                aggregator,
-                arrays,
-                rounds,
-                link=self.link,
-                evaluate=self._evaluate,
-                first_round=done + 1,
-                on_reply=lambda: advance(1),
-            )
-            try:
-                for record, arrays in loop:
+        try:
+            with progress("training", (rounds.num_rounds - done) * rounds.clients_per_round) as advance:
+                loop = run_rounds(
+                    grid,
+                    aggregator,
+                    arrays,
+                    rounds,
+                    link=self.link,
+                    evaluate=self._evaluate,
+                    first_round=done + 1,
+                    on_reply=lambda: advance(1),
+                )
+                for record, arrays in () if out_of_time else loop:
                     self._keep(record, arrays, grid, aggregator)
                     if time.time() >= deadline and record.round < rounds.num_rounds:
                         stopped = "time_limit"
                         break
-            except QuantflError as error:
-                self._event("failed", reason=str(error))
-                self._write_summary("failed", error=str(error))
-                raise
-            except KeyboardInterrupt:
-                self._event("interrupted", round=len(self.records))
-                self._write_summary("interrupted")
-                raise
-        if stopped == "time_limit":
-            limit = (self.settings.time_limit_s or 0) / 60
-            say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
-        final = self._chosen(arrays)
-        model_sha256 = save_state(self.settings.run_dir / MODEL, final.to_torch_state_dict())
-        self._event(stopped, round=len(self.records))
-        self._write_summary(stopped, model_sha256=model_sha256)
+            if stopped == "time_limit":
+                limit = (self.settings.time_limit_s or 0) / 60
+                say(f"time_limit_min={limit:g} reached: stopped after round {len(self.records)} of {rounds.num_rounds}")
+            self._event(stopped, round=len(self.records))
+            self._finish(stopped, arrays)
+        except Exception as error:
+            self._record_failure(error)
+            raise
+        except KeyboardInterrupt:
+            self._event("interrupted", round=len(self.records))
+            self._write_summary("interrupted")
+            raise
+
+    def _was_out_of_time(self) -> bool:
+        """Tells whether the time limit had ended the rounds when the run was killed, before it was finished."""
+        last = self.events.last() if self.records else None
+        ended = isinstance(last, dict) and last.get("event") == "time_limit"
+        return ended and not (self.settings.run_dir / SUMMARY).exists()
+
+    def _finish(self, state: str, arrays: ArrayRecord) -> None:
+        """Writes what a finished run has; the summary comes last and says that all is there."""
+        run_dir = self.settings.run_dir
+        model_sha256 = save_state(run_dir / MODEL, self._chosen(arrays).to_torch_state_dict())
+        plot_rounds(run_dir / ROUNDS_PLOT, self.records, self.images.title)
         ledger = communication(self.records, [self.settings.link])
-        write_json(self.settings.run_dir / COMMUNICATION, ledger)
+        write_json(run_dir / COMMUNICATION, ledger)
+        self._write_summary(state, model_sha256=model_sha256)
         if self.settings.broadcast or self.settings.update or self.settings.link.name != "flat_rate":
             show_traffic({"this run": ledger})
+
+    def _record_failure(self, error: Exception) -> None:
+        """Notes why the run ended, as far as the disk takes it."""
+        told = str(error) if isinstance(error, QuantflError) else f"{type(error).__name__}: {error}"
+        for note in (lambda: self._event("failed", reason=told), lambda: self._write_summary("failed", error=told)):
+            with suppress(OSError):
+                note()
 
     def _evaluate(self, arrays: ArrayRecord) -> Scores:
         compute_with(self.settings.threads)
@@ -252,15 +292,17 @@ class _Run:
         for failure in (*record.clients_failed, *record.evaluation_failed):
             self._event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
-        write_jsonl(self.settings.run_dir / ROUNDS, self.records)
+        self.rounds.append(self.records[-1])
         final = self._chosen(arrays).to_torch_state_dict()
         keep_model(self.settings.run_dir, final, self.records, self.settings.keep)
         clients = grid.state() if isinstance(grid, LocalGrid) else {}
-        state = dict(arrays.to_torch_state_dict())
+        state, link = dict(arrays.to_torch_state_dict()), self.link.state()
         save_checkpoint(
-            self.settings.run_dir, Checkpoint(record.round, state, aggregator.state(), clients, self.link.state())
+            self.settings.run_dir,
+            Checkpoint(record.round, state, aggregator.state(), clients, link, self.rounds.mark, self.inputs),
         )
-        plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)
+        if record.round % max(1, record.round // PLOTS) == 0:
+            plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)
         say(round_line(record, self.settings.rounds.num_rounds))
         for failure in record.clients_failed:
             say(f"           client {failure.partition_id} left out: {failure.reason}")
@@ -268,7 +310,6 @@ class _Run:
     def _event(self, event: str, **details: Any) -> None:
         since = {"time_s": time.time() - self.began}
         self.events.append({"event": event, **details, **since})
-        write_jsonl(self.settings.run_dir / EVENTS, self.events)
 
     def _write_summary(self, state: str, error: str | None = None, model_sha256: str | None = None) -> None:
         settings, records = self.settings, self.records
@@ -281,7 +322,7 @@ class _Run:
             "num_rounds": settings.rounds.num_rounds,
             "num_clients": settings.rounds.num_clients,
             "clients_per_round": settings.rounds.clients_per_round,
-            "final": _scores(records[-1]) if records else None,
+            "final": scores_of(records[-1]) if records else None,
             "totals": totals(records),
             "reached": reached(records),
             "num_parameters": num_parameters(self.model),
@@ -298,49 +339,13 @@ class _Run:
         write_json(settings.run_dir / SUMMARY, summary)
 
 
-def data_description(images: ImageSet, split: Split) -> dict[str, Any]:
-    """Returns what identifies the images of a run and their split."""
-    return {
-        "name": images.name,
-        "synthetic": images.synthetic,
-        "class_names": images.class_names,
-        "images_sha256": images.sha256,
-        "split_sha256": split.sha256,
-        "num_train": len(split.train),
-        "num_validation": len(split.validation),
-        "num_test": len(split.test),
-        "notes": images.notes,
-    }
-
-
-def round_line(record: RoundRecord, num_rounds: int) -> str:
-    """Returns what is printed after a round."""
-    parts = [f"round {record.round:>{len(str(num_rounds))}}/{num_rounds}"]
-    parts += [f"test {100 * record.test.accuracy:.2f}% loss {record.test.loss:.4f}"]
-    also = {"validation": record.validation, "exact": record.exact, "reference": record.reference}
-    for name, score in (also | {"clients": record.federated}).items():
-        parts += [f"{name} {100 * score.accuracy:.2f}%"] if score else []
-    parts += [f"train loss {record.train_loss:.4f}", f"clients {record.clients_completed}/{record.clients_asked}"]
-    for name in ("broadcast", "update"):
-        parts += [f"{name} {traffic(record.to_json(), name)['payload_bytes'] / MIB:.2f} MB"]
-    return "  ".join([*parts, f"{record.train_s + record.evaluate_s + record.aggregate_s:.1f} s"])
-
-
-def _scores(record: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in record.items() if key.endswith(("_loss", "_accuracy"))}
-
-
-def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | None]:
-    """Returns for each milestone the first round whose test accuracy is there, and the payload bytes until then."""
-    found: dict[str, dict[str, int] | None] = {}
-    for percent in MILESTONES_PERCENT:
-        number = next((r["round"] for r in records if 100 * r["test_accuracy"] >= percent), None)
-        found[str(percent)] = None
-        if number is not None:
-            sums = totals([record for record in records if record["round"] <= number])
-            found[str(percent)] = {
-                "rounds": number,
-                "broadcast_payload_bytes": sums["broadcast"]["payload_bytes"],
-                "update_payload_bytes": sums["update"]["payload_bytes"],
-            }
-    return found
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that rounds depend on, flat, groups' own as `group.name`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in MAY_CHANGE:
+            own = (
+                {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+            flat |= {key: each for key, each in own.items() if key not in MAY_CHANGE}
+    return flat

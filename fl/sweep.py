@@ -3,6 +3,11 @@
 Mean and standard deviation are over jobs that differ in the seed alone.
 """
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import csv
 import io
 import os
@@ -26,6 +31,7 @@ from fl.overrides import quoted, refused_folder
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
 MULTIRUN, PLAN, OVERRIDES, HYDRA = "multirun.yaml", "sweep_plan.json", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 SEED = "seed"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 DONE = ("completed", "time_limit")
 
 
@@ -141,6 +147,18 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
     ]
 
 
+def _no_formula(value: Any) -> Any:
+    """Returns a cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(str(float(text)))
+    except ValueError:
+        return False
+
+
 def summarize(sweep: Path) -> dict[str, Any]:
     """Writes the table, the document and the pictures of a sweep into its folder, and returns the document.
 
@@ -169,7 +187,7 @@ def summarize(sweep: Path) -> dict[str, Any]:
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     write_bytes(sweep / TABLE, text.getvalue().encode())
     return document
 

@@ -1,5 +1,10 @@
 """`python -m fl.train`: compose `conf/`, then run the rounds. See `--help`."""
 
+if __name__ == "__main__":
+    from fl.stop import listen
+
+    listen()
+
 import os
 import sys
 from contextlib import suppress
@@ -17,14 +22,12 @@ from fl.overrides import CONF, explained, literal, new_folder, overrides_first, 
 from fl.resume import stopped
 from fl.sweep import record_failure, sweep_table
 
-_failed: list[QuantflError] = []
+_failed: list[Exception] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _main(config: DictConfig) -> None:
     from fl.console import label_lines, say
-    from fl.experiment import run
-    from fl.server_app import SUMMARY
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -35,6 +38,8 @@ def _main(config: DictConfig) -> None:
     if many and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
         label_lines(f"[{hydra_config.job.num}] ")
     try:
+        from fl.experiment import run
+
         model = run(plain, run_dir, trusted=trusted, hydra_files=files)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(run_dir, trusted)) from None
@@ -44,10 +49,12 @@ def _main(config: DictConfig) -> None:
             return
         with suppress(OSError):  # a folder in which nothing was written
             run_dir.rmdir()
-        if not isinstance(error, QuantflError):
+        if not isinstance(error, QuantflError | OSError):
             raise
         _failed.append(error)  # Hydra would print a line of its own
         return
+    from fl.run_folder import SUMMARY
+
     shown = Path(os.path.relpath(model))
     python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
@@ -56,8 +63,8 @@ def _main(config: DictConfig) -> None:
 
 def _traffic(run_dir: Path) -> str:
     """Returns what travelled in a finished run, beside what FP32 would have sent from the same start."""
-    from fl.ledger import COMMUNICATION
     from fl.results import MIB, read_json
+    from fl.run_folder import COMMUNICATION
 
     total = read_json(run_dir / COMMUNICATION)["measured"]["total"]
     sent, as_fp32, ratio = total["payload_bytes"], total["fp32_payload_bytes"], total["compression_ratio"]

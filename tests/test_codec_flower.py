@@ -17,8 +17,8 @@ from fl.codec.wire import LINK
 from fl.engine.in_process import InProcess
 from fl.errors import QuantflError
 from fl.experiment import run
-from fl.ledger import COMMUNICATION
 from fl.results import read_json, read_jsonl
+from fl.run_folder import COMMUNICATION
 
 CODECS = [Raw(), Fp16(), Uniform(8, "stochastic"), Uniform(4, error_feedback=True), Ecq(2.0), Eden(2)]
 

@@ -118,7 +118,7 @@ def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
         started = clients_of(run)
         run.send_signal(stop)
         _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130, errors
+    assert run.returncode == 128 + stop, errors
     assert errors.startswith("interrupted; after round ")
     assert "fl.resume" in errors
     assert len(errors.splitlines()) == 1, errors

@@ -1,19 +1,23 @@
 """The ledger adds up what was measured, keeps it apart from what is modelled, and every figure follows by hand."""
 
+import io
 import json
 import re
 
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL, composed
 from test_link import TWO_PASSES, by_minute, preset
 
+from fl.checkpoint import MARK
 from fl.comparison_inputs import find_run
 from fl.costs import CostAssumptions, communication_report, is_older, measured_traffic
 from fl.errors import ConfigError
 from fl.experiment import run
-from fl.ledger import COMMUNICATION, communication
+from fl.ledger import communication
 from fl.link import Exchange, simulate
 from fl.results import MIB, read_json, read_jsonl, read_rounds, totals, upgraded, write_json, write_jsonl
+from fl.run_folder import COMMUNICATION
 
 MODEL = 4 * MIB
 """FP32 bytes of one message."""
@@ -375,6 +379,16 @@ def test_fp32_is_charged_by_who_holds_which_model(codecs, tmp_path, failing):
 CODED = ["data.num_images=60", "codec@broadcast=int8", "codec@update=int8", "link=cubesat_sband", "link.train_s=100"]
 
 
+def with_old_checkpoint(folder):
+    """Makes the checkpoint of a run what the first version wrote: without a checksum, and nothing of the records."""
+    content = (folder / "checkpoint.pt").read_bytes()
+    loaded = torch.load(io.BytesIO(content[: content.rindex(MARK)]), weights_only=True)
+    torch.save(
+        {key: value for key, value in loaded.items() if key not in ("records", "inputs")}, folder / "checkpoint.pt"
+    )
+    (folder / "checkpoint_previous.pt").unlink(missing_ok=True)
+
+
 def as_old(folder):
     """Makes the records of a run what the first version wrote: no versions, FP32 charged for the first model."""
     lines = [version_1(line) for line in read_jsonl(folder / "rounds.jsonl")]
@@ -395,6 +409,7 @@ def test_a_run_of_the_first_version_goes_on_in_lines_of_this_one_and_is_compared
     run(composed(*SMALL, *CODED, "time_limit_min=1e-9"), folder)
     (folder / "final_model.pt").unlink()
     as_old(folder)
+    with_old_checkpoint(folder)
     assert "version" not in read_jsonl(folder / "rounds.jsonl")[0]
     run(read_json(folder / "settings.json"), folder, resume=True)
     assert (
@@ -430,6 +445,7 @@ def test_lines_without_bytes_per_client_are_not_continued(tmp_path):
         for line in read_jsonl(tmp_path / "rounds.jsonl")
     ]
     write_jsonl(tmp_path / "rounds.jsonl", ancient)
+    with_old_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="without bytes per client"):
         run(read_json(tmp_path / "settings.json"), tmp_path, resume=True)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
+from fl.checkpoint import FILE, PREVIOUS, Checkpoint, newest_checkpoint, save_checkpoint
 from fl.errors import ConfigError, RunError
+from fl.journal import Journal
 from fl.results import (
     ClientRecord,
     RoundRecord,
@@ -26,7 +27,7 @@ from fl.results import (
     write_json,
     write_jsonl,
 )
-from fl.server_app import reached, round_line
+from fl.run_summary import reached, round_line
 
 CLIENT = ClientRecord(0, 100, 110, 50, 60, 2.0)
 RECORD = RoundRecord(
@@ -180,7 +181,7 @@ CHECKPOINT = Checkpoint(
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     save_checkpoint(tmp_path, CHECKPOINT)
-    loaded = load_checkpoint(tmp_path)
+    loaded = newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl"))
     assert loaded.round == 3
     assert torch.equal(loaded.state["w"], torch.arange(4.0))
     assert loaded.strategy["eta"] == {"number": 0.1}
@@ -188,11 +189,60 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert loaded.link == CHECKPOINT.link
 
 
-def test_a_damaged_or_missing_checkpoint_says_to_start_again(tmp_path):
-    with pytest.raises(RunError, match=r"holds no checkpoint\.pt, though rounds were recorded; start the run again"):
-        load_checkpoint(tmp_path)
-    save_checkpoint(tmp_path, CHECKPOINT)
-    content = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content[: len(content) // 2])
-    with pytest.raises(RunError, match=r"checkpoint\.pt: is damaged .*start the run again"):
-        load_checkpoint(tmp_path)
+def test_a_checkpoint_of_an_older_version_is_taken_and_named(tmp_path, capsys):
+    clients = {2: torch.frombuffer(bytearray(b"state"), dtype=torch.uint8)}
+    old = {key: value for key, value in vars(CHECKPOINT).items() if key not in ("records", "inputs")}
+    torch.save(old | {"clients": clients}, tmp_path / FILE)
+    loaded = newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl"))
+    assert (loaded.round, loaded.clients, loaded.records) == (3, {2: b"state"}, None)
+    assert "is of an older version, without a checksum" in capsys.readouterr().out
+
+
+def test_the_checkpoint_before_stays(tmp_path):
+    for number in (1, 2, 3):
+        save_checkpoint(tmp_path, dataclasses.replace(CHECKPOINT, round=number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, PREVIOUS]
+    (tmp_path / FILE).unlink()
+    assert newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl")).round == 2
+
+
+def test_a_journal_hashes_what_it_holds(tmp_path):
+    path = tmp_path / "x.jsonl"
+    journal = Journal(path)
+    assert (journal.mark, journal.count(), journal.last()) == ((0, sha256(b"")), 0, None)
+    marks = []
+    for number in range(4):
+        journal.append({"number": np.int64(number)})
+        marks.append(journal.mark)
+        assert journal.mark == (path.stat().st_size, sha256(path.read_bytes()))
+        assert (journal.count(), journal.last()) == (number + 1, {"number": number})
+    assert read_jsonl(path) == [{"number": number} for number in range(4)]
+    again = Journal(path)
+    assert again.mark == journal.mark
+    assert all(again.agrees(mark) for mark in marks)
+    again.cut(marks[1][0])
+    assert (again.mark, again.last()) == (marks[1], {"number": 1})
+    assert [again.agrees(mark) for mark in marks] == [True, True, False, False]
+    again.append("more")
+    assert read_jsonl(path) == [{"number": 0}, {"number": 1}, "more"]
+    with pytest.raises(RunError, match="has become shorter"):
+        journal.append("of another process")
+
+
+@pytest.mark.parametrize("left", [b'{"a', b"x" * 3_000_000])
+def test_a_journal_goes_on_after_its_last_whole_line(left, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + left)
+    journal = Journal(path)
+    assert journal.mark == (9, sha256(b'{"a": 1}\n'))
+    journal.append({"b": 2})
+    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
+
+
+@pytest.mark.parametrize("bad", [float("nan"), object()])
+def test_what_is_no_json_leaves_a_journal_as_it_was(bad, tmp_path):
+    journal = Journal(tmp_path / "x.jsonl")
+    journal.append(1)
+    with pytest.raises((TypeError, ValueError)):
+        journal.append(bad)
+    assert (tmp_path / "x.jsonl").read_bytes() == b"1\n"

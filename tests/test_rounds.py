@@ -12,8 +12,9 @@ from fl.engine.in_process import InProcess
 from fl.errors import RunError
 from fl.link import LONGEST_S
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, message_bytes, payload_bytes
+from fl.replies import LONGEST_REASON
 from fl.results import Score, Scores
-from fl.rounds import LONGEST_REASON, RoundSettings, node_of_partition, run_rounds, sample_size
+from fl.rounds import RoundSettings, node_of_partition, run_rounds, sample_size
 from fl.strategy import Aggregator
 from fl.targets import Target
 from fl.training import learning_rate
@@ -79,7 +80,11 @@ def clients(seen=None, spoil=None, rounds=(1,), deaf=None):
     return app
 
 
-def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None, **changes):
+def scores_of_value(arrays):
+    return Scores(Score(value_of(arrays), 0.5))
+
+
+def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None, evaluate=None, **changes):
     """Runs the loop over all of SHARES; returns the records and the models after the rounds."""
     wanted = {
         **{"seed": 1, "num_rounds": 2, "num_clients": len(SHARES), "fraction_train": 1.0, "fraction_evaluate": 0.0},
@@ -93,7 +98,7 @@ def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None
             model(start),
             RoundSettings(**wanted),
             link=ServerLink(None, None),
-            evaluate=lambda arrays: Scores(Score(value_of(arrays), 0.5)),
+            evaluate=evaluate or scores_of_value,
             first_round=first_round,
             on_reply=on_reply,
         )

@@ -43,7 +43,7 @@ def test_the_best_two_that_keep_to_the_bytes_go_on(first_stage):
     assert all(row.seeds == (1, 2, 3) for row in finalists(first_stage))
     assert chosen(first_stage) is None
     assert "nothing is chosen" in table(first_stage)
-    del first_stage["feedback-both", 1]
+    del first_stage["feedback-update", 1]
     assert finalists(first_stage) == []
     assert f"{len(CANDIDATES) - 1} of {len(CANDIDATES)} candidates were run" in table(first_stage)
 

@@ -275,7 +275,7 @@ def test_a_rate_below_the_floor_is_refused_before_anybody_trains(tmp_path, refus
 
 def test_a_run_that_was_stopped_before_its_first_round_begins_again(tmp_path, refused):
     whole = run_small(tmp_path / "run").read_bytes()
-    for name in ("final_model.pt", "summary.json", "checkpoint.pt"):
+    for name in ("final_model.pt", "summary.json", "checkpoint.pt", "checkpoint_previous.pt"):
         (tmp_path / "run" / name).unlink()
     refused("fl.resume", tmp_path / "run", words=["holds no checkpoint.pt, though rounds were recorded"])
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines(keepends=True)
@@ -321,8 +321,14 @@ def test_a_run_is_not_continued_on_other_images(image_folder, tmp_path, command)
     assert "the data has changed" in done.stderr
 
 
-def test_what_cannot_be_resumed_says_so(refused, small_run, tmp_path):
-    refused("fl.resume", small_run, words=["is finished"])
+def test_a_finished_run_is_left_as_it_is(command, small_run):
+    before = {path: path.read_bytes() for path in small_run.iterdir() if path.is_file()}
+    done = command("fl.resume", small_run, check=0)
+    assert done.stdout == f"{small_run}: is finished, nothing is left to do\n"
+    assert {path: path.read_bytes() for path in small_run.iterdir() if path.is_file()} == before
+
+
+def test_what_cannot_be_resumed_says_so(refused, tmp_path):
     refused("fl.resume", tmp_path, words=["settings.json"])
 
 
@@ -437,7 +443,7 @@ def test_an_interrupt_keeps_the_checkpoint(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "interrupted" in errors
     assert "fl.resume" in errors
     assert not (folder / "final_model.pt").exists()

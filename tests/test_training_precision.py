@@ -6,8 +6,9 @@ from conftest import SMALL, composed, train
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
-from fl.checkpoint import load_checkpoint
+from fl.checkpoint import newest_checkpoint
 from fl.experiment import run
+from fl.journal import Journal
 from fl.model import initial_model
 from fl.results import read_json, read_jsonl
 from fl.settings import settings_from
@@ -87,7 +88,7 @@ def test_the_bits_of_aware_training_are_those_that_were_asked_for(bits):
 
 def scales(folder):
     """Returns what each client's loss is scaled by, from the last checkpoint."""
-    states = load_checkpoint(folder).clients
+    states = newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).clients
     return {n: recorddict_from_proto(Proto.FromString(state))["quantfl.scaler"]["scale"] for n, state in states.items()}
 
 

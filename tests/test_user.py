@@ -258,7 +258,7 @@ def test_a_stopped_run_says_how_it_continues_and_that_works(way, tmp_path):
         wait_for(folder / ("checkpoint.pt" if way == signal.SIGINT else "settings.json"), process)
         process.send_signal(way)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + way
     assert len(errors.splitlines()) == 1, errors
     assert "RUN_DIR" not in errors
     assert not (folder / "final_model.pt").exists()

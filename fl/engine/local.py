@@ -110,7 +110,7 @@ class LocalGrid(Grid):
         try:
             reply, working_copy = self.answer(received, working_copy)
             reply = _through_the_wire(reply)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = "".join(traceback.format_exception_only(error)).strip()
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
         context.state = working_copy.state

@@ -1,0 +1,134 @@
+"""What is taken of clients' answers: which can be aggregated, and why the others are left out."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from fl.codec import ServerLink
+from fl.console import say
+from fl.errors import PayloadError, counted, printable
+from fl.link import LONGEST_S
+from fl.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, metrics_of, number
+from fl.results import ClientFailure
+
+LONGEST_REASON = 200
+MOST_EXAMPLES = 2**40
+"""Images of a client whose share is not known."""
+LARGEST_SQUARE, LARGEST_METRIC = float(np.finfo(np.float32).max), 1e30
+VARIANCE = ".running_var"
+
+
+def of_asked(replies: Iterable[Message], asked: Collection[int], server_round: int) -> list[Message]:
+    """Returns the replies of nodes that were asked, and says which others there were."""
+    found = []
+    for reply in replies:
+        if (node := reply.metadata.src_node_id) in asked:
+            found.append(reply)
+        else:
+            say(f"note: round {server_round}: node {node} answered without having been asked; this is left out")
+    return found
+
+
+def sort_out(
+    replies: Sequence[Message],
+    sampled: Mapping[int, int],
+    arrays: ArrayRecord,
+    link: ServerLink,
+    images_of: Sequence[int] | None,
+) -> tuple[list[Message], list[ClientFailure]]:
+    """Returns valid replies, decoded, and failures, both by partition id."""
+    reply_of = {reply.metadata.src_node_id: reply for reply in replies}
+    expected = {name: array.numpy() for name, array in arrays.items()}
+    valid, failures = [], []
+    for partition, node in sampled.items():
+        held = images_of[partition] if images_of is not None else None
+        problem = _problem(reply_of[node], expected, link, held) if node in reply_of else "no reply"
+        if problem is None:
+            link.accept(reply_of[node])
+            valid.append(reply_of[node])
+        else:
+            failures.append(ClientFailure(partition, shortened(problem)))
+    return valid, failures
+
+
+def shortened(text: str) -> str:
+    """Returns the first line of what a client tells, not too much of it, as something that can be printed."""
+    return printable(next(iter(text.splitlines()), ""))[:LONGEST_REASON]
+
+
+def _problem(reply: Message, expected: Mapping[str, np.ndarray], link: ServerLink, held: int | None) -> str | None:
+    """Decodes a training reply and returns what is wrong with it, None if it can be aggregated.
+
+    An aggregation squares changes (FedAdam's second moment, Krum's distances): in FP32 they must not exceed it.
+    """
+    if reply.has_error():
+        return raised_text(reply)
+    try:
+        link.receive(reply)
+    except PayloadError as error:
+        return str(error)
+    content = reply.content
+    if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
+        return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
+    received, metrics = arrays_of(reply), metrics_of(reply)
+    if set(received) != set(expected):
+        return f"wrong keys: {sorted(set(received) ^ set(expected))[:3]} missing or unexpected"
+    for name, old in expected.items():
+        try:
+            new = received[name].numpy()
+        except Exception as error:  # whatever NumPy makes of bytes it did not write
+            return f"unreadable array {name}: {error}"
+        if new.shape != old.shape or new.dtype != old.dtype:
+            return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
+        if not np.isfinite(new).all():
+            return f"NaN or infinity in {name}"
+        if name.endswith(VARIANCE) and (new < 0).any():
+            return f"a negative variance in {name}"
+        change = new.astype(np.float64) - old
+        if (size := float(np.square(change).sum())) > LARGEST_SQUARE:
+            return f"{name} has changed by {size**0.5:.3g}, more than an aggregation in FP32 can bear"
+    return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss", TRAIN_S}, held)
+
+
+def _metrics_problem(metrics: MetricRecord, expected: set[str], held: int | None) -> str | None:
+    """Returns what is wrong with a reply's metrics, None if they can be averaged.
+
+    Args:
+        metrics: of the reply.
+        expected: names.
+        held: how many images the client has, if that is known.
+    """
+    if set(metrics) != expected:
+        return f"wrong metrics: {sorted(metrics)} instead of {sorted(expected)}"
+    for key in metrics:
+        try:
+            value = number(metrics, key)
+        except ValueError as error:
+            return f"metric {error}"
+        wrong = key == TRAIN_S and not 0 <= value <= LONGEST_S
+        if key == NUM_EXAMPLES and not (value >= 1 and value == value // 1 and value <= (held or MOST_EXAMPLES)):
+            return f"metric {key} is {value}, and this client holds {counted(held, 'image') if held else 'fewer'}"
+        if wrong or not np.isfinite(value) or abs(value) > LARGEST_METRIC:
+            return f"metric {key} is {value}"
+    return None
+
+
+def evaluation_problem(reply: Message, link: ServerLink, held: int | None) -> str | None:
+    """Returns what is wrong with an evaluation reply, None if it can be averaged."""
+    if reply.has_error():
+        return raised_text(reply)
+    try:
+        link.receive(reply)
+    except PayloadError as error:
+        return str(error)
+    if set(reply.content) != {METRICS}:
+        return f"wrong records: {sorted(reply.content)} instead of {METRICS}"
+    return _metrics_problem(metrics_of(reply), {NUM_EXAMPLES, "loss", "accuracy"}, held)
+
+
+def raised_text(reply: Message) -> str:
+    """Returns what a client that failed says of it."""
+    wrapped = reply.error.reason or f"error {reply.error.code}"
+    reason = wrapped.rpartition("occurred. Message: ")[2].strip() or wrapped  # Flower's words around a client's error
+    return shortened(f"raised: {reason}")

@@ -1,0 +1,175 @@
+"""Whatever happens to the files of a run while it is not running: it is noticed, and the run ends as it would have."""
+
+import json
+import os
+import random
+import shutil
+
+import pytest
+from conftest import composed
+from test_kills import RUN
+
+from fl.checkpoint import FILE, PREVIOUS, newest_checkpoint
+from fl.errors import QuantflError, RunError
+from fl.experiment import run
+from fl.journal import Journal
+from fl.results import read_json, write_json
+
+BLOCK = 4096
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was killed after its second round of three, and the final model of one that was not."""
+    folder = tmp_path_factory.mktemp("stopped")
+    for name in ("whole", "run"):
+        (folder / name).mkdir()
+    whole = run(composed(*RUN), folder / "whole")
+    rounds, saved = 0, os.replace
+
+    def replace(source, target):
+        nonlocal rounds
+        rounds += str(target).endswith(FILE)
+        saved(source, target)
+        if rounds == 2 and str(target).endswith(FILE):
+            raise SystemExit
+
+    os.replace = replace
+    try:
+        with pytest.raises(SystemExit):
+            run(composed(*RUN), folder / "run")
+    finally:
+        os.replace = saved
+    assert Journal(folder / "run" / "rounds.jsonl").count() == 2
+    return folder / "run", whole.read_bytes()
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """A copy of the stopped run, and the bytes that it must end with."""
+    shutil.copytree(stopped[0], tmp_path / "run")
+    return tmp_path / "run", stopped[1]
+
+
+def restored(folder):
+    return newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).round
+
+
+def bits(content, number):
+    """Flips one bit, in each part of the file."""
+    rng = random.Random(number)
+    for part in range(number):
+        at = rng.randrange(len(content) * part // number, len(content) * (part + 1) // number)
+        yield content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+
+
+def blocks(content, number):
+    """Zeroes one block that is not zero."""
+    places = [at for at in range(0, len(content), BLOCK) if any(content[at : at + BLOCK])]
+    for at in random.Random(number).sample(places, min(number, len(places))):
+        yield content[:at] + bytes(len(content[at : at + BLOCK])) + content[at + BLOCK :]
+
+
+def ends(content, number):
+    """Cuts it off, or adds to it."""
+    for part in range(number):
+        yield content[: len(content) * part // number]
+    yield content + b"\0"
+    yield content + content
+
+
+@pytest.mark.parametrize("damage", [bits, blocks, ends])
+def test_no_damage_of_a_checkpoint_goes_unnoticed(damage, copy, capsys):
+    folder, _ = copy
+    content = (folder / FILE).read_bytes()
+    assert restored(folder) == 2
+    for damaged in damage(content, {bits: 100, blocks: 30, ends: 20}[damage]):
+        (folder / FILE).write_bytes(damaged)
+        assert restored(folder) == 1
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1
+        assert f"{FILE}: is damaged" in said
+        assert f"going on after round 1, from {PREVIOUS}" in said
+        assert not (folder / FILE).exists(), "it would be kept as the previous one"
+
+
+def test_with_a_damaged_checkpoint_a_run_ends_in_the_same_bytes(copy):
+    folder, whole = copy
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(next(bits(content, 1)))
+    assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+
+
+@pytest.mark.parametrize("keep", [1, 0])
+def test_with_lines_missing_a_run_ends_in_the_same_bytes_or_does_not_begin(keep, copy):
+    folder, whole = copy
+    lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_text("".join(lines[:keep]))
+    if keep:
+        assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+        return
+    with pytest.raises(RunError, match=r"rounds\.jsonl: is not what the checkpoint of round 2 was saved with"):
+        run(composed(*RUN), folder, resume=True)
+    assert (folder / FILE).exists()
+    assert (folder / PREVIOUS).exists()
+
+
+@pytest.mark.parametrize("change", ['"round": -1,', '"round": 3,', '"round":1,'])
+def test_changed_lines_are_not_continued(change, copy):
+    folder, _ = copy
+    text = (folder / "rounds.jsonl").read_text()
+    (folder / "rounds.jsonl").write_text(text.replace('"round": 1,', change))
+    with pytest.raises(RunError, match=r"rounds\.jsonl: is not what .*start the run again in a new folder"):
+        run(composed(*RUN), folder, resume=True)
+
+
+def test_a_line_whose_writer_died_is_written_again(copy):
+    folder, whole = copy
+    with (folder / "rounds.jsonl").open("a") as file:
+        file.write('{"version": 2, "round": 3, "lr"')
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('{"event": "cl')
+    assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+    assert [json.loads(line)["round"] for line in (folder / "rounds.jsonl").read_text().splitlines()] == [1, 2, 3]
+    events = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert events == ["started", "resumed", "completed"]
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.pt", "checkpoint_previous.pt", "events.jsonl", "shares.npz", "partition.json"]
+)
+def test_a_missing_file_is_made_again(name, copy):
+    folder, whole = copy
+    (folder / name).unlink()
+    assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+    assert (folder / name).exists()
+
+
+def test_without_any_checkpoint_a_run_is_not_guessed(copy):
+    folder, _ = copy
+    for name in (FILE, PREVIOUS):
+        (folder / name).unlink()
+    with pytest.raises(RunError, match=r"holds no checkpoint\.pt, though rounds were recorded; start the run again"):
+        run(composed(*RUN), folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lr=0.004", "lr was 0.003 when round 2 was saved, and is 0.004 now"),
+        ("update.decay=0.5", "update.decay was 1.0 when"),
+        ("~update", "update._target_ was fl.codec.Uniform when"),
+        ("seed=7", "the data has changed since the run began"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings(override, told, copy):
+    folder, _ = copy
+    settings = read_json(folder / "settings.json")
+    key, _, value = override.removeprefix("update.").partition("=")
+    if override == "~update":
+        settings["update"] = None
+    else:
+        (settings["update"] if override.startswith("update.") else settings)[key] = json.loads(value)
+    write_json(folder / "settings.json", settings)
+    with pytest.raises(QuantflError, match=told):
+        run(read_json(folder / "settings.json"), folder, resume=True)
