@@ -14,7 +14,7 @@ from fl.targets import Target, first_problem
 if TYPE_CHECKING:
     from fl.codec import Codec
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 
@@ -113,6 +113,8 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
     Raises:
         ConfigError: names the argument, its value and what is wrong.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"the settings are {type(config).__name__}, not a mapping of names to values")
     known = [field.name for field in dataclasses.fields(Settings)]
     if unknown := [key for key in config if key not in known]:
         near = did_you_mean(unknown[0], known)

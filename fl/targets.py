@@ -1,16 +1,26 @@
 """`_target_` in a configuration: which classes it may name, and building them with checked arguments."""
 
+import functools
 import importlib
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fl.errors import ConfigError, did_you_mean
 
-ALLOWED_PREFIXES = ("fl.", "flwr.serverapp.strategy.", "torch.optim.")
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FOLDERS = {"broadcast": "codec", "update": "codec"}
+"""Of groups that are not called as their folder in `conf/`."""
+FAMILIES = {
+    "strategy": (re.compile(r"flwr\.serverapp\.strategy\.[A-Za-z]\w*"), "Flower's strategies"),
+    "optimizer": (re.compile(r"torch\.optim\.[A-Za-z]\w*"), "torch's optimizers"),
+}
+"""Whole families of classes that a group may name beside those of `conf/`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Target:
         Args:
             group: the configuration group, for the error message.
             config: the group as plain data.
-            trusted: names allowed beside `ALLOWED_PREFIXES`, because the user typed them.
+            trusted: names allowed beside those of `conf/`, because the user typed them.
 
         Raises:
             ConfigError: no `_target_`, or one that is not allowed.
@@ -35,8 +45,11 @@ class Target:
         if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
             raise ConfigError(f"{group}={config!r}: must be a mapping with a _target_")
         target = config["_target_"]
-        if not target.startswith(ALLOWED_PREFIXES) and target not in trusted:
-            allowed = ", ".join(prefix + "*" for prefix in ALLOWED_PREFIXES)
+        folder = group.removeprefix("--").replace("/", " ").split(" ")[0]  # of "precision/int8", "--link FILE"
+        folder = FOLDERS.get(folder, folder)
+        family, called = FAMILIES.get(folder, (None, ""))
+        if target not in {*known_classes(folder), *trusted} and not (family and family.fullmatch(target)):
+            allowed = f"the classes in conf/{folder}{f' and {called}' if called else ''}"
             raise ConfigError(
                 f"{group}._target_={target}: only {allowed} are built from files; another class must be named on the "
                 f"command line (python -m fl.train {group}._target_={target}, or python -m fl.resume --trust {target})"
@@ -97,6 +110,15 @@ class Target:
         except Exception as error:  # whatever a class makes of values it was not made for
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{group}: {self.target} with {dict(self.parameters)}: {told}") from error
+
+
+@functools.cache
+def known_classes(folder: str) -> frozenset[str]:
+    """Returns the classes that the files of a folder in `conf/` name."""
+    files = (CONF / folder).glob("*.yaml")
+    return frozenset(
+        name for file in files for name in re.findall(r"^_target_: *(\S+)", file.read_text(), re.MULTILINE)
+    )
 
 
 def first_problem(error: ValidationError, group: str = "") -> str:

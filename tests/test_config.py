@@ -164,7 +164,7 @@ def test_more_clients_than_images_is_refused_before_training(refused):
 
 def test_a_class_from_a_stored_file_is_not_built_unless_allowed():
     config = composed("strategy._target_=subprocess.Popen")
-    with pytest.raises(ConfigError, match=r"only fl.*are built from files"):
+    with pytest.raises(ConfigError, match=r"only the classes in conf/.*are built from files"):
         settings_from(config)
     assert typed_targets(["strategy._target_=my.Strategy", "lr=1"]) == ["my.Strategy"]
     assert Target.from_config("strategy", {"_target_": "my.Strategy"}, ["my.Strategy"]).target == "my.Strategy"

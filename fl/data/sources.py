@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -35,7 +36,9 @@ EUROSAT_CLASSES = (
     "SeaLake",
 )
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-LARGEST_FILE_BYTES = 64 * 1024**2
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""By content, whatever a file is called: other formats of Pillow start programs (EPS) or are many, old and unused."""
+LARGEST_FILE_BYTES, MOST_PIXELS = 64 * 1024**2, 4096**2
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What Pillow and zipfile raise for damaged images and entries (an encrypted entry is a RuntimeError)."""
 
@@ -179,6 +182,8 @@ def _list_folder(path: Path) -> tuple[list[_File], set[str]]:
         if each.is_dir():
             folders.append(place)
         elif place.suffix.lower() in IMAGE_SUFFIXES:
+            if not each.is_file():
+                raise DataError(f"data.path={path}: {place} is no regular file; refused")
             if (size := each.stat().st_size) > LARGEST_FILE_BYTES:
                 raise DataError(f"data.path={path}: {place} has {size} bytes; too large")
             crc = zlib.crc32(each.read_bytes())
@@ -207,10 +212,15 @@ def _hidden(parts: tuple[str, ...]) -> bool:
 def _decode(path: Path, files: list[_File], images: np.ndarray) -> list[str]:
     resized: Counter[tuple[int, int]] = Counter()
     converted: Counter[str] = Counter()
-    with progress("decoding images once", len(files)) as advance:
+    with progress("decoding images once", len(files)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of what is refused below
         for position, file in enumerate(files):
             try:
-                image: Image.Image = Image.open(io.BytesIO(file.read()))
+                image: Image.Image = Image.open(io.BytesIO(file.read()), formats=FORMATS)
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(
+                        f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}; make it smaller"
+                    )
                 image.load()
             except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
                 place = f"{file.class_name}/{file.name}"

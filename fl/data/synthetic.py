@@ -28,11 +28,11 @@ class Synthetic:
     """Ten balanced classes; image i depends on `seed` and i only, so a smaller set is the start of a larger one.
 
     Args:
-        num_images: at least 50 (a training and a test image of each class).
+        num_images: at least 50 (a training and a test image of each class), at most a million (12 GB).
         seed: of the generator, apart from the run's seed.
     """
 
-    num_images: Annotated[int, Field(ge=50, strict=True)] = 3000
+    num_images: Annotated[int, Field(ge=50, le=1_000_000, strict=True)] = 3000
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
     def plan(self, cache_dir: Path) -> Plan:
