@@ -44,7 +44,7 @@ def of_arrays(change):
     return spoil
 
 
-@pytest.mark.parametrize("count", [1e308, 2**62, 21, 20.5, 0.5, 0, -20, float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1e308, 2**62, 21, 20.5, 3.5, 0.5, 0, -20, float("nan"), float("inf")])
 def test_a_count_that_cannot_be_is_left_out(count):
     reason = left_out(of_metrics(**{NUM_EXAMPLES: count}))
     assert reason.startswith(f"metric num-examples is {count}")
