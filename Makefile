@@ -51,12 +51,13 @@ look = run=$$(sed -n 's/^Model: *\(.*\)\/final_model.pt$$/\1/p' $(1)); sed -n 's
   '  $(BIN)/python -m fl.train data.path=EuroSAT.zip codec@update=ecq codec@broadcast=ecq    \# with coded traffic'
 
 test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not long'
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not long and not exhaustive'
 
 test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop, kill and resume a run
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'long and not exhaustive'
 
-test-all: test test-long test-cluster ## All of them
+test-all: test test-long test-cluster ## All of them, and every attack instead of some (docs/security.md)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m exhaustive
 
 mutants: $(ALL) ## Put faults into the code one by one: the test that each of them names must fail (some minutes)
 	$(BIN)/python tests/mutants/run.py --jobs $(WORKERS)

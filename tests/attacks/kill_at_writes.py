@@ -96,7 +96,9 @@ def main():
     root = Path(sys.argv[1])
     config = read_json(root / "config.json")
     whole, count = root / "whole", root / "count"
-    assert in_a_fork(dying_at(0, lambda: trained(config, whole), count), whole) == 0, "the run itself fails"
+    assert in_a_fork(lambda: trained(config, whole), whole) == 0, "the run itself fails"
+    assert in_a_fork(dying_at(0, lambda: trained(config, root / "again"), count), root / "again") == 0
+    assert outcome(root / "again") == outcome(whole), "the run is not the same twice"
     print(json.dumps({"writes": int(count.read_text()), **outcome(whole)}), flush=True)
     for number in map(int, sys.argv[2:]):
         folder = root / f"killed-{number}"

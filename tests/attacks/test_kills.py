@@ -64,15 +64,15 @@ def test_a_run_is_killed_at_some_of_its_writes(killed):
     check(whole, runs)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_is_killed_at_each_of_its_writes(killed):
     (whole,) = killed()
-    whole, *runs = killed(*range(1, whole["writes"] + 1))
+    _, *runs = killed(*range(1, whole["writes"] + 1))
     assert len(runs) == whole["writes"]
     check(whole, runs)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_a_run_is_killed_at_random_moments(kills, tmp_path, killed):
     """Again and again, until it is finished: real processes, and the command that users have."""
     killed()
