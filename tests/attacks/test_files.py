@@ -82,11 +82,11 @@ def test_formats_that_are_documented_are_known_by_content(kind, images):
 def test_no_pipe_is_waited_for(images):
     pipe = images / "a" / "pipe.png"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.open("wb").close())  # lets a reader go on
+    writer = threading.Timer(2, os.close, [os.open(pipe, os.O_RDWR)])  # lets a reader go on
     writer.start()
     with pytest.raises(DataError, match=r"a/pipe\.png is no regular file; refused"):
         opened(images)
-    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    assert writer.is_alive(), "it was waited for"
     writer.join()
 
 
