@@ -62,12 +62,8 @@ def _problem(reply: Message, expected: Mapping[str, np.ndarray], link: ServerLin
 
     An aggregation squares changes (FedAdam's second moment, Krum's distances): in FP32 they must not exceed it.
     """
-    if reply.has_error():
-        return raised_text(reply)
-    try:
-        link.receive(reply)
-    except PayloadError as error:
-        return str(error)
+    if (problem := _decoding_problem(reply, link)) is not None:
+        return problem
     content = reply.content
     if set(content.array_records) != {ARRAYS} or set(content.metric_records) != {METRICS}:
         return f"wrong records: {sorted(content)} instead of {ARRAYS} and {METRICS}"
@@ -89,6 +85,17 @@ def _problem(reply: Message, expected: Mapping[str, np.ndarray], link: ServerLin
         if (size := float(np.square(change).sum())) > LARGEST_SQUARE:
             return f"{name} has changed by {size**0.5:.3g}, more than an aggregation in FP32 can bear"
     return _metrics_problem(metrics, {NUM_EXAMPLES, "train-loss", TRAIN_S}, held)
+
+
+def _decoding_problem(reply: Message, link: ServerLink) -> str | None:
+    """Decodes a reply in place and returns why that cannot be done, None if it was."""
+    if reply.has_error():
+        return raised_text(reply)
+    try:
+        link.receive(reply)
+    except PayloadError as error:
+        return str(error)
+    return None
 
 
 def _metrics_problem(metrics: MetricRecord, expected: set[str], held: int | None) -> str | None:
@@ -116,12 +123,8 @@ def _metrics_problem(metrics: MetricRecord, expected: set[str], held: int | None
 
 def evaluation_problem(reply: Message, link: ServerLink, held: int | None) -> str | None:
     """Returns what is wrong with an evaluation reply, None if it can be averaged."""
-    if reply.has_error():
-        return raised_text(reply)
-    try:
-        link.receive(reply)
-    except PayloadError as error:
-        return str(error)
+    if (problem := _decoding_problem(reply, link)) is not None:
+        return problem
     if set(reply.content) != {METRICS}:
         return f"wrong records: {sorted(reply.content)} instead of {METRICS}"
     return _metrics_problem(metrics_of(reply), {NUM_EXAMPLES, "loss", "accuracy"}, held)
