@@ -15,6 +15,7 @@ from flwr.clientapp.typing import Mod
 from fl.codec import Codec, codec_mod
 from fl.data.images import ImageSet, load_images
 from fl.environment import compute_with
+from fl.faults import Fault
 from fl.inference import evaluate_as_told
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
 from fl.model import Net, channels_last, initial_model
@@ -40,6 +41,8 @@ class ClientSettings:
         broadcast: how the model arrives; None for plain arrays.
         update: how the change is sent back; None for plain arrays.
         fp16: evaluate in half precision or not; None: on CUDA only.
+        faults: put into this or other clients; None for none.
+        num_clients: of the run.
     """
 
     images_folder: Path
@@ -52,6 +55,8 @@ class ClientSettings:
     broadcast: Codec | None
     update: Codec | None
     fp16: bool | None
+    faults: Fault | None = None
+    num_clients: int = 1
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +77,9 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         return {name: tensor.numpy() for name, tensor in state.items()}
 
     codecs = codec_mod(broadcast=settings.broadcast, update=settings.update, initial=initial, seed=settings.seed)
-    app = ClientApp(mods=[codecs])
+    faults = [settings.faults.mod(settings.seed, settings.num_clients)] if settings.faults else []
+    outside = settings.faults is not None and settings.faults.outside_codec
+    app = ClientApp(mods=[*(faults if outside else ()), codecs, *(() if outside else faults)])
     device = torch.device(settings.device)
 
     def start(message: Message, context: Context, model: Net) -> tuple[int, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl.errors import ConfigError, DataError, counted
 from fl.run_folder import INDICES, MODEL, PARTITION, PARTITION_PLOT, SETTINGS, SHARES
-from fl.settings import DataSettings, Settings, codec_of, settings_from
+from fl.settings import DataSettings, Settings, codec_of, fault_of, settings_from
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -120,6 +120,8 @@ def _run(
     rate = f"lr {settings.lr:g} {settings.lr_schedule}"
     precision = settings.training.build("training").describe(device)
     say(f"Training: {counted(settings.num_rounds, 'round')}, {clients}, {names}, {rate}, {precision}, {device}")
+    if (fault := fault_of(settings)) is not None:
+        say(f"Faults: {fault.told(settings.seed, settings.num_clients)}")
     server = ServerSettings(
         run_dir=run_dir,
         images_folder=images.folder,
@@ -201,6 +203,8 @@ def _client_settings(settings: Settings, images: "ImageSet", shares_file: Path) 
         broadcast=codec_of(settings, "broadcast"),
         update=codec_of(settings, "update"),
         fp16=settings.inference.fp16,
+        faults=fault_of(settings),
+        num_clients=settings.num_clients,
     )
 
 

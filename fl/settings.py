@@ -13,6 +13,7 @@ from fl.targets import Target, first_problem
 
 if TYPE_CHECKING:
     from fl.codec import Codec
+    from fl.faults import Fault
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -99,6 +100,7 @@ class Settings:
     server_model: Literal["exact", "reference"]
     broadcast: Target | None = None
     update: Target | None = None
+    faults: Target | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     inference: InferenceSettings = InferenceSettings()
 
@@ -130,6 +132,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         if isinstance(config.get(name), str):
             raise ConfigError(f"{name}={config[name]}: a codec is chosen with codec@{name}={config[name]}")
         groups[name] = Target.from_config(name, config[name], trusted) if config.get(name) else None
+    groups["faults"] = Target.from_config("faults", config["faults"], trusted) if config.get("faults") else None
     if not isinstance(config.get("data"), Mapping):
         raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
     groups["data"] = DataSettings.from_config(config["data"], trusted)
@@ -151,10 +154,10 @@ def _check_across(settings: Settings) -> None:
 
     settings.partition.check("partition")
     settings.partition.build("partition")
-    check_strategy(settings.strategy)
     settings.optimizer.check("optimizer", ("params", "lr"))
     settings.optimizer.build("optimizer", Net().parameters(), lr=settings.lr)
     asked = sample_size(settings.fraction_train, settings.num_clients)
+    check_strategy(settings.strategy, asked)
     if settings.min_completed is not None and settings.min_completed > asked:
         are = "is" if asked == 1 else "are"
         raise ConfigError(
@@ -162,6 +165,7 @@ def _check_across(settings: Settings) -> None:
         )
     for name in ("broadcast", "update"):
         codec_of(settings, name)
+    fault_of(settings)
     if settings.checkpoint.keep == "best" and not settings.data.validation_fraction:
         raise ConfigError(
             "checkpoint.keep=best: there are no validation images to judge by; set data.validation_fraction, as in 0.1"
@@ -176,6 +180,27 @@ def _check_across(settings: Settings) -> None:
         raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto or device=cpu")
     if settings.device == "cuda" and not engine.reaches_gpu:
         raise ConfigError("device=cuda: clients see no GPU with engine.client_gpus=0; give each a share, as in 0.25")
+
+
+def fault_of(settings: Settings) -> "Fault | None":
+    """Returns what is put into clients, None for nothing."""
+    from fl.faults import Fault
+
+    if settings.faults is None:
+        return None
+    settings.faults.check("faults")
+    fault = settings.faults.build("faults")
+    if not isinstance(fault, Fault):
+        raise ConfigError(f"faults._target_={settings.faults.target}: is no fault")
+    if fault.clients is not None and fault.clients > settings.num_clients:
+        raise ConfigError(f"faults.clients={fault.clients}: there {_are(settings.num_clients, 'client')}")
+    if fault.rounds is not None and max(fault.rounds, default=0) not in range(1, settings.num_rounds + 1):
+        raise ConfigError(f"faults.rounds={list(fault.rounds)}: there {_are(settings.num_rounds, 'round')}")
+    return fault
+
+
+def _are(number: int, noun: str) -> str:
+    return f"{'is' if number == 1 else 'are'} {counted(number, noun)}"
 
 
 def codec_of(settings: Settings, name: str) -> "Codec | None":

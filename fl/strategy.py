@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, RunError, counted
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, split_statistics
+from fl.robust import ROBUST, chosen, too_few
 from fl.targets import Target
 
 PROVIDED = (
@@ -21,10 +22,15 @@ PROVIDED = (
     *("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"),
 )
 """Settings of a Flower strategy that the round loop decides, so no configuration may."""
+MAY_BE_NULL = ("max_norm",)
 
 
-def check_strategy(strategy: Target) -> None:
-    """Refuses a strategy that cannot be built, or whose numbers make no sense.
+def check_strategy(strategy: Target, clients: int) -> None:
+    """Refuses a strategy that cannot be built, whose numbers make no sense, or that needs more clients.
+
+    Args:
+        strategy: as configured.
+        clients: asked in each round.
 
     Raises:
         ConfigError: names the setting, its value and what it may be.
@@ -35,17 +41,24 @@ def check_strategy(strategy: Target) -> None:
     strategy.check("strategy")
     for name, value in strategy.parameters.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None and name in MAY_BE_NULL:
+            continue
         if not is_number or not 0 <= value < float("inf"):
             raise ConfigError(f"strategy.{name}={value}: must be a number of at least 0")
-    Aggregator(strategy)
+        if name.startswith("num_") and value != int(value):
+            raise ConfigError(f"strategy.{name}={value}: must be a whole number")
+    if problem := too_few(Aggregator(strategy).inner, clients):
+        asked = f"{counted(clients, 'client')} {'is' if clients == 1 else 'are'} asked"
+        raise ConfigError(f"{problem}; {asked} (num_clients, fraction_train)")
 
 
 class Aggregator:
     """Wraps any strategy derived from Flower's FedAvg.
 
-    The inner strategy sees parameters only; BatchNorm's running statistics are the weighted mean of the clients'
-    under every strategy, so variances stay positive; counters stay int64. Which clients take part is the round
-    loop's choice: Flower samples from the global random state and waits for ever for missing nodes.
+    An averaging strategy sees parameters only; BatchNorm's running statistics are the weighted mean of the clients'.
+    A robust one (`fl.robust`) sees them too and treats them by its rule. In both cases variances stay positive and
+    counters int64. Which clients take part is the round loop's choice: Flower samples from the global random state and
+    waits for ever for missing nodes.
     """
 
     def __init__(self, strategy: Target) -> None:
@@ -54,12 +67,13 @@ class Aggregator:
         everyone = {"fraction_train": 1.0, "fraction_evaluate": 1.0}
         alone = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         self.inner: FedAvg = strategy.build("strategy", **everyone, **alone)
+        self._split = _whole if isinstance(self.inner, ROBUST) else split_statistics
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, nodes: Sequence[int]
     ) -> list[Message]:
         """Returns one message per node with the whole model and what the strategy adds to `config`."""
-        parameters, _ = split_statistics(arrays)
+        parameters, _ = self._split(arrays)
         messages = list(self.inner.configure_train(server_round, parameters, config, _only(nodes)))
         for message in messages:
             message.content = RecordDict({ARRAYS: arrays, CONFIG: config_of(message)})
@@ -81,16 +95,22 @@ class Aggregator:
             server_round: from 1.
             arrays: the model that was sent; gives order and dtypes of the result.
             replies: valid ones, at least one, in the order in which they are to be summed.
+
+        Raises:
+            RunError: the strategy needs more.
         """
+        if problem := too_few(self.inner, len(replies)):
+            raise RunError(f"round {server_round}: {problem}; {counted(len(replies), 'client')} completed")
         parameter_replies, statistic_contents = [], []
         for reply in replies:
             answered = arrays_of(reply)
-            parameters, statistics = split_statistics(ArrayRecord({name: answered[name] for name in arrays}))
+            parameters, statistics = self._split(ArrayRecord({name: answered[name] for name in arrays}))
             weights = metrics_of(reply)
             statistic_contents.append(RecordDict({ARRAYS: statistics, METRICS: weights}))
             content = RecordDict({ARRAYS: parameters, METRICS: weights})
             parameter_replies.append(cast(Message, _with_content(reply, content)))
-        aggregated, metrics = self.inner.aggregate_train(server_round, parameter_replies)
+        used = chosen(self.inner, parameter_replies, arrays)
+        aggregated, metrics = self.inner.aggregate_train(server_round, used)
         if aggregated is None or metrics is None:
             raise ValueError(f"{type(self.inner).__name__} returned nothing for {len(replies)} valid replies")
         merged = {**aggregated, **aggregate_arrayrecords(statistic_contents, NUM_EXAMPLES)}
@@ -173,6 +193,11 @@ def _from_plain(value: dict[str, Any]) -> Any:
     if "dict" in value:
         return {name: tensor.numpy() for name, tensor in value["dict"].items()}
     return [tensor.numpy() for tensor in value["list"]] if "list" in value else value["number"]
+
+
+def _whole(arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
+    """Returns a model as `split_statistics` does, with nothing apart."""
+    return arrays, ArrayRecord()
 
 
 def _only(nodes: Sequence[int]) -> Grid:

@@ -25,7 +25,7 @@ LAYERS = [
     },
     {"experiment", "settings", "comparison_inputs"},
     {"engine", "server_app", "client_app", "comparison", "deployment"},
-    {"rounds", "replies", "strategy", "messages", "codec"},
+    {"rounds", "replies", "strategy", "robust", "faults", "messages", "codec"},
     {
         "training",
         "inference",

@@ -58,7 +58,7 @@ REFUSED = {
     "data.validation_fraction=1": ["data.validation_fraction=1"],
     "data.test_fraction=0": ["data.test_fraction=0"],
     "optimizer.betas=[0.9,1.5]": ["optimizer", "Invalid beta"],
-    "strategy=fedavgg": ["strategy=fedavgg", "fedadam, fedavg, fedavgm, fedprox, nesterov"],
+    "strategy=fedavgg": ["strategy=fedavgg", "fedadam, fedavg, fedavgm, fedprox, krum, median, multikrum, nesterov"],
     "data=mars": ["data=mars", "eurosat, folder, synthetic"],
     "partition=random": ["partition=random", "dirichlet, iid, shards"],
     "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, muon, sgd"],
