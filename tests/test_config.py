@@ -13,8 +13,9 @@ from fl.targets import Target
 
 GROUPS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
-    for group in ("data", "partition", "strategy", "optimizer", "codec", "link", "experiment")
+    for group in ("data", "partition", "strategy", "optimizer", "codec", "link", "faults", "experiment")
 }
+NAMED = {"trimmed_mean": "trimmedavg", "norm_clipping": "normclipping"}
 PLACES = {"codec": ("codec@broadcast", "codec@update")}
 CHOICES = [(place, c) for group, choices in GROUPS.items() for place in PLACES.get(group, (group,)) for c in choices]
 
@@ -24,7 +25,7 @@ def test_every_choice_gives_valid_settings(group, choice):
     overrides = [f"{group}={choice}"] + (["data.path=some_folder"] if choice == "folder" else [])
     settings = settings_from(composed(*overrides))
     if group in ("strategy", "optimizer", "partition"):
-        assert getattr(settings, group).resolve(group).__name__.lower().endswith(choice)
+        assert getattr(settings, group).resolve(group).__name__.lower().endswith(NAMED.get(choice, choice))
 
 
 def test_the_defaults_are_the_documented_recipe():
