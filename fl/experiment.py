@@ -62,6 +62,8 @@ def run(
         QuantflError: settings, data or too many clients are at fault, or another process is writing into the folder.
     """
     settings = settings_from(config, trusted)
+    if grid is None:
+        _refuse_timeouts_that_nobody_keeps(settings)
     run_dir, config = run_dir.absolute(), _with_absolute_paths(config)
 
     from fl.run_lock import sole_writer
@@ -86,6 +88,7 @@ def _run(
 
     from fl.client_app import make_client_app
     from fl.console import say
+    from fl.engine import LocalGrid, RemoteGrid
     from fl.partition import read_shares
     from fl.results import remove_partial_files, write_bytes, write_json
     from fl.selection import FOLDER
@@ -144,8 +147,21 @@ def _run(
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     engine = settings.engine.build("engine")
     with nullcontext(grid) if grid else engine.open(client_app, settings.num_clients) as opened:
-        make_server_app(server, resume=resume)(opened, context)
+        reached = opened if isinstance(opened, LocalGrid) else RemoteGrid(opened)
+        reached.reply_timeout_s = settings.reply_timeout_s
+        make_server_app(server, resume=resume)(reached, context)
     return run_dir / MODEL
+
+
+def _refuse_timeouts_that_nobody_keeps(settings: Settings) -> None:
+    if settings.engine.build("engine").abandons_clients:
+        return
+    for name in ("reply_timeout_s", "round_timeout_s"):
+        if (limit := getattr(settings, name)) is not None:
+            raise ConfigError(
+                f"{name}={limit:g}: clients run in this process, where one that does not answer cannot be left alone; "
+                "use engine=ray"
+            )
 
 
 def client_app(config: Mapping[str, Any], trusted: Collection[str] = ()) -> "ClientApp":
@@ -239,6 +255,7 @@ def _round_settings(settings: Settings, images_of: Sequence[int]) -> "RoundSetti
         min_completed=settings.min_completed or max(1, (asked + 1) // 2),
         lr=settings.lr,
         lr_schedule=settings.lr_schedule,
+        round_timeout_s=settings.round_timeout_s,
         images_of=images_of,
     )
 

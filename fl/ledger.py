@@ -9,7 +9,7 @@ import numpy as np
 
 from fl.errors import ConfigError
 from fl.link import LONGEST_S, Both, Exchange, Link, LinkRound, simulate
-from fl.results import SIZES, traffic, upgraded
+from fl.results import SIZES, beside_training, traffic, upgraded
 
 MILESTONES_PERCENT = (70, 80, 85, 90)
 DIRECTIONS = {"broadcast": "ground_to_sat", "update": "sat_to_ground"}
@@ -177,7 +177,7 @@ def exchanges(records: Sequence[Record]) -> list[list[Exchange]]:
     return [
         [
             *map(_exchange, r["clients"]),
-            *(_exchange(client)._replace(evaluates=True) for client in r.get("evaluated", ())),
+            *(_exchange(client)._replace(evaluates=True) for client in beside_training(r)),
         ]
         for r in _checked(records)
     ]
@@ -226,7 +226,7 @@ def _clients(records: Sequence[Record]) -> list[dict[str, Any]]:
     keys = [f"{name}_{size}" for size in ("payload_bytes", "message_bytes") for name in DIRECTIONS]
     for record in records:
         asked = [(client, 1) for client in record["clients"]]
-        for client, trains in asked + [(client, 0) for client in record.get("evaluated", ())]:
+        for client, trains in asked + [(client, 0) for client in beside_training(record)]:
             number, answered = client["partition_id"], client["update_payload_bytes"] > 0
             fresh = {"partition_id": number, "rounds_asked": 0, "rounds_answered": 0, "fp32_payload_bytes": 0}
             sums = totals.setdefault(number, {**fresh, **dict.fromkeys(keys, 0), "train_s": 0.0})

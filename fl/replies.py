@@ -43,7 +43,7 @@ def sort_out(
     valid, failures = [], []
     for partition, node in sampled.items():
         held = images_of[partition] if images_of is not None else None
-        problem = _problem(reply_of[node], expected, link, held) if node in reply_of else "no reply"
+        problem = _problem(reply_of[node], expected, link, held) if node in reply_of else "no reply in time"
         if problem is None:
             link.accept(reply_of[node])
             valid.append(reply_of[node])

@@ -90,8 +90,9 @@ class RoundRecord:
     `fp32_model_bytes` is the length of one model as plain serialized tensors, `shared_start_bytes` that of the first
     model for every client that had it from the seed, which no payload and no `fp32_payload_bytes` holds.
     `federated` is the clients' own evaluation, where it was asked for; `evaluated` and `evaluation_traffic` are what
-    that took, which `broadcast`, `update` and `clients` leave out. `exact` and `reference` are the test scores of
-    the server's model and of what clients hold of it, where they differ; `test` is the one that was chosen.
+    that took, `late` are answers that came when nobody waited for them any more; `broadcast`, `update` and `clients`
+    leave them out. `exact` and `reference` are the test scores of the server's model and of what clients hold of it,
+    where they differ; `test` is the one that was chosen.
     """
 
     round: int
@@ -110,6 +111,7 @@ class RoundRecord:
     broadcast: Traffic
     update: Traffic
     control_message_bytes: int
+    late: tuple[ClientRecord, ...]
     clients: tuple[ClientRecord, ...]
     evaluated: tuple[ClientRecord, ...]
     evaluation_traffic: Traffic | None
@@ -129,7 +131,14 @@ class RoundRecord:
             record[name]["compression_ratio"] = traffic.compression_ratio
         if record["evaluation_traffic"] is None:
             del record["evaluated"], record["evaluation_traffic"], record["evaluation_failed"]
+        if not record["late"]:
+            del record["late"]
         return record
+
+
+def beside_training(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns clients' bytes of a round that its sums leave out: of their evaluation, and of answers that came late."""
+    return [*record.get("evaluated", ()), *record.get("late", ())]
 
 
 def read_rounds(path: Path) -> list[dict[str, Any]]:
@@ -179,14 +188,14 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def traffic(record: Mapping[str, Any], direction: str) -> dict[str, int]:
-    """Returns all bytes of a direction in a round, those of clients' evaluation included.
+    """Returns all bytes of a direction in a round, those of clients' evaluation and of late answers included.
 
     Args:
         record: a line of `rounds.jsonl`, as `upgraded` returns it.
         direction: "broadcast" or "update".
     """
     sums = {key: int(record[direction].get(key, record[direction]["payload_bytes"])) for key in SIZES}
-    for client in record.get("evaluated", ()):
+    for client in beside_training(record):
         for key in ("payload_bytes", "message_bytes"):
             sums[key] += client[f"{direction}_{key}"]
         sums["fp32_payload_bytes"] += record["fp32_model_bytes"] * (client[f"{direction}_payload_bytes"] > 0)

@@ -45,6 +45,7 @@ class RoundSettings:
     min_completed: int
     lr: float
     lr_schedule: Schedule
+    round_timeout_s: float | None = None
     images_of: Sequence[int] | None = None
     """How many images each client holds, by partition id: more it cannot have trained on."""
 
@@ -96,7 +97,7 @@ def run_rounds(
         messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
         messages = link.send(messages)
         sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
-        replies = of_asked(_collect(grid, messages, on_reply), sent, server_round)
+        replies = of_asked(_collect(grid, messages, on_reply, settings.round_timeout_s), sent, server_round)
         arrived = {reply.metadata.src_node_id: _weigh(reply) for reply in replies if not reply.has_error()}
         valid, failures = sort_out(replies, sampled, arrays, link, settings.images_of)
         if len(valid) < settings.min_completed:
@@ -127,6 +128,7 @@ def run_rounds(
             broadcast=_total(sent.values(), fp32_bytes),
             update=_total(arrived.values(), fp32_bytes),
             control_message_bytes=control_bytes,
+            late=_late(grid, nodes),
             clients=clients,
             evaluated=evaluation.clients,
             evaluation_traffic=evaluation.traffic,
@@ -218,12 +220,22 @@ def _sample(
     return {int(partition): nodes[int(partition)] for partition in sorted(chosen)}
 
 
-def _collect(grid: Grid, messages: Sequence[Message], on_reply: Callable[[], object]) -> list[Message]:
+def _collect(
+    grid: Grid, messages: Sequence[Message], on_reply: Callable[[], object], timeout_s: float | None
+) -> list[Message]:
     replies = []
-    for reply in grid.send_and_receive(messages):
+    for reply in grid.send_and_receive(messages, timeout=timeout_s):
         replies.append(reply)
         on_reply()
     return replies
+
+
+def _late(grid: Grid, nodes: Mapping[int, int]) -> tuple[ClientRecord, ...]:
+    """Returns what arrived after nobody waited for it any more: bytes that were spent for nothing."""
+    partition_of = {node: partition for partition, node in nodes.items()}
+    replies: list[Message] = getattr(grid, "late_replies", list)()
+    known = [r for r in replies if r.has_content() and r.metadata.src_node_id in partition_of]
+    return tuple(ClientRecord(partition_of[r.metadata.src_node_id], 0, 0, *_weigh(r), 0.0) for r in known)
 
 
 def _too_few(
@@ -283,7 +295,8 @@ def _evaluate_on_clients(
     partition_of = {node: partition for partition, node in sampled.items()}
     sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
     replies, failures, arrived = [], [], {}
-    answers = of_asked(grid.send_and_receive(messages), partition_of, server_round)
+    asked = grid.send_and_receive(messages, timeout=settings.round_timeout_s)
+    answers = of_asked(asked, partition_of, server_round)
     for reply in sorted(answers, key=lambda reply: partition_of[reply.metadata.src_node_id]):
         if not reply.has_error():
             arrived[reply.metadata.src_node_id] = _weigh(reply)

@@ -99,6 +99,8 @@ class Settings:
     time_limit_min: Positive | None
     server_model: Literal["exact", "reference"]
     broadcast: Target | None = None
+    reply_timeout_s: Positive | None = None
+    round_timeout_s: Positive | None = None
     update: Target | None = None
     faults: Target | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()

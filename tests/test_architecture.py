@@ -111,6 +111,8 @@ def test_frameworks_stay_where_they_belong(path):
             "rounds",
             "replies",
             "strategy",
+            "robust",
+            "faults",
             "messages",
             "codec",
         }

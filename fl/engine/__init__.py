@@ -3,5 +3,6 @@
 from fl.engine.in_process import InProcess
 from fl.engine.local import LocalGrid
 from fl.engine.ray import Ray
+from fl.engine.remote import RemoteGrid
 
-__all__ = ["InProcess", "LocalGrid", "Ray"]
+__all__ = ["InProcess", "LocalGrid", "Ray", "RemoteGrid"]

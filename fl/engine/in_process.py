@@ -19,6 +19,11 @@ class InProcess:
         """Whether a client may use a GPU of this machine."""
         return True
 
+    @property
+    def abandons_clients(self) -> bool:
+        """Whether it can go on without a client that does not answer."""
+        return False
+
     @contextmanager
     def open(self, client_app: ClientApp, num_clients: int) -> Iterator[LocalGrid]:
         """Yields a grid over `num_clients` clients that run `client_app`."""

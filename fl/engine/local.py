@@ -28,7 +28,12 @@ class LocalGrid(Grid):
 
     A client's `Context.state` is kept between its messages, and only when it answered: a client that raised
     starts its next message from the state before.
+
+    Attributes:
+        reply_timeout_s: how long a client's answer is waited for, in engines that can; None: until it answers or fails.
     """
+
+    reply_timeout_s: float | None = None
 
     def __init__(self, num_clients: int) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE_ID
@@ -87,7 +92,7 @@ class LocalGrid(Grid):
 
         Args:
             messages: to the clients.
-            timeout: ignored, a client on this machine answers or fails.
+            timeout: ignored here, where a client cannot be left alone.
         """
         for message in messages:
             yield self._deliver(message)

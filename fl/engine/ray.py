@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,11 @@ class Ray:
     def reaches_gpu(self) -> bool:
         """Whether a client may use a GPU of this machine."""
         return self.client_gpus > 0
+
+    @property
+    def abandons_clients(self) -> bool:
+        """Whether it can go on without a client that does not answer: its process is killed, and another started."""
+        return True
 
     @contextmanager
     def open(self, client_app: ClientApp, num_clients: int) -> Iterator[LocalGrid]:
@@ -101,6 +106,7 @@ class _Grid(LocalGrid):
 
         self._app_fn, self._pool = backend.app_fn, backend.pool
         self._busy: set[Any] = set()
+        self._stopped = False
         self._free: SimpleQueue[Any] = SimpleQueue()
         ping = {actor.__ray_ready__.remote(): actor for actor in backend.pool.pool}
         started, _ = ray.wait(list(ping), num_returns=len(ping), timeout=LONGEST_START_S)
@@ -111,22 +117,31 @@ class _Grid(LocalGrid):
             raise RunError(f"engine=ray: no client process started within {LONGEST_START_S:g} s; is this Ray busy?")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yields replies as they come; as many clients work at once as there are actors."""
+        """Yields replies as they come; as many clients work at once as there are actors.
+
+        Args:
+            messages: to the clients.
+            timeout: seconds for all of them; who has not answered then is left alone.
+        """
         import ray
 
         pool = ThreadPoolExecutor(self._alive or 1)
         try:
-            for done in as_completed([pool.submit(self._deliver, message) for message in messages]):
-                yield done.result()
+            with suppress(TimeoutError):  # of the waiting; a client's own is its answer
+                for done in as_completed([pool.submit(self._deliver, message) for message in messages], timeout):
+                    yield done.result()
+        except BaseException:  # the run is stopped
+            self._stopped = True
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for actor in list(self._busy):  # only when the run is stopped; no thread may wait when Ray is shut down
+            for actor in list(self._busy):  # when the run is stopped, or time is over; no thread may go on waiting
                 ray.kill(actor)
             pool.shutdown()
 
     def answer(self, message: Message, context: Context) -> tuple[Message, Context]:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
         actor = self._free.get()
         if actor is None:
@@ -135,10 +150,13 @@ class _Grid(LocalGrid):
         self._busy.add(actor)
         try:
             work = actor.run.remote(self._app_fn, message, str(context.node_config["partition-id"]), context)
-            _, reply, changed = ray.get(work)
+            _, reply, changed = ray.get(work, timeout=self.reply_timeout_s)
         except RayTaskError as error:
             self._free.put(actor)
             raise error.cause from None
+        except GetTimeoutError:
+            self._replace(actor)
+            raise TimeoutError(f"no answer within reply_timeout_s={self.reply_timeout_s:g}") from None
         except RayError:  # its process died; Flower's own pool would hand the next clients to the dead one
             self._replace(actor)
             raise
@@ -153,6 +171,8 @@ class _Grid(LocalGrid):
         from ray.exceptions import RayError
 
         ray.kill(actor)
+        if self._stopped:
+            return
         new = self._pool.create_actor_fn()
         self._busy.add(new)
         try:
