@@ -14,7 +14,7 @@ from fl.results import MIB
 
 KEPT, KEPT_TUNED = "codecs.json", "codecs_tuned.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
-ONE, HALF = 0.94, ("ecq", 0.51, 0.51)
+ONE, HALF = 0.94, ("tcq", 0.51, 0.51)
 HALF_MORE: tuple[str, ...] = ()
 """Bits for each element that is coded: with what comes on top, a 33rd and a 60th of FP32. At about half a bit the
 codec, its bits for broadcast and update, and further settings are chosen by benchmarks/screen.py."""
