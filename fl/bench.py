@@ -7,11 +7,9 @@ if __name__ == "__main__":
 
 import argparse
 import math
-import re
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +19,12 @@ from fl.errors import ConfigError, counted, one_line_errors, writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+
+    from fl.candidates import Candidate
 
 BATCH_SIZES, TURNS, JSON_NAME = "1,4,8,32,128", 10, "bench.json"
+SMALL_BATCH = 1024
+"""Up to which batch sizes a file is tried before it is known how many test images there are."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,29 +63,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 @dataclass
-class Candidate:
-    """A model file that can be run.
-
-    Attributes:
-        path: of the file.
-        run: from uint8 images [n, 64, 64, 3] to float32 logits on the CPU.
-        is_fp32: whether it may be the baseline.
-        weight_bytes: of all its tensors.
-        device: where it runs.
-        made_from: SHA-256 of the model it was converted from, None where that is not known.
-        tell: says what was done to read the file, if anything was.
-    """
-
-    path: Path
-    run: Callable[["Tensor"], "Tensor"]
-    is_fp32: bool
-    weight_bytes: int
-    device: str
-    made_from: str | None
-    tell: Callable[[Path], None] = lambda path: None
-
-
-@dataclass
 class Timing:
     """What one model did at one batch size; seconds of full batches only."""
 
@@ -92,33 +70,7 @@ class Timing:
     logits: list["np.ndarray"] = field(default_factory=list)
 
 
-def opened(path: Path, device: Any, threads: int) -> Candidate:
-    """Returns a model file ready to run.
-
-    Raises:
-        QuantflError: it cannot be read or run, or its runtime is not installed.
-    """
-    from fl.deployment import deployed, open_file, source_of
-    from fl.model import to_input
-    from fl.model_file import load_with_info
-
-    if deployed(path):
-        kind, precision, execute = open_file(path, threads)
-        is_fp32, made_from = precision == "fp32", source_of(path)
-        return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
-    model, file = load_with_info(path, device)
-    dtype: Any = model.input_dtype
-
-    def run(images: "Tensor") -> "Tensor":
-        logits: Tensor = model(to_input(images.to(device), dtype)).float().cpu()
-        return logits
-
-    size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
-    is_fp32 = file.info.get("precision", "fp32") == "fp32"
-    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell)
-
-
-def measure(candidates: Sequence[Candidate], images: "np.ndarray", batch_size: int) -> list[Timing]:
+def measure(candidates: Sequence["Candidate"], images: "np.ndarray", batch_size: int) -> list[Timing]:
     """Runs every candidate over all images in batches, in turns, after two batches that do not count.
 
     Args:
@@ -180,52 +132,6 @@ def compared(timing: Timing, baseline: Timing, labels: "np.ndarray", batch_size:
     }
 
 
-def peak_memory(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> dict[int, int | None]:
-    """Returns the bytes that a model takes at its peak, by batch size, in a process of its own.
-
-    On the CPU it is resident memory over what the process had before the model was opened (Linux only, else None); for
-    a model on CUDA, what torch had allocated there.
-    """
-    import multiprocessing
-
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return dict(pool.apply(_peaks, (path, device, threads, sorted(batch_sizes))))
-
-
-def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> list[tuple[int, int | None]]:
-    import torch
-
-    from fl.deployment import deployed
-    from fl.environment import compute_with
-
-    found = deployed(path)
-    if found:
-        found[0].check_installed(str(path))  # imports its libraries
-    compute_with(threads)
-    images = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8)
-    peaks: list[tuple[int, int | None]] = []
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _resident_bytes("VmRSS")
-    model = opened(path, torch.device(device), threads)
-    with torch.inference_mode():
-        for size in batch_sizes:
-            for _ in range(2):
-                model.run(images[:size])
-            if model.device == "cuda":
-                peaks.append((size, torch.cuda.max_memory_allocated()))
-            else:
-                peaks.append((size, _resident_bytes("VmHWM") - before if sys.platform == "linux" else None))
-    return peaks
-
-
-def _resident_bytes(field: str) -> int:
-    """Returns a field of proc(5)'s status, 0 where there is none."""
-    status = Path("/proc/self/status")
-    found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return 1024 * int(found[1]) if found else 0
-
-
 def bench(options: argparse.Namespace) -> Path:
     """Measures every model at every batch size and writes JSON and plot; returns the path of the JSON.
 
@@ -234,8 +140,10 @@ def bench(options: argparse.Namespace) -> Path:
     """
     import torch
 
+    from fl.candidates import opened, peak_memory
     from fl.comparison_inputs import find_inputs, find_run
     from fl.console import progress, say, show_table
+    from fl.deployment import deployed
     from fl.environment import available_cores, compute_with, environment
     from fl.plots import plot_bench
     from fl.results import sha256, write_json
@@ -256,6 +164,13 @@ def bench(options: argparse.Namespace) -> Path:
         torch.set_num_threads(threads)
     else:
         compute_with(threads)
+    small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
+    foreign = [path for path in options.models if deployed(path)]
+    with progress("trying each in a process of its own", len(foreign)) as advance:
+        peaks = {}
+        for path in foreign:
+            peaks[path] = peak_memory(path, "cpu", threads, small)
+            advance(1)
     candidates = [opened(path, device, threads) for path in options.models]
     for each in candidates:
         each.tell(each.path)
@@ -298,9 +213,11 @@ def bench(options: argparse.Namespace) -> Path:
                 own.append(compared(timing, timings[baseline], labels, size))
             advance(1)
         for each, own in zip(candidates, results, strict=True):
-            peaks = peak_memory(each.path, device.type, threads, batch_sizes)
+            peak = peaks.get(each.path, {})
+            if left := [size for size in batch_sizes if size not in peak]:
+                peak |= peak_memory(each.path, device.type, threads, left)
             for entry in own:
-                entry["peak_memory_bytes"] = peaks[entry["batch_size"]]
+                entry["peak_memory_bytes"] = peak[entry["batch_size"]]
             advance(1)
     report = {
         "baseline": str(options.models[baseline]),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fl.candidates import peak_memory
 from fl.comparison import (
     BASELINE,
     JSON_NAME,
@@ -30,7 +31,7 @@ from fl.model import Net, num_parameters
 from fl.model_file import load_fp32, read_file
 from fl.plots import plot_comparison
 from fl.report import costs, heading, opening, precision_section, summary, traffic
-from fl.results import read_json, write_json
+from fl.results import read_json, sha256, write_json
 
 DEFAULT_CLIENTS = DEFAULT_ROUNDS = 10
 NOT_VERIFIED = ("inference_ms", "environment")
@@ -310,6 +311,7 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
     }
     formats_now = None
     if stored.get("formats"):
+        _try_files(stored["formats"], folder)
         names = [Path(entry["model_path"]).name for entry in format_entries(stored)]
         files = [measure_file(folder / name, inputs.test, batch_size) for name in names]
         evaluations = {name: each.evaluation for name, each in measured.items()} if device.type == "cpu" else {}
@@ -339,6 +341,28 @@ def _recompute(stored: dict[str, Any], folder: Path, source: Path, data: str | N
         validation=inputs.validation,
     )
     return {**report, **({"model_notes": list(notes)} if notes else {})}
+
+
+def _try_files(formats: Mapping[str, Any], folder: Path) -> None:
+    """Makes sure that deployment files are those of the report, and that each can be run, in a process of its own.
+
+    Raises:
+        VerificationError: one is another file; none of them was run.
+        ModelFileError: one cannot be run.
+    """
+    places = {
+        f"formats.{name}.{precision}": entry for name, each in formats.items() for precision, entry in each.items()
+    }
+    paths = {place: folder / Path(entry["model_path"]).name for place, entry in places.items()}
+    found = {place: sha256(path.read_bytes()) if path.is_file() else "no file" for place, path in paths.items()}
+    if other := [place for place, entry in places.items() if entry["file_sha256"] != found[place]]:
+        for place in other:
+            say(f"DIFFERS  {place}.file_sha256: {places[place]['file_sha256']} stored, {found[place]} now")
+        raise VerificationError(
+            f"{folder}: {counted(len(other), 'deployment file')} of the report differ, and none was run"
+        )
+    for path in paths.values():
+        peak_memory(path, "cpu", 1, [1])
 
 
 def _comparable(report: dict[str, Any], other_kernels: list[str]) -> dict[str, Any]:

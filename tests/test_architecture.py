@@ -24,7 +24,7 @@ LAYERS = [
         "recommend",
     },
     {"experiment", "settings", "comparison_inputs"},
-    {"engine", "server_app", "client_app", "comparison", "deployment"},
+    {"engine", "server_app", "client_app", "comparison", "deployment", "candidates"},
     {"rounds", "replies", "strategy", "robust", "faults", "messages", "codec"},
     {
         "training",

@@ -40,7 +40,7 @@ class LiteRt(Format):
         with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
-            interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
             interpreter.allocate_tensors()
         (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
 

@@ -2,7 +2,10 @@
 
 import io
 import json
+import pickletools
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,12 @@ from fl.results import write_bytes
 WEIGHT, WEIGHTS = "data/weights/weight_", "data/weights/model_weights_config.json"
 PROGRAM, BUILD = "models/model.json", (".data/serialization_id",)
 """Parts of a `.pt2` file."""
+WRITERS_OWN = ("version", ".data/serialization_id")
+"""Parts of a `.ts` file that its writer makes of the others."""
+NOT_OURS = (
+    "it is not the {} program that this version of quantfl and torch writes, and others are not run; write it again "
+    "with compare_quantizations.py --formats"
+)
 
 
 class RecordableNet(nn.Module):
@@ -88,7 +97,7 @@ class TorchExport(Format):
         precision = path.stem.removeprefix("model_")
         expected = self._recorded(precision, Net(num_classes).eval(), torch.zeros(1, 3, 64, 64))
         if _program(found) != _program(_records(expected)):
-            raise ValueError(f"not the {precision} program that this version of quantfl and torch writes")
+            raise ValueError(NOT_OURS.format(precision))
         torch.set_num_threads(threads)
         return torch.export.load(io.BytesIO(content)).module()
 
@@ -108,11 +117,11 @@ class TorchExport(Format):
 
 
 def _without_lines(script: io.BytesIO) -> bytes:
-    """Returns a TorchScript file without the lines of Python that it was traced through, which are for debugging."""
+    """Returns a TorchScript file without the lines of Python that it was traced through and the inputs for that."""
     reader, target = torch._C.PyTorchFileReader(io.BytesIO(script.getvalue())), io.BytesIO()
     writer = torch._C.PyTorchFileWriter(target)
     for name in reader.get_all_records():
-        if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id"):  # the writer's own
+        if not name.endswith(".debug_pkl") and not name.startswith("traced_inputs") and name not in WRITERS_OWN:
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
@@ -134,22 +143,74 @@ def _program(records: Mapping[str, bytes]) -> dict[str, Any]:
     return program
 
 
+def _script_records(content: bytes) -> dict[str, bytes]:
+    """Returns the parts of a `.ts` file, read as torch reads them, none larger than the file."""
+    stored = zipfile.ZipFile(io.BytesIO(content)).infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in stored) or sum(e.file_size for e in stored) > len(
+        content
+    ):
+        raise ValueError("it claims to hold more than it does")
+    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
+    return {name: reader.get_record(name) for name in reader.get_all_records()}
+
+
+def _script_weight_bytes(records: Mapping[str, bytes]) -> int:
+    return sum(len(record) for name, record in records.items() if name.startswith("data/"))
+
+
+def _script(records: Mapping[str, bytes]) -> dict[str, Any]:
+    """Returns all that is in a `.ts` file but values of weights.
+
+    torch numbers classes of one name by how many it has met in a process: they are told by their order here.
+    """
+    pickled = [(operation.name, argument) for operation, argument, _ in pickletools.genops(records["data.pkl"])]
+    named = [str(argument).replace(" ", ".") for name, argument in pickled if name == "GLOBAL"]
+    order = {
+        each: f"class {number}" for number, each in enumerate(dict.fromkeys(named)) if each.startswith("__torch__.")
+    }
+    files = {f"code/{each.rpartition('.')[0].replace('.', '/')}.py": told for each, told in order.items()}
+    program: dict[str, Any] = {"data.pkl": [(n, order.get(str(a).replace(" ", "."), a)) for n, a in pickled]}
+    for name, record in records.items():
+        if name.startswith("code/"):
+            code = re.sub(r"__torch__(\.\w+)+", lambda found: order.get(found[0], found[0]), record.decode())
+            program[files.get(name, name)] = code
+        elif name not in ("data.pkl", *WRITERS_OWN):
+            program[name] = len(record) if name.startswith("data/") else record
+    return program
+
+
 class TorchScript(Format):
     """TorchScript, for LibTorch in C++ and older runtimes; torch itself calls it deprecated."""
 
     name, suffix, precisions = "torchscript", ".ts", ("fp32", "int8", "int8_static")
 
     def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+        write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
+
+    def load(self, path: Path, threads: int) -> Executor:
+        """Loads a program that is, but for the values of its weights, one that `export` writes.
+
+        Any other is refused: TorchScript can read and write files (`torch.from_file`).
+        """
+        content = path.read_bytes()
+        precision, found, nothing = (
+            path.stem.removeprefix("model_"),
+            _script_records(content),
+            torch.zeros(1, 3, 64, 64),
+        )
+        one, two = (tensor_bytes(recordable(precision, Net(n).eval(), nothing).state_dict().values()) for n in (1, 2))
+        num_classes = max(1, 1 + (_script_weight_bytes(found) - one) // (two - one))
+        if _script(found) != _script(_script_records(self._recorded(precision, Net(num_classes).eval(), nothing))):
+            raise ValueError(NOT_OURS.format(precision))
+        torch.set_num_threads(threads)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return torch.jit.load(io.BytesIO(content))
+
+    def weight_bytes(self, path: Path) -> int:
+        return _script_weight_bytes(_script_records(path.read_bytes()))
+
+    def _recorded(self, precision: str, model: Net, calibration: Tensor) -> bytes:
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             torch.jit.save(torch.jit.trace(network, example_input()), buffer)
-        write_bytes(self.path(folder, precision), _without_lines(buffer))
-
-    def load(self, path: Path, threads: int) -> Executor:
-        torch.set_num_threads(threads)
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            return torch.jit.load(path)
-
-    def weight_bytes(self, path: Path) -> int:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            return tensor_bytes(torch.jit.load(path).state_dict().values())
+        return _without_lines(buffer)
