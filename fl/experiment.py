@@ -30,7 +30,7 @@ def open_data(data: DataSettings, seed: int) -> tuple["ImageSet", "Split"]:
     from fl.data import open_images, split_images
 
     plan = data.source.build("data").plan(data.cache_dir)
-    images = open_images(plan, data.cache_dir)
+    images = open_images(plan, data.cache_dir, verify=data.verify_cache)
     split = split_images(
         images.labels, test_fraction=data.test_fraction, validation_fraction=data.validation_fraction, seed=seed
     )

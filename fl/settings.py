@@ -28,6 +28,7 @@ class DataSettings:
     cache_dir: Path
     test_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)]
     validation_fraction: Annotated[float, Field(ge=0, lt=1, strict=True)]
+    verify_cache: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":

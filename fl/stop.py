@@ -3,23 +3,37 @@
 A command calls `listen` in its first line. Until it works, a signal ends it at once; then the first one becomes a
 `KeyboardInterrupt`, so that what was begun is noted and put in order, and a second one ends it at once. Exit code: 128
 and the signal's number. `import fl` alone changes nothing.
+
+Images are mapped from their cache: the system sends SIGBUS to who reads what is no longer there.
 """
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 AGAIN_S = 0.02
 _received: list[int] = []
+_kept: list[object] = []
 
 
 def listen() -> None:
     """Ends this process in one line when a signal comes."""
     for number in SIGNALS:
         signal.signal(number, _end)
+    with suppress(Exception):  # where the system lets no code be made
+        libc = ctypes.CDLL(None)  # Python runs a handler after the read, which is tried for ever
+        libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(_cut_short))
+        libc.signal(signal.SIGBUS, _kept[-1])
+
+
+def _cut_short(_number: int) -> None:
+    os.write(2, b"error: a file was cut short while it was read, most likely of the image cache; run again\n")
+    os._exit(1)
 
 
 @contextmanager

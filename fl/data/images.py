@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 from filelock import FileLock
 
 from fl.console import say
-from fl.errors import DataError, counted
+from fl.errors import ConfigError, DataError, counted
 from fl.model import IMAGE_SIZE
 from fl.results import read_json, sha256, write_json
 from fl.seeds import numpy_generator
 
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""
+VERIFIED = "verified.json"
+"""Which files of a cache folder were found sound."""
 MANY_IMAGES = 1000
 """So many that decoding takes a while."""
 
@@ -72,25 +75,43 @@ class Plan:
     synthetic: bool = False
 
 
-def open_images(plan: Plan, cache_dir: Path) -> ImageSet:
+def open_images(plan: Plan, cache_dir: Path, *, verify: bool = False) -> ImageSet:
     """Returns the decoded images, from the cache when they are there, decoding them into it otherwise.
 
     A cache folder is written beside its final place and renamed, under a lock: several processes may ask at
-    once, one decodes, and a decoding that fails or is killed leaves no folder behind under the final name.
+    once, one decodes, and a decoding that fails or is killed leaves no folder behind under the final name. A damaged
+    one is decoded again, and a line says so.
+
+    Args:
+        plan: what to decode.
+        cache_dir: where.
+        verify: read every pixel, also of files that are known to be sound.
 
     Raises:
         DataError: an image cannot be decoded, or `cache_dir` cannot be written.
     """
     folder = cache_dir.expanduser().absolute() / f"{plan.name}-{plan.key[:20]}-v{FORMAT}"
-    if not folder.is_dir():
+    if folder.is_dir():
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):
-                if not folder.is_dir():
-                    _decode_into(folder, plan)
-        except OSError as error:
-            raise DataError(f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error})") from error
+            return load_images(folder, verify=verify)
+        except DataError as error:
+            say(f"note: {str(error).partition(';')[0]}; decoding it again")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not _is_sound(folder, verify):  # another process may have been quicker
+                _decode_into(folder, plan)
+    except OSError as error:
+        raise DataError(f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error})") from error
     return load_images(folder)
+
+
+def _is_sound(folder: Path, verify: bool) -> bool:
+    try:
+        load_images(folder, verify=verify)
+    except DataError:
+        return False
+    return True
 
 
 def _decode_into(folder: Path, plan: Plan) -> None:
@@ -112,28 +133,47 @@ def _decode_into(folder: Path, plan: Plan) -> None:
                 "class_names": plan.class_names,
                 "synthetic": plan.synthetic,
                 "num_images": len(plan.labels),
-                "sha256": sha256("\n".join(plan.class_names).encode(), plan.labels, images),
+                "sha256": _checksum(plan.class_names, plan.labels, images),
                 "notes": notes,
             },
         )
         temporary.chmod(0o755)
+        if folder.exists():
+            folder.rename(temporary.with_name(f"{temporary.name}.damaged"))  # who has it open keeps it
         temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_over in folder.parent.glob(f"{temporary.name}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
-def load_images(folder: Path) -> ImageSet:
-    """Opens a cache folder; pixels are mapped, not read (copy on write, so that nothing can change the file).
+def load_images(folder: Path, *, verify: bool = False) -> ImageSet:
+    """Opens a cache folder; pixels are mapped (copy on write, so that nothing can change the file).
+
+    Its checksum is verified when its files are others than those that were found sound before, by inode, size and
+    times, which lie in `verified.json`.
+
+    Args:
+        folder: of the cache.
+        verify: in any case.
 
     Raises:
         DataError: the folder is damaged.
     """
     try:
         meta = read_json(folder / "meta.json")
+        count = int(meta["num_images"])
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if images.shape != (meta["num_images"], IMAGE_SIZE, IMAGE_SIZE, 3) or len(labels) != meta["num_images"]:
+        labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+        if images.shape != (count, IMAGE_SIZE, IMAGE_SIZE, 3) or labels.shape != (count,):
             raise ValueError("sizes disagree")
+        if images.dtype != np.uint8 or labels.dtype != np.int64:
+            raise ValueError("types disagree")
+        labels, found = np.array(labels), _identity(folder)
+        if verify or _verified(folder) != found:
+            if _checksum(meta["class_names"], labels, images) != meta["sha256"]:
+                raise ValueError("its checksum is wrong")
+            with suppress(OSError):  # of a folder that others own
+                write_json(folder / VERIFIED, found)
         return ImageSet(
             images,
             labels,
@@ -144,8 +184,25 @@ def load_images(folder: Path) -> ImageSet:
             tuple(meta["notes"]),
             folder,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(f"image cache {folder}: is damaged ({error}); delete this folder and run again") from error
+
+
+def _identity(folder: Path) -> dict[str, list[int]]:
+    """Returns what changes with a file's content, unless the disk itself fails."""
+    told = {name: (folder / name).stat() for name in ("images.npy", "labels.npy", "meta.json")}
+    return {name: [s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in told.items()}
+
+
+def _verified(folder: Path) -> object:
+    try:
+        return read_json(folder / VERIFIED)
+    except (OSError, ConfigError):
+        return None
+
+
+def _checksum(class_names: Sequence[str], labels: np.ndarray, images: np.ndarray) -> str:
+    return sha256("\n".join(class_names).encode(), labels, images)
 
 
 @dataclass(frozen=True)

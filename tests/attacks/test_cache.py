@@ -1,0 +1,138 @@
+"""The image cache: what is damaged is noticed and decoded again, and what is cut while it is read is one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import SMALL, train
+
+from fl.data import Folder, images, open_images
+from fl.data.images import VERIFIED, load_images
+from fl.errors import DataError
+
+
+@pytest.fixture
+def source(image_folder):
+    return Folder(str(image_folder(per_class=3)))
+
+
+def opened(source, folder, **options):
+    return open_images(source.plan(folder / "cache"), folder / "cache", **options)
+
+
+def flipped(path, place, keep_times=False):
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def meta_with(**changes):
+    def change(folder):
+        told = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps({**told, **changes}))
+
+    return change
+
+
+DAMAGE = {
+    "a pixel": lambda folder: flipped(folder / "images.npy", -1),
+    "a pixel, times kept": lambda folder: flipped(folder / "images.npy", -5000, keep_times=True),
+    "a label": lambda folder: flipped(folder / "labels.npy", -8),
+    "a class's name": meta_with(class_names=["other", "names", "here"]),
+    "the count": meta_with(num_images=7),
+    "no hash": meta_with(sha256=None),
+    "names of another kind": meta_with(class_names=7),
+    "cut pixels": lambda folder: os.truncate(folder / "images.npy", 5000),
+    "cut labels": lambda folder: os.truncate(folder / "labels.npy", 130),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "empty meta": lambda folder: (folder / "meta.json").write_text(""),
+    "other types": lambda folder: np.save(folder / "labels.npy", np.load(folder / "labels.npy").astype(np.int32)),
+    "objects": lambda folder: np.save(folder / "labels.npy", np.array([{}], object), allow_pickle=True),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_decoded_again_and_a_line_says_so(source, tmp_path, capsys, damage):
+    before = opened(source, tmp_path)
+    expected = np.array(before.images), before.labels, before.sha256
+    DAMAGE[damage](before.folder)
+    with pytest.raises(DataError, match="delete this folder and run again"):
+        load_images(before.folder)
+    again = opened(source, tmp_path)
+    told = capsys.readouterr().out
+    assert told.count("decoding it again") == 1
+    assert f"image cache {before.folder}: is damaged (" in told
+    for one, other in zip(expected, (again.images, again.labels, again.sha256), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        f"{before.folder.name}",
+        f"{before.folder.name}.lock",
+    ]
+
+
+def test_sound_files_are_read_once_and_again_when_they_were_touched(source, tmp_path, monkeypatch):
+    folder = opened(source, tmp_path).folder
+    read = []
+    monkeypatch.setattr(images, "_checksum", lambda *given, sum=images._checksum: read.append(1) or sum(*given))
+    for _ in range(3):
+        opened(source, tmp_path)
+    assert read == []
+    os.utime(folder / "images.npy")
+    for _ in range(3):
+        opened(source, tmp_path)
+    assert read == [1]
+    opened(source, tmp_path, verify=True)
+    assert read == [1, 1]
+
+
+def test_what_the_disk_itself_did_is_found_on_request(source, tmp_path, capsys):
+    """A bit that flips on the disk leaves inode, size and times as they are."""
+    before = opened(source, tmp_path)
+    expected = np.array(before.images)
+    flipped(before.folder / "images.npy", -1)
+    (before.folder / VERIFIED).write_text(json.dumps(images._identity(before.folder)))
+    assert not np.array_equal(opened(source, tmp_path).images, expected)
+    assert np.array_equal(opened(source, tmp_path, verify=True).images, expected)
+    assert "its checksum is wrong" in capsys.readouterr().out
+
+
+def test_who_has_the_damaged_one_open_keeps_it(source, tmp_path):
+    before = opened(source, tmp_path)
+    expected = np.array(before.images)
+    flipped(before.folder / "labels.npy", -8)
+    opened(source, tmp_path)
+    assert np.array_equal(before.images, expected)
+
+
+def test_a_run_on_damaged_pixels_gives_the_same_bytes(small_run, tmp_path, command):
+    own = {"QUANTFL_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "one").mkdir()
+    train(command, *SMALL, cwd=tmp_path / "one", environment=own)
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.name.startswith("synthetic") and path.is_dir())
+    flipped(folder / "images.npy", -1, keep_times=True)
+    done = command("fl.train", *SMALL, f"hydra.run.dir={tmp_path / 'two'}", environment=own, check=0)
+    assert "decoding it again" in done.stdout
+    assert (tmp_path / "two" / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
+
+
+def test_a_cache_that_is_cut_while_it_is_read_is_one_line(tmp_path):
+    own = {**os.environ, "QUANTFL_CACHE": str(tmp_path / "cache")}
+    run = [sys.executable, "-m", "fl.train", *SMALL, "num_rounds=500", f"hydra.run.dir={tmp_path / 'run'}"]
+    with subprocess.Popen(run, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.05)
+        (pixels,) = (tmp_path / "cache").glob("synthetic*/images.npy")
+        os.truncate(pixels, 4096)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert len(errors.splitlines()) == 1, errors
+    assert "cut short while it was read" in errors
+    assert process.returncode != -signal.SIGBUS
