@@ -10,6 +10,7 @@ if __name__ == "__main__":
     listen()
 
 import argparse
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def load_link(choice: str, train_s: float | None = None) -> "Link":
     from omegaconf import OmegaConf
 
     from fl.link import Link
+    from fl.results import yaml_text
     from fl.targets import Target
 
     path = Path(choice) if choice.endswith((".yaml", ".yml")) else LINKS / f"{choice}.yaml"
@@ -72,7 +74,7 @@ def load_link(choice: str, train_s: float | None = None) -> "Link":
         known = ", ".join(sorted(each.stem for each in LINKS.glob("*.yaml")))
         raise ConfigError(f"--link {choice}: there is no such link; valid choices: {known}, or the path of a YAML file")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        config = OmegaConf.to_container(OmegaConf.load(io.StringIO(yaml_text(path))), resolve=True)
     except Exception as error:  # whatever the parser makes of it
         raise ConfigError(f"--link {choice}: is no valid YAML ({str(error).splitlines()[0]})") from error
     if isinstance(config, dict) and train_s is not None:

@@ -26,6 +26,8 @@ from fl.targets import Target
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MULTIRUN = "multirun.yaml"
+COUNTS = ("num_clients", "clients_per_round", "rounds_completed")
+"""Of a run's summary: what a comparison prices."""
 DEFAULT_SEED = 42
 CALIBRATION_POOL = 512
 NAMED = ("eurosat", "synthetic")
@@ -133,10 +135,14 @@ def _run_in(folder: Path, model_sha256: str) -> Run | None:
             data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
         data["cache_dir"] = _group("eurosat")["cache_dir"]  # of this machine
         hashes = partition["images_sha256"], partition["split_sha256"]
+        if not all(isinstance(each, str) for each in (*hashes, *partition["class_names"])):
+            raise TypeError("hashes or class names are no text")
+        if not all(type(summary[key]) is int and summary[key] > 0 for key in COUNTS):
+            raise TypeError("numbers of clients or rounds are none")
         ledger = _ledger(folder, settings)
         training = dict(settings.get("training") or {})
         return Run(summary, ledger, training, data, settings["seed"], *hashes, tuple(partition["class_names"]))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
 
 

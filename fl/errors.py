@@ -75,6 +75,22 @@ def one_line_errors() -> Iterator[None]:
             sys.exit(exit_code())
 
 
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Calls a file damaged when what is read of it is missing, or of another kind: others may have written it.
+
+    Args:
+        place: of the file or folder.
+
+    Raises:
+        ConfigError: names it.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{place}: is damaged ({error!r:.200})") from error
+
+
 def writable_folder(folder: Path, option: str) -> Path:
     """Returns the folder, made if it was missing.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.arguments import Parser, names
-from fl.errors import ConfigError, one_line_errors, writable_folder
+from fl.errors import ConfigError, one_line_errors, reading, writable_folder
 
 FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
 BATCH_SIZE = 32
@@ -51,7 +51,7 @@ def export(options: argparse.Namespace) -> Path:
     from fl.formats import formats
     from fl.model_file import load_fp32, read_file, save_model
     from fl.quantization import Precision
-    from fl.results import read_json, read_jsonl, sha256, write_bytes, write_json
+    from fl.results import read_json, read_rounds, sha256, write_bytes, write_json
     from fl.run_folder import MODEL, ROUNDS, SUMMARY
     from fl.selection import choose_round
 
@@ -64,7 +64,9 @@ def export(options: argparse.Namespace) -> Path:
         raise ConfigError(f"--data {options.data}: nothing is evaluated without --format")
     if options.keep_batchnorm_fp32 and options.quantize == "none":
         raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
-    summary, records = read_json(run_dir / SUMMARY), read_jsonl(run_dir / ROUNDS)
+    summary, records = read_json(run_dir / SUMMARY), read_rounds(run_dir / ROUNDS)
+    with reading(run_dir / SUMMARY):
+        data = {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")}
     choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
     model, source = load_fp32(choice.path)
     source.tell(choice.path)
@@ -89,7 +91,7 @@ def export(options: argparse.Namespace) -> Path:
             "metric": options.metric,
             "reason": choice.reason,
             "candidates": choice.candidates,
-            "data": {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")},
+            "data": data,
             "made_from": str(choice.path),
             "made_from_sha256": source.sha256,
             "made_from_bytes": source.num_bytes,
@@ -134,8 +136,10 @@ def _remove_older(folder: Path, new: Collection[str]) -> None:
     from fl.results import read_json
 
     if (folder / METADATA).is_file():
-        for name in read_json(folder / METADATA).get("files", []):
-            if name not in new and Path(str(name)).name == name:
+        told = read_json(folder / METADATA)
+        listed = told.get("files") if isinstance(told, dict) else None
+        for name in listed if isinstance(listed, list) else ():
+            if isinstance(name, str) and name not in new and Path(name).name == name:
                 (folder / name).unlink(missing_ok=True)
 
 

@@ -16,10 +16,16 @@ import numpy as np
 from fl.errors import ConfigError
 
 MIB = 1024**2
+LONGEST_NUMBER = 300
+"""Digits of a whole number in JSON; a longer one is beyond every float."""
+DEEPEST = 50
+"""Levels of a YAML file; reading deeper ones takes time without end."""
 PARTIAL = ".partial"
 """End of the names of files that are being written."""
 SIZES = ("payload_bytes", "message_bytes", "fp32_payload_bytes")
 """What is recorded of each direction."""
+MEASURED = {"_bytes": 2**63 - 1, "_accuracy": 1, "_loss": 1e30, "_s": 1e12}
+"""Ends of the names of figures in a line of `rounds.jsonl`, and the largest that each can be."""
 VERSION = 2
 """Of the lines of `rounds.jsonl`. Version 1 charged FP32 for every message, even where the client held the model."""
 
@@ -149,11 +155,29 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
     """
     lines = read_jsonl(path)
     try:
+        for line in lines:
+            if type(line["round"]) is not int or line["round"] < 1:
+                raise ValueError(f"there is no round {line['round']!r:.20}")
+            _check_figures(line)
         return [upgraded(line) for line in lines]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged ({error!r})") from error
     except ConfigError as error:
         raise ConfigError(f"{path.parent}/{error}") from error
+
+
+def _check_figures(value: Any) -> None:
+    """Refuses what no round can have measured, wherever it stands (`ValueError`)."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            kind = next((end for end in MEASURED if key.endswith(end)), None)
+            number = type(each) in (int, float)
+            if kind and not (number and 0 <= each <= MEASURED[kind] and (kind != "_bytes" or type(each) is int)):
+                raise ValueError(f"{key} is {each!r:.20}")
+            _check_figures(each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_figures(each)
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,9 +316,29 @@ def read_json(path: Path) -> Any:
         ConfigError: it is no JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return parsed(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid JSON ({error})") from error
+
+
+def yaml_text(path: Path) -> str:
+    """Returns a YAML file that does not grow when it is read: of bounded size, without aliases.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import yaml
+
+    if path.stat().st_size > MIB:
+        raise ValueError(f"has {path.stat().st_size:,} bytes; no settings take more than {MIB:,}")
+    text, depth = path.read_text(), 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("has an alias, which may stand for as much as one likes; write out what it stands for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"has more than {DEEPEST} levels")
+    return text
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -304,9 +348,27 @@ def read_jsonl(path: Path) -> list[Any]:
         ConfigError: a line is no JSON.
     """
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
+        return [parsed(line) for line in path.read_text().splitlines()]
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
+
+
+def parsed(text: str) -> Any:
+    """Returns what a JSON document says.
+
+    Raises:
+        ValueError: it is none: NaN, Infinity and numbers beyond every float are not, whatever Python's parser says.
+    """
+
+    def whole(digits: str) -> int:
+        if len(digits) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse, parse_int=whole)
 
 
 def sha256(*parts: bytes | np.ndarray) -> str:

@@ -25,7 +25,16 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.arguments import Parser
-from fl.errors import ConfigError, QuantflError, RunError, counted, one_line_errors, python_command, shell_path
+from fl.errors import (
+    ConfigError,
+    QuantflError,
+    RunError,
+    counted,
+    one_line_errors,
+    python_command,
+    reading,
+    shell_path,
+)
 from fl.overrides import quoted, refused_folder
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
@@ -91,16 +100,27 @@ def read_jobs(sweep: Path) -> list[Job]:
     planned = read_json(sweep / PLAN) if (sweep / PLAN).exists() else []
     folders: dict[int, Path] = {}
     for path in sorted(sweep.rglob(HYDRA), key=lambda path: (len(path.parts), path)):
-        folders.setdefault(_plain(path)["hydra"]["job"]["num"], path.parents[1])
-    numbers = sorted({*range(len(planned)), *folders})
-    overrides = {n: planned[n] if n < len(planned) else _plain(folders[n] / OVERRIDES) for n in numbers}
-    return [_read_job(number, overrides[number], folders.get(number)) for number in numbers]
+        with reading(path):
+            number = _plain(path)["hydra"]["job"]["num"]
+            folders.setdefault(number if type(number) is int else int(str(number)), path.parents[1])
+    with reading(sweep):
+        numbers = sorted({*range(len(planned)), *folders})
+        overrides = {n: planned[n] if n in range(len(planned)) else _plain(folders[n] / OVERRIDES) for n in numbers}
+        if not all(isinstance(each, list) for each in overrides.values()):
+            raise ValueError("overrides are no list")
+    jobs = []
+    for number in numbers:
+        with reading(folders.get(number, sweep)):
+            jobs.append(_read_job(number, overrides[number], folders.get(number)))
+    return jobs
 
 
 def _plain(path: Path) -> Any:
     """Returns a YAML file as plain data, interpolations as they are written."""
+    from fl.results import yaml_text
+
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(yaml_text(path))), resolve=False)
     except Exception as error:  # whatever the parser makes of it
         raise ConfigError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
 
@@ -129,6 +149,8 @@ def _read_job(number: int, overrides: Sequence[str], folder: Path | None) -> Job
     told = read_json(summary) if summary.exists() else {"state": "unfinished"}
     state = told["state"] if records or told["state"] not in DONE else "unfinished"
     opened = read_json(data) if data.exists() else {}
+    if not all(isinstance(each, str) for each in (told["state"], told.get("error") or "", opened.get("data") or "")):
+        raise ValueError("state, error or data is no text")
     return Job(number, texts, folder, state, told.get("error"), opened.get("data"), records)
 
 
@@ -170,7 +192,10 @@ def summarize(sweep: Path) -> dict[str, Any]:
 
     jobs = read_jobs(sweep)
     swept = swept_settings(jobs)
-    rows = [job.to_json(sweep, swept) for job in jobs]
+    rows = []
+    for job in jobs:
+        with reading(job.folder or sweep):
+            rows.append(job.to_json(sweep, swept))
     measured = {row["job"]: row for row in rows if row["state"] in DONE}
     points = {n: (traffic(row), row["test_accuracy"]) for n, row in measured.items()}
     document = {

@@ -47,6 +47,7 @@ RECORD = RoundRecord(
     broadcast=Traffic(100, 110, 400),
     update=Traffic(50, 60, 400),
     control_message_bytes=7,
+    late=(),
     clients=(CLIENT,),
     evaluated=(),
     evaluation_traffic=None,
