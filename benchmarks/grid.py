@@ -171,7 +171,9 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
     if (run_dir / SETTINGS).exists():
         with COMPOSING:
             wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra, f"threads_per_client={threads}"]))
-            found = without_places({**composed([]), **read_json(run_dir / SETTINGS)})  # settings that are new since
+            usual, stored = composed([]), read_json(run_dir / SETTINGS)
+            stored["data"] = {**usual["data"], **stored["data"]}
+            found = without_places({**usual, **stored})  # settings that are new since
         if found != wanted:
             other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
             raise ConfigError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")

@@ -3,7 +3,8 @@
     flwr run . --stream --federation-config 'num-supernodes=4' --run-config 'overrides="num_clients=4 num_rounds=3"'
 
 Flower runs apps in a folder of its own, so paths among the overrides must be absolute; `hydra.run.dir` names the run
-folder, `~/quantfl-outputs/DATE/TIME` otherwise.
+folder, `~/quantfl-outputs/DATE/TIME` otherwise. With `resume=true` among the overrides it is the folder of a run that
+was begun with the same ones, and that goes on.
 """
 
 import shlex
@@ -19,8 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 from fl.errors import ConfigError, QuantflError
 from fl.experiment import client_app, run
 from fl.overrides import composed, new_folder, typed_targets
+from fl.run_folder import SETTINGS, is_complete
 
-RUN_DIR = "hydra.run.dir="
+RUN_DIR, RESUME = "hydra.run.dir=", "resume=true"
 
 
 def overrides_in(text: str) -> list[str]:
@@ -41,7 +43,7 @@ def configured(overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an override that cannot be honoured, or a path that is not absolute.
     """
-    config = composed([override for override in overrides if not override.startswith(RUN_DIR)])
+    config = composed([each for each in overrides if not each.startswith(RUN_DIR) and each != RESUME])
     for name in ("path", "cache_dir"):
         _check_absolute(f"data.{name}", config["data"].get(name))
     return config
@@ -57,7 +59,12 @@ def _run_dir(overrides: list[str]) -> Path:
     default = f"~/quantfl-outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
     wanted = next((each.removeprefix(RUN_DIR) for each in overrides if each.startswith(RUN_DIR)), default)
     _check_absolute(RUN_DIR.rstrip("="), wanted)
-    return Path(new_folder(str(Path(wanted).expanduser())))
+    folder = Path(wanted).expanduser()
+    if RESUME not in overrides:
+        return Path(new_folder(str(folder)))
+    if not (folder / SETTINGS).is_file():
+        raise ConfigError(f"{RUN_DIR}{wanted}: {RESUME} needs the folder of a run, and this one has no {SETTINGS}")
+    return folder
 
 
 server = ServerApp()
@@ -71,7 +78,10 @@ def main(grid: Grid, context: Context) -> None:
         config = configured(overrides)
         run_dir = _run_dir(overrides)
         print(f"Run folder: {run_dir}", flush=True)
-        run(config, run_dir, trusted=typed_targets(overrides), grid=grid)
+        if RESUME in overrides and is_complete(run_dir):
+            print(f"{run_dir}: is finished, nothing is left to do", flush=True)
+            return
+        run(config, run_dir, trusted=typed_targets(overrides), resume=RESUME in overrides, grid=grid)
     except QuantflError as error:
         print(f"error: {error}", flush=True)  # Flower prints a traceback; this is the line to read
         raise

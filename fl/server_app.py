@@ -158,6 +158,13 @@ class _Run:
         self.link.load_state(checkpoint.link)
         if isinstance(grid, LocalGrid):
             grid.load_state(checkpoint.clients)
+        else:
+            self.link.forget_clients()
+            if self.link.active:
+                say(
+                    "note: what clients remember lies with Flower's SuperNodes and goes with the run that was stopped: "
+                    "they are sent the model again, and what error feedback kept is lost"
+                )
         if checkpoint.records is not None:
             self.rounds.cut(checkpoint.records[0])
         self.records = read_rounds(path)[: checkpoint.round]

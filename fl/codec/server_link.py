@@ -245,6 +245,10 @@ class ServerLink:
             "dtypes": {name: dtype.str for name, dtype in self._dtypes.items()},
         }
 
+    def forget_clients(self) -> None:
+        """Takes every client for one that remembers nothing, as after a start of a new Flower run."""
+        self._holds, self._arrived, self._accepted = {}, {}, {}
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         self._begun = True
