@@ -56,7 +56,7 @@ test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop, kill and resume a run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'long and not exhaustive'
 
-test-all: test test-long test-cluster ## All of them, and every attack instead of some (docs/security.md)
+test-all: test test-long test-cluster test-deployment ## All of them, and every attack instead of some (docs/security.md)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m exhaustive
 
 mutants: $(ALL) ## Put faults into the code one by one: the test that each of them names must fail (some minutes)
@@ -64,6 +64,9 @@ mutants: $(ALL) ## Put faults into the code one by one: the test that each of th
 
 test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
 	tests/cluster/run.sh $(BIN)/python
+
+test-deployment: $(STAMP) ## Flower's deployment runtime on this machine: TLS, keys, refusals, kills (docs/deployment.md)
+	$(BIN)/python -m pytest -v tests/deployment
 
 bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops (EUROSAT_ZIP; about 15 minutes)
 	@$(BIN)/python benchmarks/startup.py
@@ -89,4 +92,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-long test-all mutants test-cluster bench results tables lint clean
+.PHONY: help install demo eurosat test test-long test-all mutants test-cluster test-deployment bench results tables lint clean
