@@ -54,7 +54,7 @@ class Ground:
 
     def processes(self, word):
         """Returns the processes of this ground segment whose command line has a word."""
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
         ports = [str(self.port + each) for each in range(4)]
         rows = [line.split(maxsplit=1) for line in listed.splitlines()]
         return [int(pid) for pid, args in rows if word in args and any(f":{port}" in args for port in ports)]
@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(ground, in_process, tmp_path):
         client.terminate()
     assert not (tmp_path / "run" / "final_model.pt").exists()
     told = ground("run", *wanted, "resume=true")
-    assert "round 3/3" in told
+    assert "round 3/3" in told, told
     assert (tmp_path / "run" / "final_model.pt").read_bytes() == in_process("num_rounds=3")
     assert "is finished, nothing is left to do" in ground("run", *wanted, "resume=true")
 
@@ -143,7 +143,7 @@ def test_a_killed_run_with_codecs_says_what_is_lost(ground, tmp_path):
             os.kill(process, signal.SIGKILL)
         client.terminate()
     told = ground("run", *wanted, "resume=true")
-    assert "what error feedback kept is lost" in told
+    assert "what error feedback kept is lost" in told, told
     assert [len(record["clients_failed"]) for record in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [0, 0, 0]
     assert read_json(tmp_path / "run" / "summary.json")["state"] == "completed"
 
