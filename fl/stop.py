@@ -7,7 +7,6 @@ and the signal's number. `import fl` alone changes nothing.
 Images are mapped from their cache: the system sends SIGBUS to who reads what is no longer there.
 """
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ def listen() -> None:
     """Ends this process in one line when a signal comes."""
     for number in SIGNALS:
         signal.signal(number, _end)
+    import ctypes  # now that signals are heard
+
     with suppress(Exception):  # where the system lets no code be made
         libc = ctypes.CDLL(None)  # Python runs a handler after the read, which is tried for ever
         libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
