@@ -12,7 +12,20 @@ from fl.errors import counted
 from fl.messages import ARRAYS, arrays_of
 
 
-class NormClipping(FedAvg):
+class FromReceived(FedAvg):
+    """A strategy that looks at changes: it remembers the model before the round."""
+
+    received: dict[str, np.ndarray] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remembers the model before the round."""
+        self.received = {name: array.numpy() for name, array in arrays.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class NormClipping(FromReceived):
     """FedAvg of changes that are shortened to a bound (norm thresholding, Sun et al., arXiv 1911.07963).
 
     A change is a client's model minus the one before the round, BatchNorm's running statistics among it; its length is
@@ -28,14 +41,6 @@ class NormClipping(FedAvg):
             raise ValueError(f"max_norm={max_norm}: must be above 0, or null for the median of the changes")
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.max_norm = max_norm
-        self.received: dict[str, np.ndarray] = {}
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remembers the model before the round."""
-        self.received = {name: array.numpy() for name, array in arrays.items()}
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

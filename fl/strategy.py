@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fl.errors import ConfigError, RunError, counted
 from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, split_statistics
-from fl.robust import ROBUST, chosen, too_few
+from fl.robust import ROBUST, FromReceived, chosen, too_few
 from fl.targets import Target
 
 PROVIDED = (
@@ -131,7 +131,7 @@ class Aggregator:
             setattr(self.inner, name, _from_plain(value))
 
 
-class FedAvgNesterov(FedAvg):
+class FedAvgNesterov(FromReceived):
     """FedAvg followed by a step of SGD with Nesterov momentum on the server.
 
     The mean change of a round is taken as a gradient: `m = momentum * m + change`, and the model moves by
@@ -151,15 +151,7 @@ class FedAvgNesterov(FedAvg):
             raise ValueError(f"momentum={momentum}: must be from 0 to below 1")
         super().__init__(**kwargs)
         self.server_learning_rate, self.momentum = server_learning_rate, momentum
-        self.received: dict[str, np.ndarray] = {}
         self.velocity: dict[str, np.ndarray] = {}
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remembers the model before the round."""
-        self.received = {name: array.numpy() for name, array in arrays.items()}
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
