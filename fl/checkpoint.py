@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl.client_states import read_state
 from fl.console import say
 from fl.errors import RunError
 from fl.journal import Journal
 from fl.model_file import to_bytes
 from fl.results import write_bytes
+from fl.run_folder import CLIENTS
 
 FILE, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 MARK = b"quantfl checkpoint SHA-256:"
@@ -31,7 +33,8 @@ class Checkpoint:
         round: the last one completed.
         state: the global model.
         strategy: what the strategy remembers.
-        clients: every client's `Context.state`, serialized, by node id.
+        clients: which files of the folder `clients` hold what each client remembers, by node id; in a checkpoint of an
+            older version its `Context.state` itself, serialized.
         link: what the server's end of the link remembers.
         records: `Journal.mark` of `rounds.jsonl` after that round; None in a checkpoint of an older version.
         inputs: what the run was made of, by name: a run that is continued must be made of the same.
@@ -40,25 +43,26 @@ class Checkpoint:
     round: int
     state: dict[str, Tensor]
     strategy: dict[str, Any]
-    clients: dict[int, bytes]
+    clients: Mapping[int, dict[str, str] | bytes]
     link: dict[str, Any]
     records: tuple[int, str] | None = None
     inputs: Mapping[str, Any] | None = None
 
 
-def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Writes it whole; the one before stays as `checkpoint_previous.pt`."""
-    clients = {node: _as_tensor(state) for node, state in checkpoint.clients.items() if state}
-    content = to_bytes(vars(checkpoint) | {"clients": clients})
+def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, settle: Callable[[], object] = lambda: None) -> None:
+    """Writes it whole; the one before stays as `checkpoint_previous.pt`.
+
+    Args:
+        run_dir: of the run.
+        checkpoint: of a round that is complete.
+        settle: called when no checkpoint is left but the one before, to delete what neither of the two needs.
+    """
+    content = to_bytes(vars(checkpoint))
     content += MARK + hashlib.sha256(content).digest()
     if (run_dir / FILE).exists():
         os.replace(run_dir / FILE, run_dir / PREVIOUS)
+    settle()
     write_bytes(run_dir / FILE, content)
-
-
-def _as_tensor(content: bytes) -> Tensor:
-    """Bytes as what `weights_only=True` lets through."""
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def newest_checkpoint(run_dir: Path, records: Journal) -> Checkpoint | None:
@@ -104,12 +108,19 @@ def _read(path: Path) -> Checkpoint:
         raise RunError(f"{path}: is damaged (its content does not have its SHA-256)")
     try:
         loaded = torch.load(io.BytesIO(body if marked else content), map_location="cpu", weights_only=True)
-        clients = {node: state.numpy().tobytes() for node, state in loaded.pop("clients").items()}
-        found = Checkpoint(**loaded, clients=clients)
+        found = Checkpoint(**loaded | {"clients": {node: _plain(held) for node, held in loaded["clients"].items()}})
     except Exception as error:  # whatever torch makes of bytes it did not write
         raise RunError(f"{path}: is damaged ({type(error).__name__})") from error
+    for held in found.clients.values():
+        for name in held.values() if isinstance(held, dict) else ():
+            read_state(path.parent / CLIENTS, name)
     if not marked:
         if found.records is not None:
             raise RunError(f"{path}: is damaged (its SHA-256 is missing)")
         say(f"note: {path}: is of an older version, without a checksum; it is taken as it is")
     return found
+
+
+def _plain(held: Tensor | dict[str, str]) -> bytes | dict[str, str]:
+    """Returns bytes as they were, which an older version saved as a tensor."""
+    return held.numpy().tobytes() if isinstance(held, Tensor) else {str(key): str(name) for key, name in held.items()}

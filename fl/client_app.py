@@ -1,7 +1,7 @@
 """The Flower ClientApp: train the received model on this client's images, answer with the result."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,13 @@ def _open_once(folder: Path) -> ImageSet:
     return load_images(folder)
 
 
+@lru_cache(maxsize=1)
+def _shares_once(path: Path) -> Mapping[str, np.ndarray]:
+    """Returns all clients' shares, each read when it is asked for: a file of many clients takes long to open."""
+    shares: Mapping[str, np.ndarray] = np.load(path, allow_pickle=False)
+    return shares
+
+
 def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> ClientApp:
     """Returns a ClientApp that answers `train`, `evaluate` and `query` (its partition id).
 
@@ -86,7 +93,7 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         """Fills `model` with what was received; returns this client's partition id, images and labels."""
         compute_with(settings.threads)
         partition_id = int(context.node_config["partition-id"])
-        share = np.load(settings.shares_file, allow_pickle=False)[str(partition_id)]
+        share = _shares_once(settings.shares_file)[str(partition_id)]
         source = _open_once(settings.images_folder)
         model.load_state_dict(arrays_of(message).to_torch_state_dict())
         channels_last(model.to(device))

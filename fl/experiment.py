@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl.errors import ConfigError, DataError, counted
-from fl.run_folder import INDICES, MODEL, PARTITION, PARTITION_PLOT, SETTINGS, SHARES
+from fl.run_folder import CLIENTS, INDICES, MODEL, PARTITION, PARTITION_PLOT, SETTINGS, SHARES
 from fl.settings import DataSettings, Settings, codec_of, fault_of, settings_from
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _run(
     from fl.selection import FOLDER
     from fl.server_app import ServerSettings, make_server_app
 
-    remove_partial_files(run_dir, *(run_dir / name for name in (".hydra", FOLDER)))
+    remove_partial_files(run_dir, *(run_dir / name for name in (".hydra", FOLDER, CLIENTS)))
     images, split = open_data(settings.data, settings.seed)
     if settings.checkpoint.keep == "best" and not len(split.validation):
         raise ConfigError(
@@ -146,7 +146,7 @@ def _run(
     client_app = make_client_app(_client_settings(settings, images, shares_file), mods)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     engine = settings.engine.build("engine")
-    with nullcontext(grid) if grid else engine.open(client_app, settings.num_clients) as opened:
+    with nullcontext(grid) if grid else engine.open(client_app, settings.num_clients, run_dir / CLIENTS) as opened:
         reached = opened if isinstance(opened, LocalGrid) else RemoteGrid(opened)
         reached.reply_timeout_s = settings.reply_timeout_s
         make_server_app(server, resume=resume)(reached, context)

@@ -1,6 +1,7 @@
 """What is taken of clients' answers: which can be aggregated, and why the others are left out."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -9,8 +10,20 @@ from fl.codec import ServerLink
 from fl.console import say
 from fl.errors import PayloadError, counted, printable
 from fl.link import LONGEST_S
-from fl.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, metrics_of, number
+from fl.messages import (
+    ARRAYS,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_S,
+    Content,
+    arrays_of,
+    metrics_of,
+    number,
+    weight,
+    with_content,
+)
 from fl.results import ClientFailure
+from fl.spool import Spool
 
 LONGEST_REASON = 200
 MOST_EXAMPLES = 2**40
@@ -19,37 +32,69 @@ LARGEST_SQUARE, LARGEST_METRIC = float(np.finfo(np.float32).max), 1e30
 VARIANCE = ".running_var"
 
 
-def of_asked(replies: Iterable[Message], asked: Collection[int], server_round: int) -> list[Message]:
-    """Returns the replies of nodes that were asked, and says which others there were."""
-    found = []
+def of_asked(replies: Iterable[Message], asked: Collection[int], server_round: int) -> Iterator[Message]:
+    """Yields the first reply of each node that was asked, and says which others there were."""
+    waiting = set(asked)
     for reply in replies:
-        if (node := reply.metadata.src_node_id) in asked:
-            found.append(reply)
+        if (node := reply.metadata.src_node_id) in waiting:
+            waiting.remove(node)
+            yield reply
         else:
-            say(f"note: round {server_round}: node {node} answered without having been asked; this is left out")
-    return found
+            how = "answered twice" if node in asked else "answered without having been asked"
+            say(f"note: round {server_round}: node {node} {how}; this is left out")
 
 
-def sort_out(
-    replies: Sequence[Message],
-    sampled: Mapping[int, int],
-    arrays: ArrayRecord,
-    link: ServerLink,
-    images_of: Sequence[int] | None,
-) -> tuple[list[Message], list[ClientFailure]]:
-    """Returns valid replies, decoded, and failures, both by partition id."""
-    reply_of = {reply.metadata.src_node_id: reply for reply in replies}
-    expected = {name: array.numpy() for name, array in arrays.items()}
-    valid, failures = [], []
-    for partition, node in sampled.items():
-        held = images_of[partition] if images_of is not None else None
-        problem = _problem(reply_of[node], expected, link, held) if node in reply_of else "no reply in time"
-        if problem is None:
-            link.accept(reply_of[node])
-            valid.append(reply_of[node])
-        else:
-            failures.append(ClientFailure(partition, shortened(problem)))
-    return valid, failures
+@dataclass
+class Answers:
+    """What came of a round's messages; replies are looked at as they come, and their arrays put away.
+
+    Attributes:
+        sampled: the node of each client that was asked.
+        arrays: the model before the round.
+        link: decodes them.
+        images_of: how many images each client holds, by partition id, if that is known.
+        spool: where arrays wait.
+        arrived: payload and message bytes of each reply, by node.
+    """
+
+    sampled: Mapping[int, int]
+    arrays: ArrayRecord
+    link: ServerLink
+    images_of: Sequence[int] | None
+    spool: Spool
+    arrived: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _usable: dict[int, Message] = field(default_factory=dict)  # by node
+    _problems: dict[int, str] = field(default_factory=dict)
+
+    def take(self, replies: Iterable[Message], on_reply: Callable[[], object]) -> None:
+        """Looks at each reply: what it weighs, whether it can be used, and why not."""
+        expected = {name: array.numpy() for name, array in self.arrays.items()}
+        partition_of = {node: partition for partition, node in self.sampled.items()}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if not reply.has_error():
+                self.arrived[node] = weight(reply)
+            held = self.images_of[partition_of[node]] if self.images_of is not None else None
+            problem = _problem(reply, expected, self.link, held)
+            if problem is None:
+                arrays = arrays_of(reply)
+                self._usable[node] = with_content(reply, Content(self.spool.put(arrays), metrics_of(reply)))
+                arrays.clear()  # whoever looked at a content made a cycle that holds it until it is collected
+            else:
+                self._problems[node] = problem
+            on_reply()
+
+    def sorted_out(self) -> tuple[list[Message], list[ClientFailure]]:
+        """Returns what can be aggregated, and failures, both by partition id."""
+        valid, failures = [], []
+        for partition, node in self.sampled.items():
+            if (reply := self._usable.get(node)) is not None:
+                self.link.accept(reply)
+                valid.append(reply)
+            else:
+                problem = self._problems.get(node, "no reply in time")
+                failures.append(ClientFailure(partition, shortened(problem)))
+        return valid, failures
 
 
 def shortened(text: str) -> str:

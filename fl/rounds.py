@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from fl.messages import (
     metrics_of,
     number,
     payload_bytes,
+    weight,
 )
-from fl.replies import evaluation_problem, of_asked, raised_text, shortened, sort_out
+from fl.replies import Answers, evaluation_problem, of_asked, raised_text, shortened
 from fl.results import ClientFailure, ClientRecord, RoundRecord, Score, Scores, Traffic
 from fl.seeds import numpy_generator
+from fl.spool import Spool
 from fl.strategy import Aggregator
 from fl.training import Schedule, learning_rate
 
@@ -70,6 +73,7 @@ def run_rounds(
     evaluate: Callable[[ArrayRecord], Scores],
     first_round: int = 1,
     on_reply: Callable[[], object] = lambda: None,
+    spool_folder: Path | None = None,
 ) -> Iterator[tuple[RoundRecord, ArrayRecord]]:
     """Yields the record and the aggregated model of each round.
 
@@ -82,6 +86,7 @@ def run_rounds(
         evaluate: returns the scores of a model.
         first_round: above 1 in a run that is resumed.
         on_reply: called after every client's reply.
+        spool_folder: where answers wait that are too many for memory; None: the system's folder for such files.
 
     Raises:
         RunError: fewer than `settings.min_completed` valid replies in a round, or an aggregated model that is not
@@ -96,16 +101,18 @@ def run_rounds(
         arrays = link.begin(arrays)
         messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
         messages = link.send(messages)
-        sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
-        replies = of_asked(_collect(grid, messages, on_reply, settings.round_timeout_s), sent, server_round)
-        arrived = {reply.metadata.src_node_id: _weigh(reply) for reply in replies if not reply.has_error()}
-        valid, failures = sort_out(replies, sampled, arrays, link, settings.images_of)
-        if len(valid) < settings.min_completed:
-            raise RunError(_too_few(server_round, valid, failures, settings))
-        trained = time.perf_counter()
-        fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
-        clients = _client_records(sampled, sent, arrived, valid)
-        arrays, metrics = aggregator.aggregate_train(server_round, arrays, valid)
+        sent = {message.metadata.dst_node_id: weight(message) for message in messages}
+        with Spool(arrays, spool_folder) as spool:
+            answers = Answers(sampled, arrays, link, settings.images_of, spool)
+            replies = grid.send_and_receive(messages, timeout=settings.round_timeout_s)
+            answers.take(of_asked(replies, sent, server_round), on_reply)
+            valid, failures = answers.sorted_out()
+            if len(valid) < settings.min_completed:
+                raise RunError(_too_few(server_round, valid, failures, settings))
+            trained = time.perf_counter()
+            fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
+            clients = _client_records(sampled, sent, answers.arrived, valid)
+            arrays, metrics = aggregator.aggregate_train(server_round, arrays, valid)
         _refuse_broken(arrays, server_round)
         aggregated = time.perf_counter()
         scores = evaluate(arrays)
@@ -126,7 +133,7 @@ def run_rounds(
             clients_completed=len(valid),
             clients_failed=tuple(failures),
             broadcast=_total(sent.values(), fp32_bytes),
-            update=_total(arrived.values(), fp32_bytes),
+            update=_total(answers.arrived.values(), fp32_bytes),
             control_message_bytes=control_bytes,
             late=_late(grid, nodes),
             clients=clients,
@@ -182,11 +189,6 @@ def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int
     return {partition: node for node, partition in partition_of.items()}, control_bytes
 
 
-def _weigh(message: Message) -> tuple[int, int]:
-    """Returns payload and message bytes."""
-    return payload_bytes(message.content), message_bytes(message.content)
-
-
 def _total(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
     """Returns sums; FP32 from the same start sends a model where a payload was sent, and nothing where none was."""
     payloads, messages = zip(*weights, strict=True)
@@ -220,22 +222,12 @@ def _sample(
     return {int(partition): nodes[int(partition)] for partition in sorted(chosen)}
 
 
-def _collect(
-    grid: Grid, messages: Sequence[Message], on_reply: Callable[[], object], timeout_s: float | None
-) -> list[Message]:
-    replies = []
-    for reply in grid.send_and_receive(messages, timeout=timeout_s):
-        replies.append(reply)
-        on_reply()
-    return replies
-
-
 def _late(grid: Grid, nodes: Mapping[int, int]) -> tuple[ClientRecord, ...]:
     """Returns what arrived after nobody waited for it any more: bytes that were spent for nothing."""
     partition_of = {node: partition for partition, node in nodes.items()}
     replies: list[Message] = getattr(grid, "late_replies", list)()
     known = [r for r in replies if r.has_content() and r.metadata.src_node_id in partition_of]
-    return tuple(ClientRecord(partition_of[r.metadata.src_node_id], 0, 0, *_weigh(r), 0.0) for r in known)
+    return tuple(ClientRecord(partition_of[r.metadata.src_node_id], 0, 0, *weight(r), 0.0) for r in known)
 
 
 def _too_few(
@@ -293,13 +285,13 @@ def _evaluate_on_clients(
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
     messages = link.send(messages)
     partition_of = {node: partition for partition, node in sampled.items()}
-    sent = {message.metadata.dst_node_id: _weigh(message) for message in messages}
+    sent = {message.metadata.dst_node_id: weight(message) for message in messages}
     replies, failures, arrived = [], [], {}
     asked = grid.send_and_receive(messages, timeout=settings.round_timeout_s)
     answers = of_asked(asked, partition_of, server_round)
     for reply in sorted(answers, key=lambda reply: partition_of[reply.metadata.src_node_id]):
         if not reply.has_error():
-            arrived[reply.metadata.src_node_id] = _weigh(reply)
+            arrived[reply.metadata.src_node_id] = weight(reply)
         partition = partition_of[reply.metadata.src_node_id]
         problem = evaluation_problem(reply, link, settings.images_of[partition] if settings.images_of else None)
         if problem is None:

@@ -20,6 +20,8 @@ MODEL, ROUNDS, EVENTS, SUMMARY, ROUNDS_PLOT, COMMUNICATION = (
     "rounds.png",
     "communication.json",
 )
+CLIENTS = "clients"
+"""Folder of what clients remember, one file for each record."""
 INPUTS = (INDICES, SHARES, PARTITION, PARTITION_PLOT)
 
 

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from fl.client_states import ClientStates
 from fl.codec import Codec, ServerLink
 from fl.console import progress, say
 from fl.data.images import ImageSet, Split, load_images
@@ -157,7 +158,7 @@ class _Run:
         aggregator.load_state(checkpoint.strategy)
         self.link.load_state(checkpoint.link)
         if isinstance(grid, LocalGrid):
-            grid.load_state(checkpoint.clients)
+            grid.states.restore(checkpoint.clients, checkpoint.round + 1)
         else:
             self.link.forget_clients()
             if self.link.active:
@@ -214,6 +215,7 @@ class _Run:
                     evaluate=self._evaluate,
                     first_round=done + 1,
                     on_reply=lambda: advance(1),
+                    spool_folder=self.settings.run_dir,
                 )
                 for record, arrays in () if out_of_time else loop:
                     self._keep(record, arrays, grid, aggregator)
@@ -302,11 +304,12 @@ class _Run:
         self.rounds.append(self.records[-1])
         final = self._chosen(arrays).to_torch_state_dict()
         keep_model(self.settings.run_dir, final, self.records, self.settings.keep)
-        clients = grid.state() if isinstance(grid, LocalGrid) else {}
-        state, link = dict(arrays.to_torch_state_dict()), self.link.state()
+        states = grid.states if isinstance(grid, LocalGrid) else ClientStates()
+        state, link, clients = dict(arrays.to_torch_state_dict()), self.link.state(), states.listing()
         save_checkpoint(
             self.settings.run_dir,
             Checkpoint(record.round, state, aggregator.state(), clients, link, self.rounds.mark, self.inputs),
+            states.settle,
         )
         if record.round % max(1, record.round // PLOTS) == 0:
             plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)

@@ -9,11 +9,23 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fl.errors import ConfigError, RunError, counted
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, arrays_of, config_of, metrics_of, split_statistics
+from fl.messages import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    Content,
+    LazyArrays,
+    arrays_of,
+    config_of,
+    metrics_of,
+    split_statistics,
+    with_content,
+)
 from fl.robust import ROBUST, FromReceived, chosen, too_few
 from fl.targets import Target
 
@@ -101,19 +113,15 @@ class Aggregator:
         """
         if problem := too_few(self.inner, len(replies)):
             raise RunError(f"round {server_round}: {problem}; {counted(len(replies), 'client')} completed")
-        parameter_replies, statistic_contents = [], []
-        for reply in replies:
-            answered = arrays_of(reply)
-            parameters, statistics = self._split(ArrayRecord({name: answered[name] for name in arrays}))
-            weights = metrics_of(reply)
-            statistic_contents.append(RecordDict({ARRAYS: statistics, METRICS: weights}))
-            content = RecordDict({ARRAYS: parameters, METRICS: weights})
-            parameter_replies.append(cast(Message, _with_content(reply, content)))
+        parameter_names, statistic_names = (list(part) for part in self._split(arrays))
+        read = _part if type(self.inner) in MEANS else _in_memory
+        parameter_replies = [with_content(reply, read(reply, parameter_names)) for reply in replies]
         used = chosen(self.inner, parameter_replies, arrays)
         aggregated, metrics = self.inner.aggregate_train(server_round, used)
         if aggregated is None or metrics is None:
             raise ValueError(f"{type(self.inner).__name__} returned nothing for {len(replies)} valid replies")
-        merged = {**aggregated, **aggregate_arrayrecords(statistic_contents, NUM_EXAMPLES)}
+        statistics = cast(list[RecordDict], [_part(reply, statistic_names) for reply in replies])
+        merged = {**aggregated, **aggregate_arrayrecords(statistics, NUM_EXAMPLES)}
         return ArrayRecord({name: _cast(merged[name], old.dtype) for name, old in arrays.items()}), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -169,6 +177,22 @@ class FedAvgNesterov(FromReceived):
         return ArrayRecord(moved), metrics
 
 
+MEANS = (FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad, FedAvgNesterov)
+"""Strategies that read each answer once, to add it up: their memory does not depend on how many there are."""
+
+
+def _part(reply: Message, names: Sequence[str]) -> Content:
+    """Returns some arrays of a reply, which stay where they are until they are asked for, and its metrics."""
+    arrays = arrays_of(reply)
+    return Content(LazyArrays(names, arrays.__getitem__), metrics_of(reply))
+
+
+def _in_memory(reply: Message, names: Sequence[str]) -> RecordDict:
+    """Returns the same for strategies that compare answers, or change them: all of them at once."""
+    arrays = arrays_of(reply)
+    return RecordDict({ARRAYS: ArrayRecord({name: arrays[name] for name in names}), METRICS: metrics_of(reply)})
+
+
 def _to_plain(value: Any) -> dict[str, Any] | None:
     if isinstance(value, ArrayRecord):
         return {"record": {name: torch.from_numpy(array.numpy()) for name, array in value.items()}}
@@ -194,11 +218,6 @@ def _whole(arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
 
 def _only(nodes: Sequence[int]) -> Grid:
     return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
-
-
-def _with_content(reply: Message, content: RecordDict) -> Any:
-    """Flower's aggregation asks a message for these three only."""
-    return SimpleNamespace(content=content, has_error=lambda: False, metadata=reply.metadata)
 
 
 def _cast(array: Array, dtype: str) -> Array:

@@ -148,11 +148,11 @@ def test_a_client_remembers_how_its_loss_is_scaled(opened):
         scales = []
         for client in (0, 0, 1):
             asked(grid, client=client)
-            scales.append(grid._contexts[2 + client].state["quantfl.scaler"]["scale"])
+            scales.append(grid.states.get(2 + client)["quantfl.scaler"]["scale"])
     assert scales == [16.0, 64.0, 16.0], "two steps each"
     with opened() as grid:
         asked(grid, client=0)
-        assert not grid._contexts[2].state.config_records, "nothing to remember in FP32"
+        assert not grid.states.get(2).config_records, "nothing to remember in FP32"
 
 
 def test_mods_go_around_training_only_the_first_outermost(opened):

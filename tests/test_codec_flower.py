@@ -128,7 +128,7 @@ def test_a_client_without_the_reference_says_so_and_is_sent_it_in_its_next_round
     with InProcess().open(app, 2) as grid:
         for server_round, sent, _, _ in rounds(link, grid, [[0, 1]] * 5):
             if server_round == 2:
-                grid._contexts[3].state = RecordDict()  # the second client's memory is gone
+                grid.states.put(3, RecordDict())  # the second client's memory is gone
             if server_round == 3:
                 assert (3, 1) not in seen
             else:
@@ -148,7 +148,7 @@ def test_a_lost_update_is_sent_again_with_what_was_lost_before(codec):
         for server_round, _, _, exact in rounds(link, grid, [[0]] * 6, drop={(2, 0), (3, 0)}):
             received += exact["fc.weight"] - before["fc.weight"]
             before = exact
-            residual = grid._contexts[2].state.array_records[RESIDUAL]["fc.weight"].numpy()
+            residual = grid.states.get(2).array_records[RESIDUAL]["fc.weight"].numpy()
             learned = sum(
                 np.random.default_rng((each, 0)).normal(size=(32, 64)) / 100 for each in range(1, server_round + 1)
             )
@@ -161,7 +161,7 @@ def test_a_client_that_raised_keeps_what_it_remembered():
     app = moving(codec_mod(broadcast=codec, update=codec, initial=start), failing={(2, 0)})
     link = ServerLink(codec, codec, initial=start)
     with InProcess().open(app, 1) as grid:
-        states = [grid.state()[2] for _ in rounds(link, grid, [[0]] * 3)]
+        states = [grid.states.get(2) for _ in rounds(link, grid, [[0]] * 3)]
     assert states[0] == states[1] != states[2]
 
 
@@ -414,7 +414,7 @@ def test_records_of_the_link_never_reach_an_app():
         link.receive(reply)
     assert seen == [{"arrays", "config"}]
     assert LINK not in reply.content
-    assert REFERENCE not in grid._contexts[2].state
+    assert REFERENCE not in grid.states.get(2)
     for name, array in reply.content["arrays"].items():
         np.testing.assert_array_equal(array.numpy(), start()[name])
 

@@ -135,8 +135,14 @@ def test_clients_may_be_told_apart_by_any_text():
         return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message)
 
     with InProcess().open(app, 3) as grid:
-        for number, context in enumerate(grid._contexts.values()):
-            context.node_config["partition-id"] = f"sat-{number}"
+        plain = grid._context
+
+        def renamed(node):
+            context = plain(node)
+            context.node_config["partition-id"] = f"sat-{context.node_config['partition-id']}"
+            return context
+
+        grid._context = renamed
         carry = grid.send_and_receive
         grid.send_and_receive = lambda messages, timeout: list(carry(messages))
         assert CodecStrategy(FedAvg(**AVERAGE), **settings).start(grid, record(model()), num_rounds=2).arrays

@@ -57,10 +57,10 @@ def test_who_was_sent_a_model_of_its_own_still_holds_the_reference():
     second, third = add_one(model(), 0, 0), add_one(add_one(model(), 0, 0), 0, 0)
     with InProcess().open(learning([codec_mod(**settings)], seen=seen), 1) as grid:
         asked(link, grid, link.begin(record(second)))
-        held = fingerprint(arrays_in(grid._contexts[2].state.array_records[REFERENCE]))
+        held = fingerprint(arrays_in(grid.states.get(2).array_records[REFERENCE]))
         link.begin(record(third))
         asked(link, grid, record({n: a * 0 for n, a in model().items()}), server_round=2)
-        assert fingerprint(arrays_in(grid._contexts[2].state.array_records[REFERENCE])) == held
+        assert fingerprint(arrays_in(grid.states.get(2).array_records[REFERENCE])) == held
         basis = link.begin(record(third))
         (message,) = link.send([Message(RecordDict({"arrays": basis, "config": ConfigRecord()}), 2, "train")])
         (payload,) = message.content["arrays"].values()

@@ -576,7 +576,7 @@ def test_what_feedback_keeps_of_an_update_decays(decay):
             strategy.min_train_nodes = strategy.min_available_nodes = 1
             replies = grid.send_and_receive(strategy.configure_train(server_round, record(moved[-1]), config, grid))
             moved.append(arrays_in(strategy.aggregate_train(server_round, replies)[0]))
-            residuals.append(grid._contexts[2].state.array_records[RESIDUAL]["fc.weight"].numpy())
+            residuals.append(grid.states.get(2).array_records[RESIDUAL]["fc.weight"].numpy())
             learned = np.random.default_rng((server_round, 0)).normal(size=(32, 64)) / 100
             arrived = moved[-1]["fc.weight"] - moved[-2]["fc.weight"]
             np.testing.assert_allclose(arrived + residuals[-1], learned + decay * residuals[-2], atol=2e-6)

@@ -161,21 +161,21 @@ def answers(grid, *messages):
     ]
 
 
-def test_a_client_remembers_what_it_did_when_it_answered_and_forgets_when_it_raised():
-    with InProcess().open(counting(), 3) as grid:
+def test_a_client_remembers_what_it_did_when_it_answered_and_forgets_when_it_raised(tmp_path):
+    with InProcess().open(counting(), 3, tmp_path) as grid:
         nodes = list(grid.get_node_ids())
         assert len(set(nodes)) == 3
         first = answers(grid, *(to(node) for node in nodes))
         assert first == [{"partition-id": n, "num-partitions": 3, "messages": 1} for n in range(3)]
-        before = grid.state()
+        before = grid.states.listing()
         assert answers(grid, to(nodes[1], fail=True)) == ["ValueError: battery empty\nand cold"]
-        assert grid.state() == before
+        assert grid.states.listing() == before
         assert answers(grid, to(nodes[1]))[0]["messages"] == 2
         assert answers(grid, to(nodes[0]))[0]["messages"] == 2, "each has a memory of its own"
-        grid.load_state(before)
+        grid.states.restore(before, 2)
         assert answers(grid, to(nodes[1]))[0]["messages"] == 2
-    with InProcess().open(counting(), 3) as another:
-        another.load_state(before)
+    with InProcess().open(counting(), 3, tmp_path) as another:
+        another.states.restore(before, 2)
         assert answers(another, to(nodes[2]))[0]["messages"] == 2
 
 

@@ -34,8 +34,14 @@ def snippet():
 
 
 def configured(grid, config):
-    for context in grid._contexts.values():
+    plain = grid._context
+
+    def told(node):
+        context = plain(node)
         context.run_config.update(config)
+        return context
+
+    grid._context = told
     random.seed(1)
     carry, weights = grid.send_and_receive, []
 

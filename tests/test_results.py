@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 
 from fl.checkpoint import FILE, PREVIOUS, Checkpoint, newest_checkpoint, save_checkpoint
+from fl.client_states import ClientStates
 from fl.errors import ConfigError, RunError
 from fl.journal import Journal
 from fl.results import (
@@ -27,6 +29,7 @@ from fl.results import (
     write_json,
     write_jsonl,
 )
+from fl.run_folder import CLIENTS
 from fl.run_summary import reached, round_line
 
 CLIENT = ClientRecord(0, 100, 110, 50, 60, 2.0)
@@ -175,18 +178,22 @@ CHECKPOINT = Checkpoint(
     round=3,
     state={"w": torch.arange(4.0)},
     strategy={"velocity": {"dict": {"w": torch.ones(2)}}, "eta": {"number": 0.1}},
-    clients={2: b"state of a client", 3: b""},
+    clients={},
     link={"chain": None, "holds": {2: "ab"}},
 )
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    save_checkpoint(tmp_path, CHECKPOINT)
+    states = ClientStates(tmp_path / CLIENTS)
+    states.put(2, RecordDict({"told": ConfigRecord({"a": 1})}))
+    states.put(3, RecordDict())
+    save_checkpoint(tmp_path, dataclasses.replace(CHECKPOINT, clients=states.listing()), states.settle)
     loaded = newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl"))
     assert loaded.round == 3
     assert torch.equal(loaded.state["w"], torch.arange(4.0))
     assert loaded.strategy["eta"] == {"number": 0.1}
-    assert loaded.clients == {2: b"state of a client"}, "of who remembers nothing, nothing is kept"
+    assert loaded.clients == states.listing()
+    assert list(loaded.clients) == [2], "of who remembers nothing, nothing is kept"
     assert loaded.link == CHECKPOINT.link
 
 

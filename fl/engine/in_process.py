@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -25,14 +26,14 @@ class InProcess:
         return False
 
     @contextmanager
-    def open(self, client_app: ClientApp, num_clients: int) -> Iterator[LocalGrid]:
-        """Yields a grid over `num_clients` clients that run `client_app`."""
-        yield _Grid(client_app, num_clients)
+    def open(self, client_app: ClientApp, num_clients: int, states_folder: Path | None = None) -> Iterator[LocalGrid]:
+        """Yields a grid over `num_clients` clients that run `client_app`; see `LocalGrid`."""
+        yield _Grid(client_app, num_clients, states_folder)
 
 
 class _Grid(LocalGrid):
-    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
-        super().__init__(num_clients)
+    def __init__(self, client_app: ClientApp, num_clients: int, states_folder: Path | None) -> None:
+        super().__init__(num_clients, states_folder)
         self._client_app = client_app
 
     def answer(self, message: Message, context: Context) -> tuple[Message, Context]:

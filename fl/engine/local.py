@@ -4,20 +4,21 @@ Every message is serialized to protobuf and parsed again in both directions: a c
 arrays or its neighbours', and what is counted is what a network would carry.
 """
 
-import copy
 import traceback
 import uuid
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+
+from fl.client_states import ClientStates
 
 SERVER_NODE_ID = 1
 RUN_ID = 1
@@ -29,24 +30,21 @@ class LocalGrid(Grid):
     A client's `Context.state` is kept between its messages, and only when it answered: a client that raised
     starts its next message from the state before.
 
+    Args:
+        num_clients: their partition ids are 0 to `num_clients` - 1.
+        states_folder: of the files with what they remember; None: a temporary one.
+
     Attributes:
+        states: what every client remembers.
         reply_timeout_s: how long a client's answer is waited for, in engines that can; None: until it answers or fails.
     """
 
     reply_timeout_s: float | None = None
 
-    def __init__(self, num_clients: int) -> None:
+    def __init__(self, num_clients: int, states_folder: Path | None = None) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE_ID
-        self._contexts = {
-            SERVER_NODE_ID + 1 + partition_id: Context(
-                run_id=RUN_ID,
-                node_id=SERVER_NODE_ID + 1 + partition_id,
-                node_config={"partition-id": partition_id, "num-partitions": num_clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for partition_id in range(num_clients)
-        }
+        self._num_clients = num_clients
+        self.states = ClientStates(states_folder)
         self._replies: dict[str, Message] = {}
 
     @abstractmethod
@@ -72,7 +70,7 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns all node ids."""
-        return list(self._contexts)
+        return [SERVER_NODE_ID + 1 + partition_id for partition_id in range(self._num_clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Runs the clients and returns the ids under which their replies wait."""
@@ -97,28 +95,28 @@ class LocalGrid(Grid):
         for message in messages:
             yield self._deliver(message)
 
-    def state(self) -> dict[int, bytes]:
-        """Returns every client's `Context.state`, serialized, by node id."""
-        states = {node: recorddict_to_proto(context.state) for node, context in self._contexts.items()}
-        return {node: state.SerializeToString() for node, state in states.items()}
-
-    def load_state(self, state: dict[int, bytes]) -> None:
-        """Restores what `state` returned."""
-        for node, content in state.items():
-            self._contexts[node].state = recorddict_from_proto(ProtoRecordDict.FromString(content))
+    def _context(self, node: int) -> Context:
+        """Returns what a client knows of itself, with a copy of what it remembers."""
+        return Context(
+            run_id=RUN_ID,
+            node_id=node,
+            node_config={"partition-id": node - SERVER_NODE_ID - 1, "num-partitions": self._num_clients},
+            state=self.states.get(node),
+            run_config={},
+        )
 
     def _deliver(self, message: Message) -> Message:
         message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as a SuperLink does
         received = _through_the_wire(message)
-        context = self._contexts[message.metadata.dst_node_id]
-        working_copy = copy.deepcopy(context)
+        node = message.metadata.dst_node_id
+        context = self._context(node)
         try:
-            reply, working_copy = self.answer(received, working_copy)
+            reply, context = self.answer(received, context)
             reply = _through_the_wire(reply)
         except (Exception, SystemExit) as error:
             reason = "".join(traceback.format_exception_only(error)).strip()
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
-        context.state = working_copy.state
+        self.states.put(node, context.state)
         return reply
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,15 +61,15 @@ class Ray:
         return True
 
     @contextmanager
-    def open(self, client_app: ClientApp, num_clients: int) -> Iterator[LocalGrid]:
-        """Yields a grid over `num_clients` clients that run `client_app`; Ray is shut down afterwards.
+    def open(self, client_app: ClientApp, num_clients: int, states_folder: Path | None = None) -> Iterator[LocalGrid]:
+        """Yields a grid over `num_clients` clients that run `client_app`; Ray is shut down afterwards. See `LocalGrid`.
 
         Raises:
             RunError: Ray does not start, or no client fits on it.
         """
         backend = self._start(client_app)
         try:
-            yield _Grid(backend, num_clients)
+            yield _Grid(backend, num_clients, states_folder)
         finally:
             backend.terminate()
 
@@ -100,8 +101,8 @@ class Ray:
 
 
 class _Grid(LocalGrid):
-    def __init__(self, backend: Any, num_clients: int) -> None:
-        super().__init__(num_clients)
+    def __init__(self, backend: Any, num_clients: int, states_folder: Path | None) -> None:
+        super().__init__(num_clients, states_folder)
         import ray
 
         self._app_fn, self._pool = backend.app_fn, backend.pool

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import SMALL, composed
-from flwr.app import Array, ArrayRecord, MetricRecord
-from test_rounds import SHARES, clients, mean, ran, value_of
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from test_rounds import SHARES, clients, mean, model, ran, value_of
 
 from fl.engine.in_process import InProcess
 from fl.errors import RunError
@@ -116,17 +116,30 @@ def stranger(reply):
     )
 
 
-def test_nodes_that_were_not_asked_are_left_out(monkeypatch, capsys):
+def twice(reply):
+    """Answers again, with another model."""
+    again = RecordDict(dict(reply.content))
+    if ARRAYS in again:
+        again[ARRAYS] = model(999.0)
+    yield reply
+    yield SimpleNamespace(content=again, has_error=lambda: False, metadata=reply.metadata)
+
+
+@pytest.mark.parametrize(
+    ("forge", "words"),
+    [(stranger, "node 987654321 answered without having been asked"), (twice, "node 3 answered twice")],
+)
+def test_answers_that_were_not_asked_for_are_left_out(forge, words, monkeypatch, capsys):
     calm, _ = ran(clients(), fraction_evaluate=1.0)
     opened = InProcess.open
 
     class Crowded(InProcess):
         def open(self, *arguments):
-            return _Entered(opened(self, *arguments))
+            return _Entered(opened(self, *arguments), forge)
 
     monkeypatch.setattr("test_rounds.InProcess", Crowded)
     noisy, _ = ran(clients(), fraction_evaluate=1.0)
-    assert "node 987654321 answered without having been asked; this is left out" in capsys.readouterr().out
+    assert f"{words}; this is left out" in capsys.readouterr().out
     for one, other in zip(calm, noisy, strict=True):
         assert (one.update, one.clients, one.evaluated, one.federated) == (
             other.update,
@@ -137,11 +150,11 @@ def test_nodes_that_were_not_asked_are_left_out(monkeypatch, capsys):
 
 
 class _Entered:
-    def __init__(self, context):
-        self._context = context
+    def __init__(self, context, forge):
+        self._context, self._forge = context, forge
 
     def __enter__(self):
-        return Crowd(self._context.__enter__(), stranger)
+        return Crowd(self._context.__enter__(), self._forge)
 
     def __exit__(self, *error):
         return self._context.__exit__(*error)

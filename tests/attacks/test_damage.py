@@ -6,6 +6,7 @@ import random
 import shutil
 
 import pytest
+import torch
 from conftest import composed
 from test_kills import RUN
 
@@ -14,6 +15,7 @@ from fl.errors import QuantflError, RunError
 from fl.experiment import run
 from fl.journal import Journal
 from fl.results import read_json, write_json
+from fl.run_folder import CLIENTS
 
 BLOCK = 4096
 
@@ -98,6 +100,41 @@ def test_with_a_damaged_checkpoint_a_run_ends_in_the_same_bytes(copy):
     content = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(next(bits(content, 1)))
     assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+
+
+def named_in(path):
+    """Names of the files of clients' states that a checkpoint lists."""
+    listing = torch.load(path, weights_only=True)["clients"]
+    return {name for held in listing.values() for name in held.values()}
+
+
+@pytest.mark.parametrize("damage", [bits, blocks, ends])
+def test_no_damage_of_what_a_client_remembers_goes_unnoticed(damage, copy, capsys):
+    folder, whole = copy
+    newest = named_in(folder / FILE) - named_in(folder / PREVIOUS)
+    assert len(newest) >= 3, "the reference, and what two clients kept for themselves"
+    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / FILE) | named_in(folder / PREVIOUS)
+    checkpoint = (folder / FILE).read_bytes()
+    for name in sorted(newest):
+        content = (folder / CLIENTS / name).read_bytes()
+        for damaged in damage(content, 5):
+            (folder / CLIENTS / name).write_bytes(damaged)
+            (folder / FILE).write_bytes(checkpoint)
+            assert restored(folder) == 1
+            assert f"{name}: is damaged" in capsys.readouterr().out
+        (folder / CLIENTS / name).write_bytes(content)
+    (folder / FILE).write_bytes(checkpoint)
+    (folder / CLIENTS / name).write_bytes(damaged)
+    assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / FILE) | named_in(folder / PREVIOUS)
+
+
+def test_what_both_checkpoints_need_is_not_gone_without(copy):
+    folder, _ = copy
+    name = min(named_in(folder / FILE) & named_in(folder / PREVIOUS))
+    (folder / CLIENTS / name).unlink()
+    with pytest.raises(RunError, match=rf"{name}: what a client remembers cannot be read .*start the run again in a"):
+        run(composed(*RUN), folder, resume=True)
 
 
 @pytest.mark.parametrize("keep", [1, 0])

@@ -9,7 +9,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg
 
 from fl.codec import CodecStrategy, codec_mod
@@ -24,17 +26,21 @@ PROJECT = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").rea
 CONFIG = PROJECT["tool"]["flwr"]["app"]["config"]
 
 
+def configured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Tells a client what `flwr run` would."""
+    context.run_config.update(CONFIG)
+    return call_next(message, context)
+
+
 def run(rounds: int, coded: bool) -> tuple[float, int, int, int]:
     """Returns the accuracy, and the bytes of all arrays to the clients, of those in the first message, and back."""
-    app = ClientApp(mods=[codec_mod(**codecs)] if coded else [])
+    app = ClientApp(mods=[*([codec_mod(**codecs)] if coded else []), configured])
     app.train()(client_app.train)
     app.evaluate()(client_app.evaluate)
     strategy = FedAvg(fraction_train=CONFIG["fraction-train"])
     strategy = CodecStrategy(strategy, **codecs) if coded else strategy
     random.seed(1)  # Flower draws clients from it
     with InProcess().open(app, CLIENTS) as grid:
-        for context in grid._contexts.values():
-            context.run_config.update(CONFIG)
         carry, sent, received = grid.send_and_receive, [], []
 
         def weighed(messages, timeout=None):
