@@ -15,7 +15,8 @@ Both work in one new run folder, so that any number of submissions can go on at 
   OVERRIDE         any setting, as for python -m fl.train; paths in it are relative to where you are
 
   --partition NAME, --account NAME, --qos NAME, --job-name NAME, --gpus N     as sbatch has them
-  --cpus N         cores (2); --cpus-per-task N is the same
+  --cpus N         cores (2), on each node; --cpus-per-task N is the same
+  --nodes N        of the training: above 1 its clients run on a Ray that is started over the allocation (engine=ray)
   --mem SIZE       memory (4G)
   --time TIME      SLURM's own limit (training: TIME_LIMIT_MIN + 15 minutes, 24 hours without; comparison: 30 minutes)
   --env COMMANDS   shell commands that come first in the jobs, such as 'module load cuda'; can be repeated
@@ -44,7 +45,7 @@ die() {
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 [ -f "$root/fl/train.py" ] || die "$root: is not the repository; run ./submit_job.sh itself, it calls sbatch"
 sweep="a sweep is started by python -m fl.train -m ... hydra/launcher=slurm"
-words=() given=() setup='' python='' run_dir='' dry_run='' run_local=''
+words=() given=() nodes=1 setup='' python='''' run_dir='' dry_run='' run_local=''
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -53,12 +54,13 @@ while [ $# -gt 0 ]; do
     --local) run_local=yes ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
     --cpus-per-task) set -- --cpus "${@:2}" && continue ;;
-    --partition | --account | --qos | --job-name | --gpus | --cpus | --mem | --time | --env | --python | --run-dir)
+    --partition | --account | --qos | --job-name | --gpus | --cpus | --mem | --time | --nodes | --env | --python | --run-dir)
       case ${2:-} in '' | --*) die "$1: needs a value after it" ;; esac
       if [[ $1 != --env && $2 == *[$'"\\\n']* ]]; then die "$1 $2: must have no quote, backslash or line break"; fi
       case $1 in
         --env) setup+=$2$'\n' ;;
         --python) python=$2 ;;
+        --nodes) nodes=$2 ;;
         --run-dir) run_dir=$2 ;;
         --cpus) given+=("--cpus-per-task=$2") ;;
         *) given+=("$1=$2") ;;
@@ -89,7 +91,10 @@ if [ ${#words[@]} -ge 3 ] && [[ ${words[2]} != *=* && ${words[2]} != '~'* ]]; th
   minutes=$((${limit%%.*} + 16)) # rounded up, and a margin for start, data and the last round
   if [[ $limit != *.* ]]; then minutes=$((minutes - 1)); fi
 fi
+[[ $nodes =~ ^[1-9][[:digit:]]{0,3}$ ]] || die "--nodes $nodes: must be a whole number of at least 1"
+[ -z "$run_local" ] || [ "$nodes" = 1 ] || die "--nodes $nodes: --local has one node, this machine"
 experiments='' settings=() trusted=''
+if [ "$nodes" -gt 1 ]; then settings=(engine=ray engine.address=auto); fi
 for override in ${overrides[@]+"${overrides[@]}"}; do
   key=${override%%=*}
   key=${key##*[+~]}
@@ -99,6 +104,11 @@ for override in ${overrides[@]+"${overrides[@]}"}; do
     hydra.run.dir) die "$override: --run-dir DIR gives the run folder" ;;
     hydra.sweep* | hydra.mode | hydra/sweeper | hydra/launcher | hydra.launcher*)
       die "$override: $sweep"
+      ;;
+    engine | engine.address)
+      [ "$nodes" = 1 ] || [ "$override" = engine=ray ] ||
+        die "$override: with --nodes $nodes clients run on the Ray that the job starts (engine=ray engine.address=auto)"
+      settings+=("$override")
       ;;
     experiment) # more named sets beside the precision's, which comes last
       key=${override#*=}
@@ -123,12 +133,14 @@ arguments=("experiment=$experiment" "num_rounds=$rounds" ${limit:+"time_limit_mi
 export PYTHONPATH=$root:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 candidates=("${VIRTUAL_ENV:-/none}/bin/python" "${CONDA_PREFIX:-/none}/bin/python" "$root/.venv/bin/python" python3)
 if [ -n "$python" ]; then candidates=("$python"); fi
+modules=(fl flwr hydra torch)
+if [ "$nodes" -gt 1 ]; then modules+=(ray); fi
 for python in "${candidates[@]}" ''; do
   [ -n "$python" ] || die "${candidates[*]: -1}: ${told:-does not run}; run make install, or give --python PATH"
   told=$("$python" -c 'import sys, importlib.util as util
-missing = [name for name in ("fl", "flwr", "hydra", "torch") if not util.find_spec(name)]
+missing = [name for name in sys.argv[1:] if not util.find_spec(name)]
 old = sys.version_info < (3, 11) and "is older than Python 3.11"
-sys.exit(old or missing and "has no module " + ", ".join(missing) or 0)' 2>&1) && break
+sys.exit(old or missing and "has no module " + ", ".join(missing) or 0)' "${modules[@]}" 2>&1) && break
   told=${told##*: }
 done
 python=$(command -v "$python")
@@ -167,17 +179,19 @@ directive() { # OPTION VALUE: a line for sbatch, weaker than SBATCH_* variables;
   printf '#SBATCH %s=%s\n' "$1" "$2"
 }
 
-start_of_script() { # STEP MINUTES
+start_of_script() { # STEP MINUTES NODES
   local each
   echo '#!/usr/bin/env bash'
   directive --job-name "quantfl-$precision-$1"
   directive --output "\"${run_dir//%/%%}/$1-%j.log\""
-  directive --nodes 1
+  directive --nodes "$3"
   directive --cpus-per-task "${SBATCH_CPUS_PER_TASK:-2}"
   [ -n "${SBATCH_MEM_PER_CPU:-}${SBATCH_MEM_PER_GPU:-}" ] || directive --mem 4G
   directive --time "$2"
   for each in ${given[@]+"${given[@]}"}; do printf '#SBATCH %s="%s"\n' "${each%%=*}" "${each#*=}"; done
-  printf '#SBATCH --open-mode=append\n#SBATCH --requeue\nset -eo pipefail\n%sset -u\n\n' "$setup"
+  printf '#SBATCH --open-mode=append\n#SBATCH --requeue\n'
+  if [ "$1" = train ]; then echo '#SBATCH --signal=B:USR1@60'; fi
+  printf 'set -eo pipefail\n%sset -u\n\n' "$setup"
   printf 'cd %q\nroot=%q\npython=%q\nexport RUN_DIR=%q\n' "$PWD" "$root" "$python" "$run_dir"
   for each in EUROSAT_ZIP QUANTFL_CACHE; do
     [ -z "${!each:-}" ] || printf 'export %s=%q\n' "$each" "${!each}"
@@ -187,32 +201,83 @@ export PYTHONPATH=$root:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONU
 export FLWR_TELEMETRY_ENABLED="${FLWR_TELEMETRY_ENABLED:-0}"
 scratch=$(mktemp -d /tmp/quantfl-XXXXXX) # short: Ray's socket paths may have about 100 characters
 export TMPDIR=$scratch RAY_TMPDIR=$scratch
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 143' TERM
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$scratch"' EXIT
+training=
+trap '[ -z "$training" ] || wait "$training" || true; exit 143' TERM # the training got the same signal
 echo "$(date '+%F %T') job ${SLURM_JOB_ID:-local} on $(hostname)"
 
 SCRIPT
 }
 
 train_script() {
-  start_of_script train "$minutes"
+  start_of_script train "$minutes" "$nodes"
+  if [ "$nodes" -gt 1 ]; then ray_script; fi
   echo 'arguments=('
   printf '  %q\n' "${arguments[@]}"
   cat <<'SCRIPT'
   "hydra.run.dir=\${oc.env:RUN_DIR}"
 )
+work=("$python" -m fl.train "${arguments[@]}")
 if [ -f "$RUN_DIR/settings.json" ]; then # requeued, or submitted again
 SCRIPT
-  echo "  \"\$python\" -m fl.resume \"\$RUN_DIR\"$trusted"
+  echo "  work=(\"\$python\" -m fl.resume \"\$RUN_DIR\"$trusted)"
   cat <<'SCRIPT'
-else
-  "$python" -m fl.train "${arguments[@]}"
 fi
+if [ -z "${SLURM_JOB_ID:-}" ]; then # --local: in front, where Ctrl-C reaches it
+  "${work[@]}"
+  exit
+fi
+
+rounds() { { cat "$RUN_DIR/rounds.jsonl" 2>/dev/null || true; } | wc -l; }
+near_the_limit() { # SLURM tells the script alone: the round in progress is given up, and the job waits for its next turn
+  trap '' USR1
+  kill -USR1 "$training" 2>/dev/null || true
+  if wait "$training"; then exit 0; fi
+  if [ "$(rounds)" -gt "$before" ] || [ -f "$RUN_DIR/final_model.pt" ]; then
+    echo "$(date '+%F %T') time is nearly over after round $(rounds): requeued, to go on from there"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+  fi
+  echo "error: time was over before a round was finished; submit again with a longer --time" >&2
+  exit 1
+}
+before=$(rounds)
+trap near_the_limit USR1
+"${work[@]}" &
+training=$!
+wait "$training"
+SCRIPT
+}
+
+ray_script() { # Ray over the allocation: this node is its head, the others join by a step of the job
+  cat <<'SCRIPT'
+address=$(hostname -I | cut -d ' ' -f 1):$((20000 + SLURM_JOB_ID % 10000))
+start=(-m ray.scripts.scripts start --block --num-cpus "$SLURM_CPUS_PER_TASK" --disable-usage-stats)
+"$python" "${start[@]}" --head --node-ip-address "${address%:*}" --port "${address#*:}" --include-dashboard false \
+  >>"$RUN_DIR/ray-$SLURM_JOB_ID.log" 2>&1 &
+export RAY_ADDRESS=$address join="${start[*]}" python
+others=$((SLURM_NNODES - 1))
+# shellcheck disable=SC2016 # the other nodes' shells fill in what the job exports
+srun --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$SLURMD_NODENAME" --overlap bash -c '
+  export RAY_TMPDIR=$(mktemp -d /tmp/quantfl-XXXXXX)
+  trap "rm -rf $RAY_TMPDIR" EXIT
+  trap "exit 143" TERM
+  "$python" $join --address "$RAY_ADDRESS" & wait' </dev/null >>"$RUN_DIR/ray-$SLURM_JOB_ID.log" 2>&1 &
+for _ in {1..120}; do
+  joined=$("$python" -c 'import ray; ray.init("auto", logging_level="ERROR"); print(len(ray.nodes()))' 2>/dev/null) || joined=0
+  if [ "$joined" -eq "$SLURM_NNODES" ]; then break; fi
+  sleep 1
+done
+[ "$joined" -eq "$SLURM_NNODES" ] || {
+  echo "error: $joined of $SLURM_NNODES nodes joined Ray, see $RUN_DIR/ray-$SLURM_JOB_ID.log" >&2
+  exit 1
+}
+echo "Ray over $SLURM_NNODES nodes: $SLURM_JOB_NODELIST"
 SCRIPT
 }
 
 compare_script() {
-  start_of_script compare 30
+  start_of_script compare 30 1
   cat <<'SCRIPT'
 "$python" "$root/compare_quantizations.py" "$RUN_DIR/final_model.pt"
 SCRIPT

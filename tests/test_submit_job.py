@@ -91,6 +91,10 @@ REFUSED = {
     ("fp32", 10, "--gpus"): ["--gpus", "value"],
     ("fp32", 10, "--gpus", "--local"): ["--gpus", "value"],
     ("fp32", 10, "--mem="): ["--mem", "value"],
+    ("fp32", 10, "--nodes", 0): ["--nodes 0", "at least 1"],
+    ("fp32", 10, "--nodes", "two"): ["--nodes two", "whole number"],
+    ("fp32", 10, "--nodes", 2): ["--nodes 2", "--local has one node"],
+    ("fp32", 10, "--gpus", 1, "--nodes", 2, "engine=in_process"): ["engine=in_process", "--nodes 2", "engine=ray"],
     ("fp32", 10, "--job-name", 'a"b'): ["--job-name", "quote"],
     ("fp32", 10, "--python", "/bin/false"): ["/bin/false", "make install", "--python"],
     ("fp32", 10, "--run-dir", "."): ["exists", "new folder"],
@@ -282,9 +286,11 @@ def test_shellcheck_has_nothing_to_say(submit, tmp_path):
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "not installed; it comes with the dev extra (make install)"
     jobs = []
-    for number, text in enumerate(job_scripts(submit("fp32", 1, 5, "--env", "ulimit -c 0", "--dry-run").stdout)):
-        jobs.append(tmp_path / f"job{number}.sh")
-        jobs[-1].write_text(text)
+    for nodes in (1, 2):
+        made = submit("fp32", 1, 5, "--nodes", nodes, "--env", "ulimit -c 0", "--dry-run").stdout
+        for number, text in enumerate(job_scripts(made)):
+            jobs.append(tmp_path / f"job{nodes}{number}.sh")
+            jobs[-1].write_text(text)
     scripts = [REPOSITORY / "submit_job.sh", *(REPOSITORY / "tests" / "cluster").glob("*.sh")]
     done = subprocess.run([shellcheck, *scripts, *jobs], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real SLURM of one machine, to try out and to test submission: tests/cluster/slurm.sh start|stop|status|env
+# A real SLURM of one machine, as two nodes, to try out and to test submission: tests/cluster/slurm.sh start|stop|status|env
 #
 # Everything it writes lies in one folder (QUANTFL_SLURM, by default /tmp/quantfl-slurm-USER); /etc stays as it is.
 # `source` the file `env` in that folder to reach it. Where a SLURM answers already, that one is used and nothing is
@@ -42,31 +42,31 @@ install_packages() {
 }
 
 configure() {
-  local name user cpus memory ports
+  local name user cpus memory
+  local -a ports
   name=$(hostname -s) user=$(id -un)
   cpus=$(slurmd -C | sed -n 's/.* CPUs=\([0-9]*\).*/\1/p')
   memory=$(slurmd -C | sed -n 's/.* RealMemory=\([0-9]*\).*/\1/p')
-  ports=$(python3 -c 'import socket
-each = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+  read -ra ports < <(python3 -c 'import socket
+each = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(one.getsockname()[1] for one in each))')
-  mkdir -p "$folder/state" "$folder/spool"
+  mkdir -p "$folder/state"
   (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
   cat >"$folder/slurm.conf" <<CONF
 ClusterName=quantfl
 SlurmctldHost=$name(127.0.0.1)
-SlurmctldPort=${ports% *}
-SlurmdPort=${ports#* }
+SlurmctldPort=${ports[0]}
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool-%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
+SlurmdLogFile=$folder/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -78,8 +78,10 @@ ReturnToService=2
 EnforcePartLimits=ALL
 SchedulerParameters=sched_interval=5,bf_interval=5
 KillWait=10
-NodeName=$name NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$((memory * 9 / 10)) State=UNKNOWN
-PartitionName=main Nodes=$name Default=YES MaxTime=INFINITE State=UP
+SlurmdParameters=config_overrides
+NodeName=one NodeHostName=$name NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=$cpus RealMemory=$((memory * 9 / 20)) State=UNKNOWN
+NodeName=two NodeHostName=$name NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=$cpus RealMemory=$((memory * 9 / 20)) State=UNKNOWN
+PartitionName=main Nodes=one,two Default=YES MaxTime=INFINITE State=UP
 CONF
   printf 'export SLURM_CONF=%q\n' "$folder/slurm.conf" >"$folder/env"
 }
@@ -100,7 +102,7 @@ start() {
   use_ours
   { munged --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
     --seed-file="$folder/munged.seed" --log-file="$folder/munged.log" --num-threads=2 &&
-    slurmctld -c && { slurmd || without_cgroups; }; } >"$folder/daemons.log" 2>&1 </dev/null || failed
+    slurmctld -c && { slurmd -N one || without_cgroups; } && slurmd -N two; } >"$folder/daemons.log" 2>&1 </dev/null || failed
   for _ in {1..60}; do
     if answers; then
       echo "$(sinfo --version) runs on this machine; to use it: source $folder/env"
@@ -113,13 +115,13 @@ start() {
 
 without_cgroups() { # newer SLURM looks for cgroups, which a container may not have; older has no such setting
   echo "CgroupPlugin=disabled" >"$folder/cgroup.conf"
-  slurmd
+  slurmd -N one
 }
 
 failed() {
   local reason
   tail -n 15 "$folder"/*.log >&2
-  reason=$(grep -h -o -m 1 'cgroup filesystem not mounted.*' "$folder/slurmd.log" 2>/dev/null) || true
+  reason=$(grep -h -o -m 1 'cgroup filesystem not mounted.*' "$folder/slurmd-one.log" 2>/dev/null) || true
   stop
   [ -z "$reason" ] || cannot "$reason"
   echo "error: SLURM did not start; its logs are above" >&2
@@ -137,9 +139,9 @@ stop() { # the daemons this script started, then their folder
       sleep 0.25
     done
   fi
-  for daemon in slurmd slurmctld munged; do
+  for daemon in slurmd-one slurmd-two slurmctld munged; do
     pid=$(cat "$folder/$daemon.pid" 2>/dev/null) || continue
-    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue
+    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "${daemon%-*}" ] || continue
     kill "$pid"
     for _ in {1..40}; do
       [ -e "/proc/$pid" ] || break

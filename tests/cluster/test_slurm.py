@@ -162,6 +162,47 @@ def test_a_requeued_training_continues_to_the_same_bytes(submit, whole, tmp_path
     assert (submitted.folder / "quantization_comparison.json").exists()
 
 
+def test_a_training_near_its_limit_requeues_itself_and_ends_in_the_same_bytes(submit, whole, tmp_path):
+    """The signal that SLURM sends a minute before the limit, sent earlier."""
+    submitted = submit("fp32", NUM_ROUNDS, "--run-dir", tmp_path / "run", *OVERRIDES)
+    until((submitted.folder / "checkpoint.pt").exists, submitted)
+    slurm("scancel", "--signal=USR1", "--batch", submitted.jobs[0])
+    assert ended(submitted) == ["COMPLETED", "COMPLETED"]
+    assert job(submitted.jobs[0])["Restarts"] == "1"
+    log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()
+    assert len(re.findall(r"time is nearly over after round \d+: requeued, to go on from there", log)) == 1, log
+    events = [line["event"] for line in read_jsonl(submitted.folder / "events.jsonl")]
+    assert events == ["started", "interrupted", "resumed", "completed"]
+    assert (submitted.folder / "final_model.pt").read_bytes() == whole
+    assert (submitted.folder / "quantization_comparison.json").exists()
+
+
+def test_a_training_whose_round_does_not_fit_is_not_requeued_for_ever(submit, tmp_path):
+    long = [each for each in OVERRIDES if not each.startswith("local_epochs")]
+    submitted = submit("fp32", 1, "--run-dir", tmp_path / "run", *long, "local_epochs=500")
+    until((submitted.folder / "events.jsonl").exists, submitted)
+    slurm("scancel", "--signal=USR1", "--batch", submitted.jobs[0])
+    assert ended(submitted) == ["FAILED", "CANCELLED"]
+    log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()
+    assert "error: time was over before a round was finished; submit again with a longer --time" in log
+    assert read_jsonl(submitted.folder / "events.jsonl")[-1]["event"] == "interrupted"
+
+
+def test_over_two_nodes_ray_trains_to_the_same_bytes(submit, tmp_path):
+    if int(slurm("sinfo", "--noheader", "--format=%D").split()[0]) < 2:
+        pytest.skip("this SLURM has one node")
+    submitted = submit("fp32", 1, "--nodes", 2, "--run-dir", tmp_path / "run", *TINY)
+    assert ended(submitted) == ["COMPLETED", "COMPLETED"], submitted.told
+    log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()
+    assert "Ray over 2 nodes: " in log
+    here = tmp_path / "here"
+    command = [sys.executable, "-m", "fl.train", *TINY, "num_rounds=1", f"hydra.run.dir={here}"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (submitted.folder / "final_model.pt").read_bytes() == (here / "final_model.pt").read_bytes()
+    left = subprocess.run(["pgrep", "-f", f"{submitted.folder}|raylet"], capture_output=True, text=True, check=False)
+    assert not left.stdout, "processes are left behind"
+
+
 def test_sbatch_variables_win_over_defaults_and_options_over_variables(submit, tmp_path):
     variables = {"SBATCH_JOB_NAME": "mine", "SBATCH_TIMELIMIT": "7", "SBATCH_OUTPUT": str(tmp_path / "elsewhere")}
     asleep = ["--env", "sleep 600"]  # in the place of work; cancelled when the test ends
