@@ -67,8 +67,10 @@ superlink() {
   fail "the SuperLink does not answer at port $port, see $folder/superlink.log"
 }
 
-supernode() { # NUMBER NODES
-  begin "node$1" flower-supernode --superlink "127.0.0.1:$port" --port $((port + 1 + $1)) \
+again='for _ in {1..60}; do "$@" && exit; echo "ended with $?, once more in 5 s"; sleep 5; done'
+
+supernode() { # NUMBER NODES: tried again when it ends, for a SuperLink refuses one that it does not know to be gone yet
+  begin "node$1" bash -c "$again" supernode flower-supernode --superlink "127.0.0.1:$port" --port $((port + 1 + $1)) \
     --root-certificates "$folder/tls/ca.pem" --auth-supernode-private-key "$folder/keys/node$1" \
     --node-config "partition-id=$1 num-partitions=$2"
 }
@@ -98,7 +100,8 @@ start() { # NODES
 
 run() { # OVERRIDES
   alive superlink || fail "no SuperLink runs; scripts/deployment.sh start begins one"
-  local all="num_clients=$(cat "$folder/nodes")" each
+  local all each
+  all="num_clients=$(cat "$folder/nodes")"
   for each in "$@"; do all+=" $each"; done
   flwr run "$here" here --stream --run-config "overrides=\"$all\""
 }

@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,10 @@ class Ground:
         ports = [str(self.port + each) for each in range(4)]
         rows = [line.split(maxsplit=1) for line in listed.splitlines()]
         return [int(pid) for pid, args in rows if word in args and any(f":{port}" in args for port in ports)]
+
+    def group(self, name):
+        """Returns the process group of what was started under a name."""
+        return int((self.folder / f"{name}.pid").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +151,102 @@ def test_a_killed_run_with_codecs_says_what_is_lost(ground, tmp_path):
     assert "what error feedback kept is lost" in told, told
     assert [len(record["clients_failed"]) for record in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [0, 0, 0]
     assert read_json(tmp_path / "run" / "summary.json")["state"] == "completed"
+
+
+def rounds_of(folder):
+    return read_jsonl(folder / "rounds.jsonl") if (folder / "rounds.jsonl").exists() else []
+
+
+PATIENT = ["num_rounds=4", "reply_timeout_s=40", "min_completed=1"]
+
+
+def test_a_hung_client_is_left_out_and_comes_back(ground, tmp_path):
+    run = tmp_path / "run"
+    with ground.begin(*RUN, *PATIENT, f"hydra.run.dir={run}") as client:
+        until(lambda: len(rounds_of(run)) == 1)
+        os.killpg(ground.group("node1"), signal.SIGSTOP)
+        try:
+            until(lambda: any(record["clients_failed"] for record in rounds_of(run)))
+        finally:
+            os.killpg(ground.group("node1"), signal.SIGCONT)
+        assert client.wait(300) == 0
+    failed = [[failure["reason"] for failure in record["clients_failed"]] for record in rounds_of(run)]
+    assert len(failed) == 4
+    assert failed[0] == []
+    assert {reason for reasons in failed for reason in reasons} == {"no reply in time"}
+    assert read_json(run / "summary.json")["state"] == "completed"
+    late = [each for record in rounds_of(run) for each in record.get("late", ())]
+    assert all(each["partition_id"] == 1 and each["update_payload_bytes"] > 1_000_000 for each in late)
+
+
+def test_a_supernode_that_was_killed_and_started_again_is_the_same_client(ground, tmp_path):
+    run = tmp_path / "run"
+    with ground.begin(*RUN, *PATIENT, "num_rounds=6", f"hydra.run.dir={run}") as client:
+        until(lambda: len(rounds_of(run)) == 1)
+        os.killpg(ground.group("node1"), signal.SIGKILL)
+        until(lambda: any(record["clients_failed"] for record in rounds_of(run)))
+        ground("node", 1)
+        assert client.wait(300) == 0
+    completed = [record["clients_completed"] for record in rounds_of(run)]
+    assert (completed[0], min(completed), completed[-1]) == (2, 1, 2), completed
+    assert {each["partition_id"] for each in rounds_of(run)[-1]["clients"]} == {0, 1}
+
+
+class Proxy:
+    """Passes on what a SuperNode and the SuperLink say to each other, and counts it."""
+
+    def __init__(self, port):
+        self.server, self.target = socket.create_server(("127.0.0.1", 0)), port
+        self.port, self.up, self.down = self.server.getsockname()[1], 0, 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError), self.server:
+            while True:
+                near, _ = self.server.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                ways = ((near, far, "up"), (far, near, "down"))
+                carry = [threading.Thread(target=self._carry, args=way, daemon=True) for way in ways]
+                threading.Thread(target=self._connect, args=(near, far, carry), daemon=True).start()
+
+    def _connect(self, near, far, carry):
+        with near, far:
+            for each in carry:
+                each.start()
+            for each in carry:
+                each.join()
+
+    def _carry(self, source, sink, way):
+        with suppress(OSError):
+            while content := source.recv(2**16):
+                setattr(self, way, getattr(self, way) + len(content))
+                sink.sendall(content)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("codecs", [[], CODED], ids=["plain", "coded"])
+def test_bytes_on_the_socket_are_ours_and_little_more(ground, tmp_path, codecs):
+    """`message_bytes` of one client's messages against what its connection carried, TLS, heartbeats and all."""
+    proxy, run = Proxy(ground.port), tmp_path / "run"
+    command = [BIN / "flower-supernode", "--superlink", f"127.0.0.1:{proxy.port}", "--port", str(ground.port + 8)]
+    command += ["--root-certificates", ground.folder / "tls" / "ca.pem"]
+    command += ["--auth-supernode-private-key", ground.folder / "keys" / "node1"]
+    command += ["--node-config", "partition-id=1 num-partitions=2"]
+    os.killpg(ground.group("node1"), signal.SIGTERM)  # which says goodbye
+    until(lambda: not ground.processes(f"--port {ground.port + 2} "))
+    with (tmp_path / "log").open("w") as log:
+        node = subprocess.Popen(command, env=ground.environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: proxy.down > 1000)
+        ground("run", *RUN, "num_rounds=3", *codecs, f"hydra.run.dir={run}")
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait()
+        proxy.server.shutdown(socket.SHUT_RDWR)  # ends its thread
+        ground("node", 1)
+    own = [next(each for each in record["clients"] if each["partition_id"] == 1) for record in rounds_of(run)]
+    sent = sum(each["broadcast_message_bytes"] for each in own)
+    answered = sum(each["update_message_bytes"] for each in own)
+    print(f"to the client {proxy.down:,} of which ours {sent:,}; from it {proxy.up:,} of which ours {answered:,}")
+    assert sent < proxy.down < 1.1 * sent + 1_500_000, "Flower's app bundle comes on top"
+    assert answered < proxy.up < 1.1 * answered + 200_000
