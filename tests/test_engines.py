@@ -104,6 +104,42 @@ def test_a_killed_actor_is_a_failed_client(tmp_path, min_completed):
     _all_end(started)
 
 
+TWO_NODES = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print("address", cluster.address, flush=True)
+input()
+cluster.remove_node(node, allow_graceful=False)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.long
+def test_a_node_that_dies_in_a_round_costs_one_client_and_the_run_goes_on(tmp_path):
+    """Two raylets on this machine, each with one client's process; one of them is killed."""
+    folder, pipe = tmp_path / "run", subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", TWO_NODES], stdin=pipe, stdout=pipe, text=True) as cluster:
+        address = next(line.split()[1] for line in cluster.stdout if line.startswith("address "))
+        settings = ["num_rounds=4", "data.num_images=800", "min_completed=1", f"engine.address={address}"]
+        command = [sys.executable, "-m", "fl.train", *RAY, *settings, f"hydra.run.dir={folder}"]
+        with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
+            while not (folder / "rounds.jsonl").exists() and run.poll() is None:
+                time.sleep(0.05)
+            cluster.stdin.write("\n")
+            cluster.stdin.flush()
+            output, _ = run.communicate(timeout=400)
+        cluster.communicate("\n", timeout=60)
+    assert run.returncode == 0, output
+    records = read_jsonl(folder / "rounds.jsonl")
+    failed = [[each["reason"] for each in record["clients_failed"]] for record in records]
+    assert sorted(map(len, failed)) == [0, 0, 0, 1], failed
+    assert "raised: ray.exceptions.Actor" in str(failed), failed
+    assert "Traceback" not in output
+
+
 def _all_end(pids):
     """Waits a little for processes that have been told to end."""
     deadline = time.monotonic() + 30

@@ -167,25 +167,27 @@ class _Grid(LocalGrid):
         return reply, changed
 
     def _replace(self, actor: Any) -> None:
-        """Starts another actor for a dead one, or goes on with one less where it finds no place."""
+        """Starts another actor for a dead one, beside whatever the others do."""
         import ray
-        from ray.exceptions import RayError
 
         ray.kill(actor)
-        if self._stopped:
-            return
-        new = self._pool.create_actor_fn()
-        self._busy.add(new)
+        if not self._stopped:
+            threading.Thread(target=self._start_another, daemon=True).start()
+
+    def _start_another(self) -> None:
+        """Puts a new actor among the free ones, or goes on with one less where it finds no place."""
+        import ray
+
         try:
+            new = self._pool.create_actor_fn()
             ray.get(new.__ray_ready__.remote(), timeout=LONGEST_START_S)
             self._free.put(new)
-        except RayError:
-            ray.kill(new)
+        except Exception:  # Ray's many kinds; or the run has ended meanwhile, and Ray with it
+            with suppress(Exception):
+                ray.kill(new)
             self._alive -= 1
             if self._alive == 0:
                 self._free.put(None)
-        finally:
-            self._busy.discard(new)
 
 
 def _first_line(error: BaseException) -> str:
