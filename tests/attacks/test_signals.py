@@ -111,6 +111,19 @@ def test_while_a_run_is_training(engine, number, tmp_path):
 
 
 @pytest.mark.parametrize("number", SOME)
+def test_while_a_sweep_is_training(number, tmp_path):
+    """Two jobs side by side, in processes of their own, and one that waits."""
+    swept = ["local_epochs=1", "seed=1,2,3", "hydra/launcher=parallel", "hydra.sweep.dir=sweep"]
+    door = Door(tmp_path, "fl.train", "-m", *LONG_RUN, *swept)
+    door.until(lambda: list(tmp_path.glob("sweep/*/checkpoint.pt")))
+    assert door.stop(number).splitlines()[-1].startswith("interrupted; the table of its jobs is drawn again by: ")
+    states = [job["state"] for job in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]]
+    assert len(states) == 3
+    assert set(states) <= {"unfinished", "interrupted", "not started"}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("number", SOME)
 def test_a_second_signal_ends_a_command_at_once(number, tmp_path):
     door = Door(tmp_path, "fl.train", *LONG_RUN, "hydra.run.dir=run")
     door.until((tmp_path / "run" / "events.jsonl").exists)
