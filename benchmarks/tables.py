@@ -25,7 +25,10 @@ from fl.results import read_json, read_jsonl, write_bytes
 
 DOCS = ROOT / "docs"
 PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
-SPEED = ("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity")
+SPEED = (
+    *("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity"),
+    "scale",
+)
 """Benchmarks; docs/speed/NAME.json is what `--json` stored."""
 
 
