@@ -3,14 +3,14 @@
 import pytest
 import torch
 from conftest import SMALL, composed, train
-from flwr.common.serde import recorddict_from_proto
-from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 from fl.checkpoint import newest_checkpoint
+from fl.client_states import ClientStates
 from fl.experiment import run
 from fl.journal import Journal
 from fl.model import initial_model
 from fl.results import read_json, read_jsonl
+from fl.run_folder import CLIENTS
 from fl.settings import settings_from
 from fl.targets import Target
 from fl.training import Amp, Fp32, Qat, TrainingSettings, train_locally
@@ -88,8 +88,10 @@ def test_the_bits_of_aware_training_are_those_that_were_asked_for(bits):
 
 def scales(folder):
     """Returns what each client's loss is scaled by, from the last checkpoint."""
-    states = newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).clients
-    return {n: recorddict_from_proto(Proto.FromString(state))["quantfl.scaler"]["scale"] for n, state in states.items()}
+    listing = newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).clients
+    states = ClientStates(folder / CLIENTS)
+    states.restore(listing, 1)
+    return {node: states.get(node)["quantfl.scaler"]["scale"] for node in listing}
 
 
 @pytest.mark.long  # CPUs have no quick float16
