@@ -311,7 +311,7 @@ class _Run:
             Checkpoint(record.round, state, aggregator.state(), clients, link, self.rounds.mark, self.inputs),
             states.settle,
         )
-        if record.round % max(1, record.round // PLOTS) == 0:
+        if record.round < self.settings.rounds.num_rounds and record.round % max(1, record.round // PLOTS) == 0:
             plot_rounds(self.settings.run_dir / ROUNDS_PLOT, self.records, self.images.title)
         say(round_line(record, self.settings.rounds.num_rounds))
         for failure in record.clients_failed:

@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each; re
 import numpy as np
 import pytest
 from PIL import Image
+from preloaded import Preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -59,9 +60,19 @@ def eurosat_zip():
     return Path(path).resolve()
 
 
+@pytest.fixture(scope="session")
+def preloaded():
+    process = Preloaded()
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def command(tmp_path):
-    """Runs a command of the project from another folder; returns the finished process."""
+def command(tmp_path, preloaded):
+    """Runs a command of the project from another folder; returns the finished process.
+
+    An environment of its own may change what libraries do when they are loaded, so that takes a new interpreter.
+    """
 
     def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=300):
         arguments = [str(each) for each in arguments]
@@ -69,15 +80,18 @@ def command(tmp_path):
             arguments[0] = str(REPOSITORY / arguments[0])
         else:
             arguments.insert(0, "-m")
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environment or {})},
-        )
+        if environment:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | environment,
+            )
+        else:
+            done = preloaded.run(arguments, cwd, timeout)
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -118,16 +132,10 @@ def train(command, *overrides, cwd, **options):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
+def small_run(tmp_path_factory, preloaded):
     """A finished small run on synthetic images; read only."""
     folder = tmp_path_factory.mktemp("small")
-    done = subprocess.run(
-        [sys.executable, "-m", "fl.train", *SMALL, f"hydra.run.dir={folder / 'run'}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = preloaded.run(["-m", "fl.train", *SMALL, f"hydra.run.dir={folder / 'run'}"], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder / "run"

@@ -26,16 +26,13 @@ SCHEMA = json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json"
 
 
 @pytest.fixture(scope="module")
-def compared(small_run, tmp_path_factory):
+def compared(small_run, tmp_path_factory, preloaded):
     """A copy of the small run with its comparison done; returns (folder, standard output)."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("compared") / "run"
     shutil.copytree(small_run, folder)
     script = REPOSITORY / "compare_quantizations.py"
-    arguments = [sys.executable, script, folder / "final_model.pt", "--rounds", "10,20,50", "--clients", "10,100"]
-    done = subprocess.run(arguments, cwd=folder.parent, capture_output=True, text=True, check=False)
+    arguments = [script, folder / "final_model.pt", "--rounds", "10,20,50", "--clients", "10,100"]
+    done = preloaded.run(arguments, folder.parent)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return folder, done.stdout

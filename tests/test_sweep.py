@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import product
 
 import pytest
@@ -20,12 +17,11 @@ ONE = [*TINY, "num_clients=2", "num_rounds=1"]
 
 
 @pytest.fixture(scope="module")
-def failing_sweep(tmp_path_factory, cache_dir):
+def failing_sweep(tmp_path_factory, preloaded):
     """A sweep over two settings and two seeds, with jobs that cannot run; returns its process and folder."""
     folder = tmp_path_factory.mktemp("sweep") / "with a space"
     swept = ["num_rounds=1,2", "num_clients=2,100000", "seed=1,2", f"hydra.sweep.dir={folder}"]
-    command = [sys.executable, "-m", "fl.train", "-m", *TINY, *swept, "hydra/launcher=parallel"]
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, env=os.environ, check=False)
+    done = preloaded.run(["-m", "fl.train", "-m", *TINY, *swept, "hydra/launcher=parallel"], folder.parent)
     return done, folder
 
 

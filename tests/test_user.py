@@ -33,11 +33,11 @@ def shell(line, cwd):
 
 
 @pytest.fixture(scope="module")
-def odd_run(tmp_path_factory):
+def odd_run(tmp_path_factory, preloaded):
     """A run of one client and one round in a folder of an odd name; returns the folder above, and what it said."""
     folder = tmp_path_factory.mktemp("user")
-    command = [sys.executable, "-m", "fl.train", *ONE, "codec@update=int8", f"hydra.run.dir={ODD}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    done = preloaded.run(["-m", "fl.train", *ONE, "codec@update=int8", f"hydra.run.dir={ODD}"], folder)
+    assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import SMALL
+from conftest import REPOSITORY, SMALL
 
 from fl.communication import load_link
 from fl.errors import ConfigError
@@ -74,15 +74,11 @@ def ended(command, *arguments, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def finished(small_run, tmp_path_factory):
+def finished(small_run, tmp_path_factory, preloaded):
     folder = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(small_run, folder)
-    import subprocess
-
-    from conftest import REPOSITORY
-
-    done = [sys.executable, str(REPOSITORY / "compare_quantizations.py"), str(folder), "--precisions", "fp16"]
-    subprocess.run(done, check=True, capture_output=True)
+    arguments = [REPOSITORY / "compare_quantizations.py", folder, "--precisions", "fp16"]
+    assert preloaded.run(arguments, folder).returncode == 0
     return folder
 
 
@@ -109,12 +105,10 @@ SWEEP_FILES = ["0/rounds.jsonl", "0/summary.json", "0/partition.json", "sweep_pl
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory):
-    import subprocess
-
+def sweep(tmp_path_factory, preloaded):
     folder = tmp_path_factory.mktemp("sweep") / "multirun"
     wanted = [*SMALL, "num_rounds=1", "data.num_images=150", "seed=1,2", f"hydra.sweep.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "fl.train", "-m", *wanted], check=True, capture_output=True)
+    assert preloaded.run(["-m", "fl.train", "-m", *wanted], folder.parent).returncode == 0
     return folder
 
 

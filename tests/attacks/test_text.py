@@ -1,8 +1,5 @@
 """Names and messages from elsewhere are shown, never obeyed."""
 
-import subprocess
-import sys
-
 import pytest
 
 from fl.console import console, say, show_table
@@ -41,10 +38,9 @@ def test_usual_text_stays_as_it_is(text):
         ["fl.sweep", HOSTILE],
     ],
 )
-def test_errors_show_names_escaped(arguments, tmp_path):
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.decode().split("\n")
+def test_errors_show_names_escaped(arguments, command):
+    done = command(*arguments, check=2)
+    lines = done.stderr.split("\n")
     assert len(lines) == 2
     assert harmless(lines[0])
 
