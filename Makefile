@@ -45,8 +45,8 @@ look = run=$$(sed -n 's/^Model: *\(.*\)\/final_model.pt$$/\1/p' $(1)); sed -n 's
   '  quantization_comparison.png      accuracy, file size and cost of each precision' \
   '  communication.json               every byte, by direction and client' \
   'and ask (outputs/README.md lists every file):' \
-  "  $(BIN)/python -m fl.communication $$run      \# the same traffic over satellite links: money, time, energy" \
-  "  $(BIN)/python -m fl.recommend $$run          \# what to train, ship and send" \
+  "  $(BIN)/python -m fl communication $$run      \# the same traffic over satellite links: money, time, energy" \
+  "  $(BIN)/python -m fl recommend $$run          \# what to train, ship and send" \
   '  EUROSAT_ZIP=EuroSAT.zip make eurosat                 \# the same on real images, FP32 traffic' \
   '  $(BIN)/python -m fl.train data.path=EuroSAT.zip codec@update=ecq codec@broadcast=ecq    \# with coded traffic'
 

@@ -220,7 +220,7 @@ train_script() {
 work=("$python" -m fl.train "${arguments[@]}")
 if [ -f "$RUN_DIR/settings.json" ]; then # requeued, or submitted again
 SCRIPT
-  echo "  work=(\"\$python\" -m fl.resume \"\$RUN_DIR\"$trusted)"
+  echo "  work=(\"\$python\" -m fl resume \"\$RUN_DIR\"$trusted)"
   cat <<'SCRIPT'
 fi
 if [ -z "${SLURM_JOB_ID:-}" ]; then # --local: in front, where Ctrl-C reaches it

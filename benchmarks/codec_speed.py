@@ -34,12 +34,12 @@ from table import options_of, print_table, write_results
 
 from fl.codec import Codec
 from fl.codec.payload import Tensors, specs_of
-from fl.console import say
-from fl.errors import one_line_errors
-from fl.model import channels_last, initial_model
-from fl.overrides import composed
-from fl.settings import settings_from
-from fl.training import TrainingSettings, train_locally
+from fl.core.console import say
+from fl.core.errors import one_line_errors
+from fl.experiment.composing import composed
+from fl.experiment.settings import settings_from
+from fl.models.net import channels_last, initial_model
+from fl.training.local import train_locally
 
 TARGET_MB_PER_S, TARGET_SHARE, TARGET_ELEMENTS_PER_S, TARGET_MEMORY = 1000, 0.05, 20e6, 2
 CLIENTS, IMAGES_PER_CLIENT = 10, 2160
@@ -146,13 +146,10 @@ def large(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
 def training_s() -> float:
     """Returns the seconds that a client of the default configuration trains in a round."""
     settings = settings_from(composed([]))
-    training = TrainingSettings(
-        settings.local_epochs, settings.batch_size, settings.augmentation, settings.optimizer, settings.label_smoothing
-    )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES_PER_CLIENT, 64, 64, 3), dtype=torch.uint8, generator=generator)
     labels, model = torch.arange(IMAGES_PER_CLIENT) % 10, channels_last(initial_model(10, 0))
-    train = partial(train_locally, model, images, labels, training, lr=settings.lr, proximal_mu=0.0)
+    train = partial(train_locally, model, images, labels, settings.training, lr=settings.rounds.lr, proximal_mu=0.0)
     return seconds(lambda: train(generator=generator), 1)
 
 

@@ -17,9 +17,9 @@ import tables
 from grid import basic_figures, fill, options_of
 from traffic_table import KEPT, ROWS, lines_of, table
 
-from fl.console import say
-from fl.errors import one_line_errors
-from fl.results import read_rounds, traffic
+from fl.core.console import say
+from fl.core.errors import one_line_errors
+from fl.core.records import read_rounds, traffic
 
 DIRECTIONS = ("broadcast", "update")
 
@@ -41,7 +41,7 @@ def traffic_of(record: Mapping[str, Any]) -> dict[str, int]:
     """Returns the payload bytes of a round, and what FP32 would have sent from the same start.
 
     Args:
-        record: a line of `rounds.jsonl`, as `fl.results.read_rounds` returns it.
+        record: a line of `rounds.jsonl`, as `fl.core.records.read_rounds` returns it.
     """
     sums = {way: traffic(record, way) for way in DIRECTIONS}
     return {

@@ -12,9 +12,9 @@ from typing import Any
 from faults_table import KEPT, ROWS, table
 from grid import ROOT, basic_figures, fill, options_of
 
-from fl.console import say
-from fl.errors import one_line_errors
-from fl.results import read_jsonl
+from fl.core.console import say
+from fl.core.errors import one_line_errors
+from fl.core.files import read_jsonl
 
 
 def figures(run_dir: Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fl.console import say
-from fl.errors import ConfigError, RunError
-from fl.overrides import composed
-from fl.results import read_json, read_jsonl, write_json
+from fl.core.console import say
+from fl.core.errors import ConfigError, RunError
+from fl.core.files import read_json, read_jsonl, write_json
+from fl.experiment.composing import composed
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, SETTINGS = "final_model.pt", "settings.json"
@@ -181,7 +181,7 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
         places = f"threads_per_client={threads}", f"hydra.run.dir={run_dir}"
         command = [sys.executable, "-m", "fl.train", *row.overrides, f"seed={seed}", *extra, *places]
         if (run_dir / SETTINGS).exists():
-            command = [sys.executable, "-m", "fl.resume", str(run_dir)]
+            command = [sys.executable, "-m", "fl", "resume", str(run_dir)]
         elif run_dir.exists():
             raise RunError(f"{run_dir}: was cut off before it began; remove it")
         say(f"{row.title}, seed {seed}: {' '.join(command[1:])}")

@@ -17,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from table import options_of, print_table, write_results
 
-from fl.environment import compute_with
-from fl.errors import one_line_errors
-from fl.experiment import open_data
-from fl.model import channels_last, to_input
-from fl.model_file import load_fp32
-from fl.overrides import composed
+from fl.core.errors import one_line_errors
+from fl.core.machine import compute_with
+from fl.data.settings import open_data
+from fl.experiment.composing import composed
+from fl.experiment.settings import settings_from
+from fl.models.net import channels_last, to_input
 from fl.quantization import Precision
 from fl.quantization.kernels import max_pool
+from fl.quantization.model_file import load_fp32
 from fl.quantization.modules import CONVOLUTIONS, LAYERS
 from fl.quantization.numeric import quantize_activation
-from fl.settings import settings_from
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "final_model.pt"
 BATCH_SIZE, CALIBRATION = 32, 512

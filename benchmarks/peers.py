@@ -27,10 +27,10 @@ from traffic_table import ONE
 from fl.codec import Codec, Ecq, Eden, Stc, Tcq, Uniform
 from fl.codec.base import TINY
 from fl.codec.payload import Tensors, specs_of
-from fl.errors import RunError, one_line_errors
-from fl.experiment import run
-from fl.messages import arrays_of
-from fl.overrides import composed
+from fl.core.errors import RunError, one_line_errors
+from fl.experiment.composing import composed
+from fl.experiment.run import run
+from fl.federation.messages import arrays_of
 
 CLIENTS, ROUNDS, SEED = (0, 1), (1, 2), 1
 STEPS = 10

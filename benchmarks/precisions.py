@@ -19,9 +19,9 @@ import tables
 from grid import MODEL, ROOT, basic_figures, call, commit_of, fill, options_of
 from precision_table import AFTER, KEPT, SHOWN, TRAINED, after_table, trained_table
 
-from fl.console import say
-from fl.errors import one_line_errors
-from fl.results import read_json
+from fl.core.console import say
+from fl.core.errors import one_line_errors
+from fl.core.files import read_json
 
 FIELDS = ("accuracy", "loss", "agreement_with_fp32", "file_size_bytes", "inference_ms", "kernels")
 

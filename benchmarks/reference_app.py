@@ -18,8 +18,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, Subset
 
 import fl.data.torchvision_import  # noqa: F401  lets torchvision load beside a CPU-only torch too
-from fl.model import Net, initial_model
-from fl.targets import Target
+from fl.core.targets import Target
+from fl.models.net import Net, initial_model
 
 from torchvision import datasets, transforms  # isort: skip
 
@@ -48,7 +48,7 @@ def train(message: Message, context: Context):
     model = Net(plan()["num_classes"])
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     images = load(plan()["clients"][context.node_config["partition-id"]], [*flips, *normalize])
-    optimizer = Target(**plan()["optimizer"]).build("optimizer", model.parameters(), lr=message.content["config"]["lr"])
+    optimizer = Target(**plan()["optimizer"]).build(model.parameters(), lr=message.content["config"]["lr"])
     criterion = torch.nn.CrossEntropyLoss()
     running_loss = 0.0
     model.train()

@@ -23,11 +23,11 @@ from typing import Any
 
 from table import options_of, print_table, write_results
 
-from fl.errors import ConfigError, RunError, one_line_errors
-from fl.experiment import open_data
-from fl.overrides import composed
-from fl.results import read_jsonl, write_json
-from fl.settings import settings_from
+from fl.core.errors import ConfigError, RunError, one_line_errors
+from fl.core.files import read_jsonl, write_json
+from fl.data.settings import open_data
+from fl.experiment.composing import composed
+from fl.experiment.settings import settings_from
 
 DEFAULTS = ["num_rounds=2", "local_epochs=1", "augmentation=flips", "lr_schedule=constant", "device=cpu"]
 
@@ -64,16 +64,17 @@ def one_pair(overrides: list[str], work: Path, images: Path) -> dict[str, dict[s
     rounds = [record["train_s"] + record["aggregate_s"] + record["evaluate_s"] for record in records]
     ours = {"round_s": rounds, "whole_s": whole_s, "accuracy": records[-1]["test_accuracy"]}
     settings = settings_from(composed(overrides))
-    opened, split = open_data(settings.data, settings.seed)
+    opened, split = open_data(settings.data, settings.rounds.seed)
     with np.load(work / "ours" / "shares.npz") as stored:
-        clients = [stored[str(client)] for client in range(settings.num_clients)]
+        clients = [stored[str(client)] for client in range(settings.rounds.num_clients)]
     plan = {
         "folder": images,
         "clients": clients,
         "test": split.test,
         "num_classes": len(opened.class_names),
-        "optimizer": asdict(settings.optimizer),
-        **{key: getattr(settings, key) for key in ("seed", "lr", "batch_size", "local_epochs", "num_rounds")},
+        "optimizer": asdict(settings.training.optimizer),
+        **{key: getattr(settings.rounds, key) for key in ("seed", "lr", "num_rounds")},
+        **{key: getattr(settings.training, key) for key in ("batch_size", "local_epochs")},
     }
     write_json(work / "plan.json", plan)
     environment = {"PLAN": str(work / "plan.json"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}

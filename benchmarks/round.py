@@ -19,17 +19,18 @@ import torch
 import torch.nn.functional as F
 from table import options_of, print_table, write_results
 
-from fl.environment import compute_with
-from fl.errors import RunError, one_line_errors
-from fl.experiment import open_data, run
-from fl.model import channels_last, initial_model, to_input
-from fl.overrides import composed
-from fl.partition import share_images
-from fl.results import read_json
-from fl.seeds import derive, torch_generator
-from fl.server_app import EVALUATION_BATCH_SIZE
-from fl.settings import settings_from
-from fl.training import augment
+from fl.core.errors import RunError, one_line_errors
+from fl.core.files import read_json
+from fl.core.machine import compute_with
+from fl.core.seeds import derive, torch_generator
+from fl.data.partition import share_images
+from fl.data.settings import open_data
+from fl.experiment.composing import composed
+from fl.experiment.run import run
+from fl.experiment.settings import settings_from
+from fl.federation.server_app import EVALUATION_BATCH_SIZE
+from fl.models.net import channels_last, initial_model, to_input
+from fl.training.local import augment
 
 LARGEST_DIFFERENCE = 1e-6
 """Between final weights: Flower and the bare loop average in another precision."""
@@ -40,10 +41,13 @@ class Bare:
 
     def __init__(self, overrides: list[str]) -> None:
         self.settings = settings_from(composed(overrides))
-        compute_with(self.settings.threads_per_client)
-        self.images, self.split = open_data(self.settings.data, self.settings.seed)
-        seed, cache = derive(self.settings.seed, "partition"), self.settings.data.cache_dir.expanduser() / "shares"
-        sharing = self.settings.partition, self.images.labels, self.split.train, self.settings.num_clients, seed
+        compute_with(self.settings.compute.threads_per_client)
+        self.images, self.split = open_data(self.settings.data, self.settings.rounds.seed)
+        seed, cache = (
+            derive(self.settings.rounds.seed, "partition"),
+            self.settings.data.cache_dir.expanduser() / "shares",
+        )
+        sharing = self.settings.partition, self.images.labels, self.split.train, self.settings.rounds.num_clients, seed
         with np.load(share_images(cache.absolute(), *sharing)) as stored:
             self.shares = [stored[str(client)] for client in range(len(stored.files))]
         self.initial = self.model().state_dict()
@@ -51,15 +55,15 @@ class Bare:
         self.train_s = self.whole_s = 0.0
 
     def model(self) -> Any:
-        return channels_last(initial_model(len(self.images.class_names), self.settings.seed))
+        return channels_last(initial_model(len(self.images.class_names), self.settings.rounds.seed))
 
     def train(self, client: int) -> None:
         """Trains one client and adds its weights to the sum."""
-        began, settings, share = time.perf_counter(), self.settings, self.shares[client]
+        began, settings, share = time.perf_counter(), self.settings.training, self.shares[client]
         model = self.model().train()
         pixels, labels = torch.from_numpy(self.images.images[share]), torch.from_numpy(self.images.labels[share])
-        optimizer = settings.optimizer.build("optimizer", model.parameters(), lr=settings.lr)
-        generator = torch_generator(settings.seed, "local", 1, client)
+        optimizer = settings.optimizer.build(model.parameters(), lr=self.settings.rounds.lr)
+        generator = torch_generator(self.settings.rounds.seed, "local", 1, client)
         for _ in range(settings.local_epochs):
             for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
                 inputs = to_input(augment(pixels[batch], settings.augmentation, generator))
@@ -104,8 +108,8 @@ def one_pair(overrides: list[str]) -> dict[str, Any]:
     """
     overrides = [*overrides, "num_rounds=1", "device=cpu", "engine=in_process"]
     bare = Bare(overrides)
-    if bare.settings.fraction_train < 1:
-        raise RunError(f"fraction_train={bare.settings.fraction_train}: here every client trains; leave it at 1")
+    if bare.settings.rounds.fraction_train < 1:
+        raise RunError(f"fraction_train={bare.settings.rounds.fraction_train}: here every client trains; leave it at 1")
     with tempfile.TemporaryDirectory() as folder:
         model = run(composed(overrides), Path(folder), mods=[bare.in_turn])
         whole_s = read_json(Path(folder) / "summary.json")["wall_s"] - bare.train_s
@@ -116,7 +120,7 @@ def one_pair(overrides: list[str]) -> dict[str, Any]:
         raise RunError(f"the final weights differ by {difference:.2e}: the two did not do the same work")
     return {
         "data": bare.images.title,
-        "images": bare.settings.local_epochs * sum(len(share) for share in bare.shares),
+        "images": bare.settings.training.local_epochs * sum(len(share) for share in bare.shares),
         "largest_weight_difference": difference,
         "federated_s": whole_s,
         "bare_s": bare.whole_s,

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from table import print_table, write_results
 
-from fl.errors import RunError, one_line_errors
-from fl.results import MIB, read_jsonl
+from fl.core.errors import RunError, one_line_errors
+from fl.core.files import MIB, read_jsonl
 
 CODED = ["codec@broadcast=ecq", "codec@update=ecq", "broadcast.bits=1", "update.bits=1"]
 FEEDBACK = ["update.error_feedback=true", "local_epochs=1", "threads_per_client=2"]
@@ -80,9 +80,9 @@ def trained(overrides: list[str], folder: Path) -> dict[str, Any]:
     """Trains in this process and returns the figures."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    from fl.experiment import run
-    from fl.overrides import composed
-    from fl.server_app import _Run
+    from fl.experiment.composing import composed
+    from fl.experiment.run import run
+    from fl.federation.server_app import _Run
 
     figures: dict[str, Any] = {"states": []}
 
@@ -117,14 +117,14 @@ def large(parameters: int, folder: Path) -> dict[str, Any]:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
-    from fl.checkpoint import Checkpoint, save_checkpoint
-    from fl.client_states import ClientStates
     from fl.codec import Ecq, ServerLink, codec_mod
-    from fl.engine import InProcess
-    from fl.results import Score, Scores
-    from fl.rounds import RoundSettings, run_rounds
-    from fl.strategy import Aggregator
-    from fl.targets import Target
+    from fl.core.records import Score, Scores
+    from fl.core.targets import Target
+    from fl.federation.checkpoint import Checkpoint, save_checkpoint
+    from fl.federation.client_states import ClientStates
+    from fl.federation.engine import InProcess
+    from fl.federation.rounds import RoundSettings, run_rounds
+    from fl.federation.strategy import Aggregator
 
     shapes = [(min(1_000, parameters // 1_000 - start), 1_000) for start in range(0, parameters // 1_000, 1_000)]
 
@@ -150,7 +150,7 @@ def large(parameters: int, folder: Path) -> dict[str, Any]:
         return Message(RecordDict({"config": told}), reply_to=message)
 
     folder.mkdir()
-    settings = RoundSettings(0, 2, 10, 1.0, 0.0, 10, 0.1, "constant")
+    settings = RoundSettings(0, 2, 10, 1.0, 0.0, 10, 0.1, "constant", spool_folder=folder)
     link = ServerLink(broadcast, update, initial=start)
     aggregator = Aggregator(Target("flwr.serverapp.strategy.FedAvg"))
     with InProcess().open(app, 10, folder / "clients") as grid:
@@ -161,9 +161,8 @@ def large(parameters: int, folder: Path) -> dict[str, Any]:
             aggregator,
             arrays,
             settings,
-            link=link,
+            server_link=link,
             evaluate=lambda _: Scores(Score(1.0, 0.0)),
-            spool_folder=folder,
         )
         for record, model in rounds:
             states: ClientStates = grid.states

@@ -16,9 +16,9 @@ import tables
 from grid import ROOT, basic_figures, fill, options_of
 from screening_table import CANDIDATES, KEPT, finalists, table
 
-from fl.console import say
-from fl.errors import one_line_errors
-from fl.results import read_jsonl
+from fl.core.console import say
+from fl.core.errors import one_line_errors
+from fl.core.files import read_jsonl
 
 SHARED = ("images", "split", "rounds", "train_s", "model_sha256", "threads", "versions", "commit")
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from table import options_of, print_table, write_results
 
 from fl.codec.base import TINY
+from fl.core.errors import one_line_errors
+from fl.core.seeds import numpy_generator
 from fl.data import open_images, split_images
-from fl.errors import one_line_errors
-from fl.model import Net, channels_last, to_input
-from fl.model_file import load_fp32
-from fl.overrides import composed
-from fl.seeds import numpy_generator
-from fl.settings import DataSettings
+from fl.data.settings import DataSettings
+from fl.experiment.composing import composed
+from fl.models.net import Net, channels_last, to_input
+from fl.quantization.model_file import load_fp32
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "final_model.pt"
 SIGMA = 0.02
@@ -42,7 +42,7 @@ def main() -> None:
     options = options_of(__doc__ or "", repeats=4)
     with one_line_errors():
         data = DataSettings.from_config(composed(options.overrides)["data"])
-        source = open_images(data.source.build("data").plan(data.cache_dir), data.cache_dir)
+        source = open_images(data.source.build().plan(data.cache_dir), data.cache_dir)
         split = split_images(source.labels, test_fraction=data.test_fraction, validation_fraction=0.0, seed=42)
         chosen = numpy_generator(0, "sensitivity").permutation(split.train)[:NUM_IMAGES]
         images, labels = torch.from_numpy(source.images[chosen]), torch.from_numpy(source.labels[chosen])

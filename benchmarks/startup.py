@@ -14,7 +14,7 @@ import time
 
 from table import options_of, print_table, write_results
 
-from fl.errors import RunError, one_line_errors
+from fl.core.errors import RunError, one_line_errors
 
 CHILD = """
 import os, runpy, sys, time

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fl.console import say, show_table
-from fl.environment import environment
-from fl.results import write_json
+from fl.core.console import say, show_table
+from fl.core.files import write_json
+from fl.core.machine import environment
 
 PRINTED: list[dict[str, Any]] = []
 """The tables of this process, as they were printed: what docs show of a stored file (benchmarks/tables.py)."""

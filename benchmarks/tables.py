@@ -19,9 +19,9 @@ import traffic_table
 from grid import ROOT, stored
 from traffic_plot import plot_traffic
 
-from fl.console import say
-from fl.errors import RunError, one_line_errors
-from fl.results import read_json, read_jsonl, write_bytes
+from fl.core.console import say
+from fl.core.errors import RunError, one_line_errors
+from fl.core.files import read_json, read_jsonl, write_bytes
 
 DOCS = ROOT / "docs"
 PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
@@ -114,7 +114,7 @@ def peers(folder: Path) -> str | None:
 
 def bench(folder: Path) -> str | None:
     """Returns the table of model files side by side, if docs/bench.json is there."""
-    from fl.bench import COLUMNS, table_rows
+    from fl.deployment.bench import COLUMNS, table_rows
 
     path = folder / "bench.json"
     return markdown(COLUMNS, list(table_rows(read_json(path)))) if path.exists() else None
@@ -122,7 +122,7 @@ def bench(folder: Path) -> str | None:
 
 def formats(folder: Path) -> str | None:
     """Returns the table of deployment files, if docs/formats.json, a stored comparison, is there."""
-    from fl.deployment import COLUMNS, table_rows
+    from fl.deployment.files import COLUMNS, table_rows
 
     path = folder / "formats.json"
     report = read_json(path) if path.exists() else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.plots import COLOURS, label_points, save_figure
+from fl.core.figures import COLOURS, label_points, save_figure
 
 FAR_POINTS = -5.0
 """What lost more is drawn below a break of the axis, or it would press all others together."""

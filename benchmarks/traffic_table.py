@@ -10,7 +10,7 @@ from typing import Any
 from grid import REPORTED, TUNED_ON, Row, Runs, stored
 from pairs import Paired, paired, verdict, within
 
-from fl.results import MIB
+from fl.core.files import MIB
 
 KEPT, KEPT_TUNED = "codecs.json", "codecs_tuned.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
@@ -218,7 +218,7 @@ def made_with(runs: Runs) -> str:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Returns the processor and torch's version, from `fl.environment`."""
+    """Returns the processor and torch's version, from `fl.core.machine`."""
     return f"{environment['cpu']} ({environment['cpu_capability']}), torch {environment['packages']['torch']}"
 
 

@@ -9,22 +9,24 @@ mixed precision at least 1.8 times FP32 on a CPU with AMX.
 
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from table import options_of, print_table, write_results
 
-from fl.environment import compute_with
-from fl.errors import one_line_errors
-from fl.experiment import open_data
-from fl.model import channels_last, initial_model
-from fl.overrides import composed
-from fl.seeds import torch_generator
-from fl.settings import settings_from
-from fl.training import Amp, Fp32, Precision, Qat, TrainingSettings, train_locally
+from fl.core.errors import one_line_errors
+from fl.core.machine import compute_with
+from fl.core.seeds import torch_generator
+from fl.data.settings import open_data
+from fl.experiment.composing import composed
+from fl.experiment.settings import settings_from
+from fl.models.net import channels_last, initial_model
+from fl.training.arithmetic import Amp, Arithmetic, Fp32, Qat
+from fl.training.local import train_locally
 
 IMAGES = 1024
-PRECISIONS: tuple[Precision, ...] = (Fp32(), Amp("bfloat16"), Qat(8), Qat(4))
+PRECISIONS: tuple[Arithmetic, ...] = (Fp32(), Amp("bfloat16"), Qat(8), Qat(4))
 
 
 def main() -> None:
@@ -32,28 +34,24 @@ def main() -> None:
     options = options_of(str(__doc__), 5)
     with one_line_errors():
         settings = settings_from(composed(options.overrides))
-        compute_with(settings.threads_per_client)
-        images, split = open_data(settings.data, settings.seed)
+        threads = settings.compute.threads_per_client
+        compute_with(threads)
+        images, split = open_data(settings.data, settings.rounds.seed)
         chosen = split.train[torch.randperm(len(split.train), generator=torch_generator(0, "bench"))[:IMAGES].numpy()]
         pixels, labels = torch.from_numpy(images.images[chosen]), torch.from_numpy(images.labels[chosen])
-        state = initial_model(len(images.class_names), settings.seed).state_dict()
+        state = initial_model(len(images.class_names), settings.rounds.seed).state_dict()
         models: list[Any] = [channels_last(each.network(len(images.class_names))) for each in PRECISIONS]
         for model in models:
             model.load_state_dict(state)
         rates: list[list[float]] = [[] for _ in PRECISIONS]
         for turn in range(options.repeats + 1):
             for precision, model, own in zip(PRECISIONS, models, rates, strict=True):
-                training = TrainingSettings(
-                    1,
-                    settings.batch_size,
-                    settings.augmentation,
-                    settings.optimizer,
-                    settings.label_smoothing,
-                    precision,
-                )
-                generator = torch_generator(settings.seed, "local", turn)
+                training = replace(settings.training, local_epochs=1, arithmetic=precision)
+                generator = torch_generator(settings.rounds.seed, "local", turn)
                 began = time.perf_counter()
-                train_locally(model, pixels, labels, training, lr=settings.lr, proximal_mu=0.0, generator=generator)
+                train_locally(
+                    model, pixels, labels, training, lr=settings.rounds.lr, proximal_mu=0.0, generator=generator
+                )
                 if turn:  # the first one warms up
                     own.append(len(labels) / (time.perf_counter() - began))
         capabilities = torch.cpu.get_capabilities()
@@ -64,7 +62,7 @@ def main() -> None:
             span = f"{min(own):.0f}-{max(own):.0f}"
             rows.append([precision.describe("cpu"), f"{middle:.0f}", span, f"{middle / base:.2f}x"])
         print_table(
-            f"{IMAGES} images of {images.title} in {options.repeats} turns, {settings.threads_per_client} threads; "
+            f"{IMAGES} images of {images.title} in {options.repeats} turns, {threads} threads; "
             f"bfloat16 instructions of this CPU: {', '.join(there) or 'none'}",
             ["training", "images/s (median)", "range", "of FP32"],
             rows,

@@ -14,7 +14,7 @@ import sys
 
 from table import options_of, print_table, write_results
 
-from fl.errors import one_line_errors
+from fl.core.errors import one_line_errors
 
 WAYS = {
     "OpenMP's own": {},
@@ -26,8 +26,8 @@ STEPS |= {"INT8 static, batch 32": 12, "INT8 static, batch 1": 120}
 CHILD = """
 import json, statistics, sys, time
 import torch
-from fl.environment import compute_with
-from fl.model import channels_last, initial_model, to_input
+from fl.core.machine import compute_with
+from fl.models.net import channels_last, initial_model, to_input
 from fl.quantization import Precision
 
 compute_with(2)

@@ -16,12 +16,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from fl.model_file import load_model
+    from fl.quantization.model_file import load_model
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":
-        from fl.model_file import load_model
+        from fl.quantization.model_file import load_model
 
         return load_model
     raise AttributeError(f"module 'fl' has no attribute {name!r}")

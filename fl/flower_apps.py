@@ -17,10 +17,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl.errors import ConfigError, QuantflError
-from fl.experiment import client_app, run
-from fl.overrides import composed, new_folder, typed_targets
-from fl.run_folder import SETTINGS, is_complete
+from fl.core.errors import ConfigError, QuantflError
+from fl.core.run_folder import SETTINGS, is_complete
+from fl.experiment.composing import composed, new_folder, typed_targets
+from fl.experiment.run import client_app, run
 
 RUN_DIR, RESUME = "hydra.run.dir=", "resume=true"
 

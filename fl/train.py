@@ -1,7 +1,7 @@
 """`python -m fl.train`: compose `conf/`, then run the rounds. See `--help`."""
 
 if __name__ == "__main__":
-    from fl.stop import listen
+    from fl.core.stop import listen
 
     listen()
 
@@ -16,29 +16,30 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fl.environment import available_cores
-from fl.errors import QuantflError, one_line_errors, python_command, shell_path
-from fl.overrides import CONF, explained, literal, new_folder, overrides_first, typed_targets
-from fl.resume import stopped
-from fl.sweep import record_failure, sweep_table
+from fl.core.console import label_lines, say
+from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path
+from fl.core.files import MIB, read_json
+from fl.core.machine import available_cores
+from fl.core.presets import CONF
+from fl.core.run_folder import COMMUNICATION, SUMMARY, stopped
+from fl.experiment.composing import explained, literal, new_folder, overrides_first, typed_targets
+from fl.experiment.multirun import record_failure, sweep_table
 
 _failed: list[Exception] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _main(config: DictConfig) -> None:
-    from fl.console import label_lines, say
-
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     overrides, files = list(hydra_config.overrides.task), _hydra_files(config, hydra_config)
     trusted = typed_targets(overrides)
     many = hydra_config.mode == RunMode.MULTIRUN
     if many and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
         label_lines(f"[{hydra_config.job.num}] ")
     try:
-        from fl.experiment import run
+        from fl.experiment.run import run
 
         model = run(plain, run_dir, trusted=trusted, hydra_files=files)
     except KeyboardInterrupt:
@@ -53,8 +54,6 @@ def _main(config: DictConfig) -> None:
             raise
         _failed.append(error)  # Hydra would print a line of its own
         return
-    from fl.run_folder import SUMMARY
-
     shown = Path(os.path.relpath(model))
     python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
@@ -63,9 +62,6 @@ def _main(config: DictConfig) -> None:
 
 def _traffic(run_dir: Path) -> str:
     """Returns what travelled in a finished run, beside what FP32 would have sent from the same start."""
-    from fl.results import MIB, read_json
-    from fl.run_folder import COMMUNICATION
-
     total = read_json(run_dir / COMMUNICATION)["measured"]["total"]
     sent, as_fp32, ratio = total["payload_bytes"], total["fp32_payload_bytes"], total["compression_ratio"]
     text = f"{sent / MIB:.2f} MB of payload in both directions"

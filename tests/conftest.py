@@ -125,6 +125,16 @@ def composed(*overrides):
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 
+def compared(model, *precisions, formats=(), **changes):
+    """Runs a comparison in this process, as the command without options; returns the path of its JSON."""
+    from fl.comparison.compare import Options, compare
+    from fl.deployment.beside import DeploymentFiles
+
+    usual = {"output": None, "precisions": precisions, "chosen": True, "data": None, "batch_size": 32, "device": "cpu"}
+    usual |= {"clients": [], "rounds": [], "cost_per_mb": 5.0}
+    return compare(Options(model, **usual | changes), DeploymentFiles(formats) if formats else None)
+
+
 def train(command, *overrides, cwd, **options):
     """Runs `fl.train` into `cwd / run` and returns that folder."""
     command("fl.train", *overrides, f"hydra.run.dir={cwd / 'run'}", cwd=cwd, check=0, **options)
@@ -183,7 +193,7 @@ def uneven_model(images):
     """Returns a network whose BatchNorm statistics and logits are not those of a fresh one."""
     import torch
 
-    from fl.model import initial_model, to_input
+    from fl.models.net import initial_model, to_input
 
     net = initial_model(10, seed=1).train()
     torch.nn.init.normal_(net.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(0))

@@ -6,11 +6,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fl.engine import InProcess
-from fl.errors import ConfigError
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES
-from fl.strategy import Aggregator, check_strategy
-from fl.targets import Target
+from fl.core.errors import ConfigError
+from fl.core.targets import Target
+from fl.federation.engine import InProcess
+from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES
+from fl.federation.strategy import Aggregator, check_strategy
 
 SHARES = (10, 30, 200)
 STRATEGIES = {
@@ -18,7 +18,7 @@ STRATEGIES = {
     "fedprox": Target("flwr.serverapp.strategy.FedProx", {"proximal_mu": 0.3}),
     "fedadam": Target("flwr.serverapp.strategy.FedAdam", {"eta": 0.01}),
     "fedavgm": Target("flwr.serverapp.strategy.FedAvgM", {"server_momentum": 0.5}),
-    "nesterov": Target("fl.strategy.FedAvgNesterov", {"momentum": 0.5}),
+    "nesterov": Target("fl.federation.nesterov.FedAvgNesterov", {"momentum": 0.5}),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
@@ -169,7 +169,7 @@ def test_momentum_makes_a_second_round_differ_from_a_first(strategy):
         ("proximal_mu", float("nan"), "strategy.proximal_mu=nan: must be a number"),
         ("proximal_mu", True, "strategy.proximal_mu=True: must be a number"),
         ("proximal_mu", "much", "strategy.proximal_mu=much: must be a number"),
-        ("mu", 0.1, "strategy.mu: .* has no such setting"),
+        ("mu", 0.1, "mu: .* has no such setting"),
     ],
 )
 def test_settings_of_a_strategy_that_make_no_sense_are_refused(name, value, words):
@@ -187,4 +187,4 @@ def test_settings_of_a_strategy_that_make_no_sense_are_refused(name, value, word
 )
 def test_a_nesterov_that_cannot_converge_is_refused(parameters, words):
     with pytest.raises(ConfigError, match=words):
-        check_strategy(Target("fl.strategy.FedAvgNesterov", parameters), 3)
+        check_strategy(Target("fl.federation.nesterov.FedAvgNesterov", parameters), 3)

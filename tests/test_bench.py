@@ -1,28 +1,25 @@
-"""`python -m fl.bench` on the files of a comparison: figures that can be checked against the answers themselves."""
+"""`python -m fl bench` on the files of a comparison: figures that can be checked against the answers themselves."""
 
 import shutil
 
+import conftest
 import numpy as np
 import pytest
 import torch
 
-from fl.bench import Timing, bench, compared, parse
-from fl.errors import QuantflError
-from fl.model import initial_model
-from fl.model_file import save_state
-from fl.results import read_json
+from fl.commands.bench import checked, parse
+from fl.core.errors import QuantflError
+from fl.core.files import read_json
+from fl.deployment.bench import Timing, bench, compared
+from fl.models.net import initial_model
+from fl.quantization.model_file import save_state
 
 
 @pytest.fixture(scope="module")
 def files(small_run, tmp_path_factory):
     """A run with its model files."""
-    from fl.compare import compare
-
     folder = shutil.copytree(small_run, tmp_path_factory.mktemp("bench") / "run")
-    compare(
-        folder / "final_model.pt", output=None, precision_names=["fp16", "int8", "int8_static"], precisions_chosen=True,
-        data=None, batch_size=32, device="cpu", clients=[], rounds=[], cost_per_mb=5.0, format_names=["torchscript"],
-    )  # fmt: skip
+    conftest.compared(folder / "final_model.pt", "fp16", "int8", "int8_static", formats=["torchscript"])
     return folder
 
 
@@ -33,7 +30,7 @@ def test_every_model_of_a_folder_is_measured_at_every_batch_size(files, command,
     folder = tmp_path / "chosen"
     shutil.copytree(files, folder, ignore=lambda _, names: {n for n in names if n.startswith("model_")} - {*CHOSEN})
     models = [folder / name for name in CHOSEN]
-    done = command("fl.bench", folder, "--batch-sizes", "8,1", "--threads", 1, check=0)
+    done = command("fl", "bench", folder, "--batch-sizes", "8,1", "--threads", 1, check=0)
     report = read_json(folder / "bench.json")
     assert (folder / "bench.png").is_file()
     assert "1 thread, cpu" in done.stdout
@@ -84,10 +81,12 @@ def test_statistics_are_those_of_the_textbook():
 
 
 def test_a_file_in_a_subfolder_is_tested_on_the_images_of_its_run(files, command):
-    command("fl.export", files, "--quantize", "none", "--format", "torchscript", check=0)
+    command("fl", "export", files, "--quantize", "none", "--format", "torchscript", check=0)
     fp32, script = files / "export" / "model_fp32.pt", files / "export" / "model_int8.ts"
     for models in ([fp32], [files / "export" / "model_fp32.ts", script]):
-        done = command("fl.bench", *models, "--batch-sizes", "4,100000", "--threads", 1, "--output", "b.json", check=0)
+        done = command(
+            "fl", "bench", *models, "--batch-sizes", "4,100000", "--threads", 1, "--output", "b.json", check=0
+        )
         assert "SYNTHETIC" in done.stdout
         assert "100000 left out" in done.stdout
         assert "training images are not known" not in done.stdout
@@ -98,7 +97,7 @@ def test_bad_benchmarks_are_refused(files, refused, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "model_int8.ts").write_bytes(b"not a program")
     save_state(tmp_path / "five.pt", initial_model(5, 0).state_dict())
-    refused("fl.bench", whole, "--output", "plot.png", words=["--output plot.png", ".json"])
+    refused("fl", "bench", whole, "--output", "plot.png", words=["--output plot.png", ".json"])
     cases = {
         (whole, tmp_path / "model_int8.ts"): r"model_int8\.ts: torchscript cannot run it",
         (whole, tmp_path / "five.pt"): r"different classes .*five\.pt has 5",
@@ -115,4 +114,4 @@ def test_bad_benchmarks_are_refused(files, refused, tmp_path):
         cases[whole, "--device", "cuda"] = "--device cuda"
     for arguments, message in cases.items():
         with pytest.raises(QuantflError, match=message):
-            bench(parse([str(each) for each in arguments]))
+            bench(checked(parse([str(each) for each in arguments])))

@@ -9,16 +9,19 @@ from conftest import uneven_model
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch.amp import GradScaler
 
-from fl.client_app import ClientSettings, make_client_app
 from fl.codec import ServerLink, Uniform
+from fl.core.files import write_npz
+from fl.core.targets import Target
 from fl.data import Synthetic, open_images
-from fl.engine.in_process import InProcess
-from fl.evaluation import evaluate
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S
-from fl.model import initial_model
-from fl.results import write_npz
-from fl.targets import Target
-from fl.training import Fp32, TrainingSettings
+from fl.federation.client_app import ClientSettings, make_client_app
+from fl.federation.codecs import Codecs
+from fl.federation.engine.in_process import InProcess
+from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S
+from fl.models.net import initial_model
+from fl.training.arithmetic import Fp32
+from fl.training.compute import ComputeSettings, InferenceSettings
+from fl.training.evaluation import evaluate
+from fl.training.local import TrainingSettings
 
 SGD = Target("torch.optim.SGD")
 SHARES = [range(8), range(8), range(20, 33)]
@@ -42,13 +45,12 @@ def opened(images, tmp_path):
             images_folder=images.folder,
             shares_file=tmp_path / "shares.npz",
             num_classes=10,
+            num_clients=len(SHARES),
             seed=seed,
             device="cpu",
-            threads=1,
+            compute=ComputeSettings("cpu", 1, InferenceSettings("no")),
             training=TrainingSettings(**{**wanted, **training}),
-            broadcast=None,
-            update=update,
-            fp16=False,
+            codecs=Codecs(update=update),
         )
         with InProcess().open(make_client_app(settings, mods), len(SHARES)) as opened:
             yield opened
@@ -144,7 +146,7 @@ class Scaled(Fp32):
 
 
 def test_a_client_remembers_how_its_loss_is_scaled(opened):
-    with opened(precision=Scaled()) as grid:
+    with opened(arithmetic=Scaled()) as grid:
         scales = []
         for client in (0, 0, 1):
             asked(grid, client=client)

@@ -10,16 +10,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from test_aggregation import STRATEGIES, answer, every_strategy, model, numpy_of, record
 
-from fl import spool as spool_module
-from fl.client_states import ClientStates, read_state
 from fl.codec import ServerLink
-from fl.engine import InProcess
-from fl.errors import RunError
-from fl.messages import Content, metrics_of, with_content
-from fl.replies import Answers
-from fl.spool import Spool
-from fl.strategy import Aggregator
-from fl.targets import Target
+from fl.core.errors import RunError
+from fl.core.targets import Target
+from fl.federation import spool as spool_module
+from fl.federation.client_states import ClientStates, read_state
+from fl.federation.engine import InProcess
+from fl.federation.messages import Content, metrics_of, with_content
+from fl.federation.replies import Answers
+from fl.federation.spool import Spool
+from fl.federation.strategy import Aggregator
 
 
 def state(number, shared=0):
@@ -146,7 +146,7 @@ def test_a_full_disk_is_named(tmp_path):
 
 EVERY = STRATEGIES | {
     "median": Target("flwr.serverapp.strategy.FedMedian"),
-    "clipping": Target("fl.robust.NormClipping"),
+    "clipping": Target("fl.federation.robust.NormClipping"),
     "krum": Target("flwr.serverapp.strategy.MultiKrum", {"num_malicious_nodes": 0, "num_nodes_to_select": 2}),
 }
 

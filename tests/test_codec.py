@@ -15,7 +15,7 @@ from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Tcq, Uniform, entr
 from fl.codec.base import CODED, composition, encode_exact
 from fl.codec.entropy import _ans, _best_split, pack, plain_bytes, unpack
 from fl.codec.payload import Header, assemble, dissect, specs_of
-from fl.model import initial_model
+from fl.models.net import initial_model
 
 CODECS = {
     "raw": Raw(),

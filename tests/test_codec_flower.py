@@ -14,11 +14,11 @@ from fl.codec import CodecStrategy, Ecq, Eden, Fp16, PayloadError, Raw, ServerLi
 from fl.codec.client_mod import REFERENCE, RESIDUAL
 from fl.codec.payload import specs_of
 from fl.codec.wire import LINK
-from fl.engine.in_process import InProcess
-from fl.errors import QuantflError
-from fl.experiment import run
-from fl.results import read_json, read_jsonl
-from fl.run_folder import COMMUNICATION
+from fl.core.errors import QuantflError
+from fl.core.files import read_json, read_jsonl
+from fl.core.run_folder import COMMUNICATION
+from fl.experiment.run import run
+from fl.federation.engine.in_process import InProcess
 
 CODECS = [Raw(), Fp16(), Uniform(8, "stochastic"), Uniform(4, error_feedback=True), Ecq(2.0), Eden(2)]
 
@@ -182,8 +182,8 @@ def test_a_link_continues_from_its_state():
 
 
 def test_the_readme_adds_a_codec_with_one_class(tmp_path):
-    """Runs the README's own text."""
-    readme = (REPOSITORY / "README.md").read_text().split("### Add a codec")[1]
+    """Runs the documentation's own text."""
+    readme = (REPOSITORY / "docs" / "codecs.md").read_text().split("## Add a codec")[1]
     namespace = {}
     exec(readme.split("```python\n")[1].split("```")[0], namespace)
     codec = namespace["ScaledSign"]()
@@ -294,7 +294,7 @@ def test_a_payload_that_nobody_decodes_fails_loudly():
 
 
 def test_a_damaged_payload_is_a_failed_client_with_the_reason(tmp_path, monkeypatch):
-    from fl.engine import in_process
+    from fl.federation.engine import in_process
 
     carry = in_process._Grid.answer
 
@@ -335,7 +335,7 @@ def test_a_run_says_what_both_models_reach_and_keeps_the_one_that_was_chosen(tmp
 
 
 def test_only_answers_with_a_payload_count_as_updates(tmp_path, monkeypatch):
-    from fl.engine import in_process
+    from fl.federation.engine import in_process
 
     carry = in_process._Grid.answer
 

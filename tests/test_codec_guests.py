@@ -12,10 +12,10 @@ from test_codec_strategies import AVERAGE, BOTH, arrays_in, learning, model, rec
 
 from fl.codec import CodecStrategy, Ecq, Eden, Fp16, Stc, Tcq, Uniform, codec_mod
 from fl.codec.payload import specs_of
-from fl.engine.in_process import InProcess
-from fl.errors import ConfigError, ModelFileError, RunError
-from fl.model import initial_model
-from fl.model_file import load_fp32, load_model
+from fl.core.errors import ConfigError, ModelFileError, RunError
+from fl.federation.engine.in_process import InProcess
+from fl.models.net import initial_model
+from fl.quantization.model_file import load_fp32, load_model
 
 FROZEN = {"frozen.weight": np.random.default_rng(5).normal(size=(256, 300)).astype(np.float32)}
 TO_BIT = [Ecq(0.5), Ecq(1, error_feedback=True), Uniform(8)]

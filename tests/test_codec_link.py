@@ -12,8 +12,8 @@ from fl.codec.changes import applied, difference, lost, specs_of_difference
 from fl.codec.client_mod import REFERENCE
 from fl.codec.payload import base_of, specs_of
 from fl.codec.wire import LINK, STYPE
-from fl.engine.in_process import InProcess
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
+from fl.federation.engine.in_process import InProcess
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from fl.codec.client_mod import RESIDUAL
 from fl.codec.entropy import pack
 from fl.codec.payload import specs_of
 from fl.codec.wire import LINK, STYPE, payload_array
-from fl.engine.in_process import InProcess
-from fl.errors import ConfigError, QuantflError, RunError
+from fl.core.errors import ConfigError, QuantflError, RunError
+from fl.federation.engine.in_process import InProcess
 
 INT8 = Uniform(8, error_feedback=True)
 BOTH = {"broadcast": Uniform(8), "update": INT8}

@@ -1,4 +1,4 @@
-"""`python -m fl.communication` on real files: runs, precisions and sizes over links, side by side."""
+"""`python -m fl communication` on real files: runs, precisions and sizes over links, side by side."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ import pytest
 from conftest import REPOSITORY
 from test_ledger import RUN, SEEDED
 
-from fl.communication import main
-from fl.results import MIB, read_json, read_jsonl, write_json, write_jsonl
+from fl.commands.communication import main
+from fl.core.files import MIB, read_json, read_jsonl, write_json, write_jsonl
 
 SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
 
@@ -26,7 +26,7 @@ def run_folder(tmp_path):
 
 def test_a_run_is_shown_over_every_shipped_link(command, run_folder):
     folder = run_folder()
-    said = command("fl.communication", folder, "--json", "out.json", check=0).stdout
+    said = command("fl", "communication", folder, "--json", "out.json", check=0).stdout
     for words in (
         "Measured: payload bytes that travelled",
         "3.00x fewer",
@@ -44,7 +44,7 @@ def test_a_run_is_shown_over_every_shipped_link(command, run_folder):
 
 def test_runs_stand_side_by_side(command, run_folder):
     small, large = run_folder("small"), run_folder("large", RUN * 2)
-    said = command("fl.communication", small, large, "--link", "flat_rate", "--json", "out.json", check=0).stdout
+    said = command("fl", "communication", small, large, "--link", "flat_rate", "--json", "out.json", check=0).stdout
     assert "$60.00" in said
     assert "$120.00" in said
     assert set(read_json(small.parent / "out.json")) == {str(small), str(large)}
@@ -54,7 +54,7 @@ def test_a_link_of_ones_own_and_seconds_on_board(command, run_folder, tmp_path):
     text = (REPOSITORY / "conf" / "link" / "flat_rate.yaml").read_text()
     (tmp_path / "own.yaml").write_text(text.replace("flat_rate", "own").replace("usd_per_mb: 5.0", "usd_per_mb: 2.0"))
     options = ["--link", "own.yaml", "--train-s", "1000", "--json", "out.json"]
-    command("fl.communication", run_folder(), *options, check=0)
+    command("fl", "communication", run_folder(), *options, check=0)
     [document] = read_json(tmp_path / "out.json").values()
     assert document["modelled"]["links"]["own"]["cost_usd"]["total"] == 24.0
     assert document["modelled"]["links"]["own"]["round_s"]["total"] == 3000.0
@@ -64,7 +64,7 @@ def test_file_sizes_of_precisions_stand_beside_the_run(command, run_folder, tmp_
     """Nine messages of 2 MiB at $5/MB."""
     folder = run_folder()
     write_json(folder / "quantization_comparison.json", {"precisions": {"fp16": {"file_size_bytes": 2 * MIB}}})
-    command("fl.communication", folder, "--precisions", "--link", "flat_rate", "--json", "out.json", check=0)
+    command("fl", "communication", folder, "--precisions", "--link", "flat_rate", "--json", "out.json", check=0)
     documents = read_json(tmp_path / "out.json")
     assert list(documents) == [str(folder), f"{folder} if fp16 files"]
     assert documents[f"{folder} if fp16 files"]["modelled"]["links"]["flat_rate"]["cost_usd"]["total"] == 90.0
@@ -74,7 +74,7 @@ def test_file_sizes_of_precisions_stand_beside_the_run(command, run_folder, tmp_
 def test_the_documents_worked_example(command, tmp_path):
     """docs/measured-and-modelled.md: FP32 against INT8 files, ten clients, ten rounds, 1,000 s on board."""
     options = ["--fp32-bytes", "1750000", "--train-s", "1000", "--json", "out.json"]
-    said = command("fl.communication", *SIZES, *options, check=0).stdout
+    said = command("fl", "communication", *SIZES, *options, check=0).stdout
     links = read_json(tmp_path / "out.json")["given sizes"]["modelled"]["links"]
     assert links["cubesat_sband"]["if_fp32"]["cost_usd"] == 3010.0
     assert links["cubesat_sband"]["cost_usd"]["total"] == 2010.0
@@ -93,7 +93,7 @@ def test_the_documents_worked_example(command, tmp_path):
 
 
 def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
-    command("fl.communication", small_run, "--link", "flat_rate", "--json", tmp_path / "out.json", check=0)
+    command("fl", "communication", small_run, "--link", "flat_rate", "--json", tmp_path / "out.json", check=0)
     [document] = read_json(tmp_path / "out.json").values()
     records = read_jsonl(small_run / "rounds.jsonl")
     sent = sum(record[name]["payload_bytes"] for record in records for name in ("broadcast", "update"))
@@ -124,7 +124,7 @@ def test_a_real_run_has_a_ledger_that_adds_up(command, small_run, tmp_path):
     ],
 )
 def test_bad_options_are_refused_in_one_line(arguments, words, refused):
-    refused("fl.communication", *arguments, words=words)
+    refused("fl", "communication", *arguments, words=words)
 
 
 @pytest.mark.parametrize(
@@ -133,29 +133,29 @@ def test_bad_options_are_refused_in_one_line(arguments, words, refused):
         ("a: [", ["no valid YAML"]),
         ("name: x", ["_target_"]),
         ("_target_: os.system", ["os.system"]),
-        ("_target_: fl.errors.ConfigError", ["must be fl.link.Link"]),
-        ("_target_: os.system", ["_target_=os.system: must be fl.link.Link"]),
-        ("_target_: fl.link.Link\nspeed: 5", ["speed", "no such setting"]),
-        ("_target_: fl.link.Link\nname: x", ["missing"]),
+        ("_target_: fl.core.errors.ConfigError", ["must be fl.communication.link.Link"]),
+        ("_target_: os.system", ["_target_=os.system: must be fl.communication.link.Link"]),
+        ("_target_: fl.communication.link.Link\nspeed: 5", ["speed", "no such setting"]),
+        ("_target_: fl.communication.link.Link\nname: x", ["missing"]),
     ],
 )
 def test_a_bad_link_file_is_refused_in_one_line(text, words, refused, tmp_path):
     (tmp_path / "own.yaml").write_text(text)
-    refused("fl.communication", *SIZES, "--link", "own.yaml", words=["--link own.yaml", *words])
+    refused("fl", "communication", *SIZES, "--link", "own.yaml", words=["--link own.yaml", *words])
 
 
 def test_bad_runs_are_refused_in_one_line(refused, run_folder):
     old = [{key: value for key, value in each.items() if key != "clients"} for each in RUN]
-    refused("fl.communication", run_folder("old", old), words=["old/rounds.jsonl", "before bytes were recorded"])
-    refused("fl.communication", run_folder("empty", []), words=["empty/rounds.jsonl", "no finished round"])
+    refused("fl", "communication", run_folder("old", old), words=["old/rounds.jsonl", "before bytes were recorded"])
+    refused("fl", "communication", run_folder("empty", []), words=["empty/rounds.jsonl", "no finished round"])
     damaged = json.loads(json.dumps(RUN))
     del damaged[0]["clients"][0]["train_s"]
-    refused("fl.communication", run_folder("odd", damaged), words=["odd/rounds.jsonl", "damaged", "train_s"])
-    refused("fl.communication", run_folder("list", [[]]), words=["list/rounds.jsonl", "damaged"])
-    refused("fl.communication", run_folder(), "--precisions", words=["compare_quantizations.py first"])
+    refused("fl", "communication", run_folder("odd", damaged), words=["odd/rounds.jsonl", "damaged", "train_s"])
+    refused("fl", "communication", run_folder("list", [[]]), words=["list/rounds.jsonl", "damaged"])
+    refused("fl", "communication", run_folder(), "--precisions", words=["compare_quantizations.py first"])
     compared = run_folder("compared")
     (compared / "quantization_comparison.json").write_text("{}")
-    refused("fl.communication", compared, "--precisions", words=["quantization_comparison.json is damaged"])
+    refused("fl", "communication", compared, "--precisions", words=["quantization_comparison.json is damaged"])
 
 
 @pytest.mark.parametrize("width", [80, 100, 140, None])
@@ -168,7 +168,7 @@ def test_no_number_is_cut_at_any_width(count, width, run_folder, tmp_path, monke
     monkeypatch.delenv("COLUMNS", raising=False)
     if width:
         monkeypatch.setenv("COLUMNS", str(width))
-    arguments = ["fl.communication", *map(str, folders), "--json", str(tmp_path / "out.json"), "--train-s", "1000"]
+    arguments = ["fl communication", *map(str, folders), "--json", str(tmp_path / "out.json"), "--train-s", "1000"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     said = capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_no_number_is_cut_at_any_width(count, width, run_folder, tmp_path, monke
 
 def test_what_the_shared_start_saves_is_said_apart(run_folder, capsys, monkeypatch):
     folder = run_folder("seeded", SEEDED)
-    monkeypatch.setattr(sys, "argv", ["fl.communication", str(folder), "--link", "flat_rate"])
+    monkeypatch.setattr(sys, "argv", ["fl communication", str(folder), "--link", "flat_rate"])
     main()
     said = capsys.readouterr().out
     assert "2.77x fewer" in said
@@ -208,7 +208,7 @@ def test_what_the_shared_start_saves_is_said_apart(run_folder, capsys, monkeypat
         "over flat_rate: the first model comes from the seed; FP32 that sends it too takes $40.00 and 0.0 s more"
         in said
     )
-    monkeypatch.setattr(sys, "argv", ["fl.communication", str(run_folder()), "--link", "flat_rate"])
+    monkeypatch.setattr(sys, "argv", ["fl communication", str(run_folder()), "--link", "flat_rate"])
     main()
     assert "comes from the seed" not in capsys.readouterr().out
 
@@ -218,7 +218,7 @@ def test_file_sizes_stand_only_where_the_run_sent_anything(run_folder, tmp_path,
     folder = run_folder("seeded", SEEDED)
     write_json(folder / "quantization_comparison.json", {"precisions": {"fp16": {"file_size_bytes": 2 * MIB}}})
     arguments = [
-        "fl.communication",
+        "fl communication",
         str(folder),
         "--precisions",
         "--link",

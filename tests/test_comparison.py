@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 
+import conftest
 import jsonschema
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ import torch
 from conftest import REPOSITORY, train, zipped
 
 import fl
-from fl.compare import verify
+from fl.comparison.verify import verify
+from fl.core.errors import VerificationError
+from fl.core.files import MIB, read_json, read_jsonl, sha256
 from fl.data.sources import EUROSAT_CLASSES
-from fl.errors import VerificationError
-from fl.model import Net, initial_model
-from fl.model_file import save_state
-from fl.results import MIB, read_json, read_jsonl, sha256
+from fl.deployment.beside import DeploymentFiles
+from fl.models.net import Net, initial_model
+from fl.quantization.model_file import save_state
 
 NAMES = ["fp32", "fp16", "int8", "int8_static"]
 SCHEMA = json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text())
@@ -106,7 +108,7 @@ def test_an_older_report_without_measured_traffic_is_still_verified(compared, tm
     del report["communication"]["measured"]
     jsonschema.validate(report, SCHEMA)
     (tmp_path / "run" / "quantization_comparison.json").write_text(json.dumps(report))
-    verify(tmp_path / "run" / "final_model.pt", None, None)
+    verify(tmp_path / "run" / "final_model.pt", None, None, DeploymentFiles([]))
     assert "communication.measured: not in this older report" in capsys.readouterr().out
 
 
@@ -123,7 +125,7 @@ def test_an_older_report_that_charged_fp32_for_the_first_model_is_verified_but_f
     told["update_payload_bytes"] += 1
     (folder / "quantization_comparison.json").write_text(json.dumps(report))
     with pytest.raises(VerificationError, match="1 of its values"):
-        verify(folder / "final_model.pt", None, None)
+        verify(folder / "final_model.pt", None, None, DeploymentFiles([]))
     said = capsys.readouterr().out
     assert "this older report charged it for the first model" in said
     assert "DIFFERS  communication.measured.update_payload_bytes" in said
@@ -158,7 +160,7 @@ def test_the_console_keeps_the_form_users_know(compared):
 
 def test_accuracy_is_that_of_the_reloaded_file(compared, cache_dir):
     from fl.data import Synthetic, open_images
-    from fl.model import to_input
+    from fl.models.net import to_input
 
     folder, _ = compared
     report = read_json(folder / "quantization_comparison.json")
@@ -194,7 +196,7 @@ def test_verify_accepts_its_own_report_and_refuses_any_change(compared, command,
         place[keys[-1]] = value
         (folder / "quantization_comparison.json").write_text(json.dumps(report))
         with pytest.raises(VerificationError, match="not what the files beside it give"):
-            verify(folder / "final_model.pt", None, None)
+            verify(folder / "final_model.pt", None, None, DeploymentFiles([]))
         assert f"DIFFERS  {'.'.join(keys)}" in capsys.readouterr().out
 
     changed("precisions", "int8", "accuracy", value=original["precisions"]["int8"]["accuracy"] + 1e-4)
@@ -350,14 +352,10 @@ def bad_models(folder, good):
 
 def test_bad_model_files_are_refused_one_by_one_and_nothing_is_written(compared, tmp_path, monkeypatch):
     """In one process: the commands' own start-up is tested elsewhere."""
-    from fl.compare import compare
-    from fl.errors import QuantflError
+    from fl.core.errors import QuantflError
 
     def attempt(path):
-        compare(
-            path, output=None, precision_names=NAMES, precisions_chosen=False, data="synthetic", batch_size=32,
-            device="cpu", clients=[], rounds=[], cost_per_mb=5.0,
-        )  # fmt: skip
+        conftest.compared(path, *NAMES, chosen=False, data="synthetic")
 
     cases = list(bad_models(tmp_path, compared[0] / "final_model.pt"))
     for name in ("fp16", "int8", "int8_static"):
@@ -412,7 +410,7 @@ def test_a_model_of_other_classes_is_compared_on_its_own_data(command, image_fol
 
 @pytest.mark.parametrize("name", ["os.system", "copy", "_x", "Net", "calibrate", 5])
 def test_a_file_cannot_name_what_is_built(name, tmp_path):
-    from fl.errors import ModelFileError
+    from fl.core.errors import ModelFileError
 
     info = {"precision": name, "num_classes": 10}
     content = {"model_state_dict": initial_model(10, 0).state_dict(), "quantization_info": info}

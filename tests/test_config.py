@@ -6,10 +6,10 @@ import sys
 import pytest
 from conftest import REPOSITORY, SMALL, composed
 
-from fl.errors import ConfigError
-from fl.overrides import explained, typed_targets
-from fl.settings import settings_from
-from fl.targets import Target
+from fl.core.errors import ConfigError
+from fl.core.targets import Target
+from fl.experiment.composing import explained, typed_targets
+from fl.experiment.settings import settings_from
 
 GROUPS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
@@ -24,15 +24,17 @@ CHOICES = [(place, c) for group, choices in GROUPS.items() for place in PLACES.g
 def test_every_choice_gives_valid_settings(group, choice):
     overrides = [f"{group}={choice}"] + (["data.path=some_folder"] if choice == "folder" else [])
     settings = settings_from(composed(*overrides))
-    if group in ("strategy", "optimizer", "partition"):
-        assert getattr(settings, group).resolve(group).__name__.lower().endswith(NAMED.get(choice, choice))
+    places = {"strategy": settings.server.strategy, "optimizer": settings.training.optimizer}
+    if target := (places | {"partition": settings.partition}).get(group):
+        assert target.resolve().__name__.lower().endswith(NAMED.get(choice, choice))
 
 
 def test_the_defaults_are_the_documented_recipe():
     settings = settings_from(composed())
-    assert (settings.num_rounds, settings.num_clients, settings.local_epochs, settings.batch_size) == (10, 10, 2, 32)
-    assert (settings.fraction_train, settings.fraction_evaluate) == (1.0, 0.0)
-    assert settings.strategy.target.endswith(".FedAvg")
+    rounds, training = settings.rounds, settings.training
+    assert (rounds.num_rounds, rounds.num_clients, training.local_epochs, training.batch_size) == (10, 10, 2, 32)
+    assert (rounds.fraction_train, rounds.fraction_evaluate) == (1.0, 0.0)
+    assert settings.server.strategy.target.endswith(".FedAvg")
 
 
 REFUSED = {
@@ -171,7 +173,7 @@ def test_a_class_from_a_stored_file_is_not_built_unless_allowed():
     assert Target.from_config("strategy", {"_target_": "my.Strategy"}, ["my.Strategy"]).target == "my.Strategy"
 
 
-@pytest.mark.parametrize("arguments", [["fl.train"], ["fl.resume"], ["compare_quantizations.py"]])
+@pytest.mark.parametrize("arguments", [["fl.train"], ["fl", "resume"], ["compare_quantizations.py"]])
 def test_every_command_has_help(arguments, command):
     done = command(*arguments, "--help", check=0)
     assert len(done.stdout.splitlines()) > 5

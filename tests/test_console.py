@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from fl.bench import COLUMNS as BENCH_COLUMNS
-from fl.console import show_table
-from fl.deployment import COLUMNS as FORMAT_COLUMNS
-from fl.link_report import short_names
-from fl.sweep import show
+from fl.communication.tables import short_names
+from fl.core.console import show_table
+from fl.deployment.bench import COLUMNS as BENCH_COLUMNS
+from fl.deployment.files import COLUMNS as FORMAT_COLUMNS
+from fl.experiment.sweep import show
 
 
 def cells_of(said):

@@ -4,10 +4,10 @@ import pytest
 from test_ledger import RUN, SEEDED
 from test_link import preset
 
-from fl.costs import CostAssumptions, communication_costs, communication_report, measured_traffic
-from fl.errors import ConfigError
-from fl.ledger import communication
-from fl.results import MIB
+from fl.communication.ledger import communication
+from fl.comparison.costs import CostAssumptions, communication_costs, communication_report, measured_traffic
+from fl.core.errors import ConfigError
+from fl.core.files import MIB
 
 GUIDE = {"fp32": int(1.66 * MIB), "fp16": int(0.83 * MIB), "int8": int(0.52 * MIB)}
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import zipped
 from PIL import Image
 
+from fl.core.errors import DataError
 from fl.data import EuroSat, Folder, Synthetic, open_images, split_images
 from fl.data.images import Plan, Split
 from fl.data.sources import EUROSAT_CLASSES
-from fl.errors import DataError
 
 
 def opened(source, cache):

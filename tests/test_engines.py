@@ -15,18 +15,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fl.engine import InProcess
-from fl.errors import ConfigError
-from fl.experiment import client_app
-from fl.results import read_json, read_jsonl, sha256
-from fl.settings import settings_from
+from fl.core.errors import ConfigError
+from fl.core.files import read_json, read_jsonl, sha256
+from fl.experiment.run import client_app
+from fl.experiment.settings import settings_from
+from fl.federation.engine import InProcess
 
 RAY = [*SMALL, "engine=ray"]
 WITH_A_FAILURE = """
 import sys
 from conftest import composed
-from fl.experiment import run
-from fl.messages import config_of, number
+from fl.experiment.run import run
+from fl.federation.messages import config_of, number
 from pathlib import Path
 
 def fails_once(message, context, call_next):
@@ -159,7 +159,7 @@ def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 128 + stop, errors
     assert errors.startswith("interrupted; after round ")
-    assert "fl.resume" in errors
+    assert "fl resume" in errors
     assert len(errors.splitlines()) == 1, errors
     _all_end(started)
 

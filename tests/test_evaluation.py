@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import uneven_model
 
-from fl.evaluation import evaluate
-from fl.model import to_input
+from fl.models.net import to_input
+from fl.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
 

@@ -6,12 +6,12 @@ from conftest import SMALL, composed, train
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.engine import InProcess
-from fl.errors import ConfigError
-from fl.faults import CorruptedPayload, Crash, Dropout, InjectedFault, Noise, NotANumber, SignFlip, Straggler
-from fl.messages import ARRAYS, CONFIG
-from fl.results import read_json, read_jsonl
-from fl.settings import settings_from
+from fl.core.errors import ConfigError
+from fl.core.files import read_json, read_jsonl
+from fl.experiment.settings import settings_from
+from fl.federation.engine import InProcess
+from fl.federation.faults import CorruptedPayload, Crash, Dropout, InjectedFault, Noise, NotANumber, SignFlip, Straggler
+from fl.federation.messages import ARRAYS, CONFIG
 
 BEFORE = {
     "w": np.linspace(-1, 1, 1000, dtype=np.float32),

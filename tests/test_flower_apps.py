@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, composed
 
-from fl.engine import InProcess
-from fl.errors import ConfigError, RunError
-from fl.experiment import client_app, run
+from fl.core.errors import ConfigError, RunError
+from fl.core.files import read_json
+from fl.experiment.run import client_app, run
+from fl.federation.engine import InProcess
 from fl.flower_apps import configured, overrides_in
-from fl.results import read_json
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_flwr_run_gives_the_same_bytes(flwr_run, small_run, tmp_path):
 
 
 def test_too_few_nodes_are_an_error_not_a_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr("fl.rounds.LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr("fl.federation.rounds.LONGEST_WAIT_S", 0.2)
     config = composed(*SMALL)
     few = r"num_clients=4: 2 nodes are connected, 2 answered, with partitions \[0, 1\]"
     with InProcess().open(client_app(config), 2) as grid, pytest.raises(RunError, match=few):

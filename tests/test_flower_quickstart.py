@@ -1,4 +1,4 @@
-"""The README's two lines, run as they stand on a Flower app of the usual form."""
+"""The two lines of docs/codecs.md, run as they stand on a Flower app of the usual form."""
 
 import importlib
 import random
@@ -11,8 +11,8 @@ import torch
 from conftest import REPOSITORY
 from flwr.app import Context, RecordDict
 
-from fl.engine.in_process import InProcess
-from fl.messages import payload_bytes
+from fl.federation.engine.in_process import InProcess
+from fl.federation.messages import payload_bytes
 
 EXAMPLE = REPOSITORY / "examples" / "flower_quickstart"
 CONFIG = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
@@ -29,7 +29,7 @@ def quickstart(monkeypatch):
 
 
 def snippet():
-    text = (REPOSITORY / "README.md").read_text().split("In any other Flower app")[1]
+    text = (REPOSITORY / "docs" / "codecs.md").read_text().split("In any other Flower app")[1]
     return text.split("```python\n")[1].split("```")[0]
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import REPOSITORY, uneven_model
 
-from fl.deployment import deployed, measure_file, open_file
-from fl.errors import ConfigError, ModelFileError
-from fl.formats import FORMATS, formats
-from fl.model import to_input
-from fl.model_file import load_fp32
+from fl.core.errors import ConfigError, ModelFileError
+from fl.core.files import read_json
+from fl.deployment.files import deployed, measure_file, open_file
+from fl.deployment.formats import FORMATS, formats
+from fl.models.net import to_input
 from fl.quantization import Precision
-from fl.results import read_json
+from fl.quantization.model_file import load_fp32
 
 EVERY = [(each, precision) for each in FORMATS for precision in each.precisions]
 OURS = ("torchexport", "torchscript")
@@ -98,7 +98,7 @@ def test_a_deployment_file_is_named_where_a_model_file_is_wanted(each, files, tm
     if not each.path(files, "fp32").is_file():
         pytest.skip(f"the extra [{each.extra}] is not installed")
     shutil.copy(each.path(files, "fp32"), tmp_path / "model.pt")
-    with pytest.raises(ModelFileError, match=f"fl.bench runs it under the name model_PRECISION{each.suffix}"):
+    with pytest.raises(ModelFileError, match=f"fl bench runs it under the name model_PRECISION{each.suffix}"):
         load_fp32(tmp_path / "model.pt")
 
 
@@ -138,7 +138,7 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch):
 
 
 def test_damaged_and_foreign_files_are_refused(files, tmp_path):
-    from fl.comparison import TestSet
+    from fl.data.provenance import TestSet
 
     test = TestSet(np.zeros((2, 64, 64, 3), np.uint8), np.zeros(2, np.int64), "none", True, ())
     for each in FORMATS:
@@ -222,7 +222,7 @@ def test_comparison_and_export_write_evaluate_and_verify_them(small_run, command
     refused = command("compare_quantizations.py", folder / "final_model.pt", "--verify")
     assert refused.returncode == 1
     assert "formats.torchscript.int8.file_sha256" in refused.stdout
-    command("fl.export", folder, "--format", "torchexport", check=0)
+    command("fl", "export", folder, "--format", "torchexport", check=0)
     table = read_json(folder / "export" / "formats.json")["formats"]
     assert list(table["torchexport"]) == ["fp32", "int8", "int8_static"]
     assert (folder / "export" / "model_int8.pt2").is_file()
@@ -232,7 +232,7 @@ def test_unknown_formats_are_refused_before_any_work(small_run, refused):
     refused(
         "compare_quantizations.py", small_run / "final_model.pt", "--formats", "tensorrt", words=["tensorrt", "onnx"]
     )
-    refused("fl.export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
+    refused("fl", "export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
 
 
 @pytest.mark.long

@@ -7,8 +7,9 @@ import sys
 import pytest
 from conftest import REPOSITORY, SMALL, train
 
-from fl.errors import ConfigError
-from fl.results import read_json, read_rounds, write_json, write_jsonl
+from fl.core.errors import ConfigError
+from fl.core.files import read_json, write_json, write_jsonl
+from fl.core.records import read_rounds
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -6,13 +6,14 @@ import torch
 from conftest import SMALL, composed, train
 
 import fl
-from fl.errors import ConfigError, ModelFileError
-from fl.inference import evaluate_as_told, fp16_wanted, prepare
-from fl.model import initial_model, to_input
-from fl.model_file import save_model
+from fl.core.errors import ConfigError, ModelFileError
+from fl.core.files import read_json
+from fl.experiment.settings import settings_from
+from fl.models.net import initial_model, to_input
 from fl.quantization import Precision
-from fl.results import read_json
-from fl.settings import settings_from
+from fl.quantization.half import fp16_wanted, prepare
+from fl.quantization.model_file import save_model
+from fl.training.evaluation import evaluate_as_told
 
 CPU = torch.device("cpu")
 
@@ -130,7 +131,7 @@ def test_the_command_line_wins_over_the_variable_and_that_over_auto(variable, ty
     monkeypatch.delenv("USE_FP16", raising=False)
     if variable:
         monkeypatch.setenv("USE_FP16", variable)
-    assert settings_from(composed(*SMALL, *typed)).inference.fp16 is expected
+    assert settings_from(composed(*SMALL, *typed)).compute.inference.fp16 is expected
 
 
 def test_a_run_evaluates_as_told_and_trains_the_same_model(command, small_run, tmp_path):

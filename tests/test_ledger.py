@@ -9,15 +9,17 @@ import torch
 from conftest import REPOSITORY, SMALL, composed
 from test_link import TWO_PASSES, by_minute, preset
 
-from fl.checkpoint import MARK
-from fl.comparison_inputs import find_run
-from fl.costs import CostAssumptions, communication_report, is_older, measured_traffic
-from fl.errors import ConfigError
-from fl.experiment import run
-from fl.ledger import communication
-from fl.link import Exchange, simulate
-from fl.results import MIB, read_json, read_jsonl, read_rounds, totals, upgraded, write_json, write_jsonl
-from fl.run_folder import COMMUNICATION
+from fl.communication.ledger import communication
+from fl.communication.simulation import simulate
+from fl.communication.trip import Exchange
+from fl.comparison.costs import CostAssumptions, communication_report, is_older, ledger_of, measured_traffic
+from fl.core.errors import ConfigError
+from fl.core.files import MIB, read_json, read_jsonl, write_json, write_jsonl
+from fl.core.records import read_rounds, totals, upgraded
+from fl.core.run_folder import COMMUNICATION
+from fl.data.provenance import find_run
+from fl.experiment.run import run
+from fl.federation.checkpoint import MARK
 
 MODEL = 4 * MIB
 """FP32 bytes of one message."""
@@ -317,7 +319,7 @@ FAILS = {("train", 2, 1), ("evaluate", 1, 3)}
 
 @pytest.fixture
 def failing(monkeypatch):
-    from fl.engine import in_process
+    from fl.federation.engine import in_process
 
     carry = in_process._Grid.answer
 
@@ -428,11 +430,11 @@ def test_a_run_of_the_first_version_goes_on_in_lines_of_this_one_and_is_compared
     as_old(folder)
     summary = read_json(folder / "summary.json")
     found = find_run(folder / "final_model.pt", summary["model_sha256"])
-    assert found.ledger == now
+    assert ledger_of(found) == now
     (folder / "rounds.jsonl").unlink()
     found = find_run(folder / "final_model.pt", summary["model_sha256"])
-    assert is_older(found.ledger)
-    told = measured_traffic(found.summary, found.ledger, 5.0)
+    assert is_older(ledger_of(found))
+    told = measured_traffic(found.summary, ledger_of(found), 5.0)
     assert "charges FP32 for a first model" in told["reason"]
     assert (told["compression_ratio"], told["links"]) == (None, {})
 

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fl.contacts import Contacts, Use, transfer
-from fl.costs import CostAssumptions, communication_costs
-from fl.errors import ConfigError
-from fl.link import WINDOWS, Both, Exchange, Framing, Link, Trip, billed_minutes, send, simulate
-from fl.results import MIB, read_json
-from fl.targets import Target
+from fl.communication.billing import billed_minutes
+from fl.communication.contacts import Contacts, Use, transfer
+from fl.communication.link import WINDOWS, Framing, Link
+from fl.communication.simulation import send, simulate
+from fl.communication.trip import Both, Exchange, Trip
+from fl.comparison.costs import CostAssumptions, communication_costs
+from fl.core.errors import ConfigError
+from fl.core.files import MIB, read_json
+from fl.core.targets import Target
 
 PRESETS = ["cubesat_sband", "flat_rate", "ttc_uhf"]
 FP32_FILE, INT8_FILE = 1_750_000, 440_000
@@ -31,7 +34,7 @@ def finish(start_s, *arguments, **settings):
 
 def preset(name, **changes):
     config = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / "link" / f"{name}.yaml"), resolve=True)
-    return Target.from_config("link", {**config, **changes}).build("link")
+    return Target.from_config("link", {**config, **changes}).build()
 
 
 def tenfold(size, train_s=TRAIN_S):

@@ -8,14 +8,18 @@ import pytest
 import torch
 from conftest import uneven_model
 
-from fl import comparison
-from fl.comparison import build_report, convert_and_save, differences, measure
-from fl.costs import CostAssumptions
-from fl.errors import ModelFileError
-from fl.model import to_input
-from fl.model_file import load_fp32, load_model, read_file, save_model, save_state
+from fl.comparison import report as comparison
+from fl.comparison.costs import CostAssumptions
+from fl.comparison.measure import convert_and_save, measure
+from fl.comparison.report import Comparison
+from fl.comparison.verify import differences
+from fl.core.errors import ModelFileError
+from fl.core.files import MIB, sha256
+from fl.data import provenance
+from fl.data.provenance import Inputs
+from fl.models.net import to_input
 from fl.quantization import Precision
-from fl.results import MIB, sha256
+from fl.quantization.model_file import load_fp32, load_model, read_file, save_model, save_state
 
 CPU = torch.device("cpu")
 
@@ -28,7 +32,7 @@ def some():
     with torch.inference_mode():
         labels = model(to_input(torch.from_numpy(images))).argmax(1).numpy()
     labels[:5] = (labels[:5] + 1) % 10
-    return comparison.TestSet(images, labels, "noise (SYNTHETIC images)", True, ("a note",)), model
+    return provenance.TestSet(images, labels, "noise (SYNTHETIC images)", True, ("a note",)), model
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +45,19 @@ def report(some, tmp_path_factory):
     for name in ("fp32", "fp16", "int2"):
         path = convert_and_save(model, "5" * 64, Precision(name), folder, None, trained_with.get(name))
         measured[name] = measure(path, test, batch_size=8, device=CPU)
-    content = build_report(
+    subject = Comparison(
         model_path="m.pt",
         model=model,
         source_sha256="5" * 64,
-        measured=measured,
-        skipped={"int8_static": "no images"},
-        test=test,
-        class_names=list("abcdefghij"),
+        notes=(),
+        run=None,
+        inputs=Inputs(test, None, "no images", tuple("abcdefghij")),
         batch_size=8,
         device=CPU,
         assumptions=CostAssumptions(4, 3, 7, 2.0, "options"),
-        scales=[(20, 100)],
-        run=None,
-        ledger=None,
-        calibrated_on="nothing",
+        scales=((20, 100),),
     )
-    return content, folder, measured
+    return subject.report(measured, ["int8_static"]), folder, measured
 
 
 def test_every_figure_of_a_precision_is_that_of_its_file_and_of_its_answers(report, some):
@@ -109,7 +109,7 @@ def test_validation_images_are_measured_apart_from_test_images(some, tmp_path):
     images = test.images[9:]
     with torch.inference_mode():
         labels = model(to_input(torch.from_numpy(images))).argmax(1).numpy()
-    validation = comparison.TestSet(images, labels, "held out", True, ())
+    validation = provenance.TestSet(images, labels, "held out", True, ())
     measured = {}
     for name in ("fp32", "int2"):
         path = convert_and_save(model, "5" * 64, Precision(name), tmp_path, None)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import uneven_model
 
-from fl.model import Net, channels_last, initial_model, num_parameters, to_input
+from fl.models.net import Net, channels_last, initial_model, num_parameters, to_input
 
 
 def test_the_network_is_three_convolutions_and_three_linear_layers():

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import REPOSITORY, uneven_model
+from conftest import REPOSITORY, compared, uneven_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fl
-from fl.compare import compare, verify
-from fl.errors import VerificationError
-from fl.export import export
-from fl.export import parse as export_options
-from fl.model import Net, to_input
-from fl.model_file import load_fp32, save_model, save_state
+from fl.commands.export import parse as export_options
+from fl.comparison.verify import verify
+from fl.core.errors import VerificationError
+from fl.core.files import read_json
+from fl.deployment.beside import DeploymentFiles
+from fl.deployment.export import export
+from fl.models.net import Net, to_input
 from fl.quantization import Precision
-from fl.results import read_json
+from fl.quantization.model_file import load_fp32, save_model, save_state
 
 COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked", "bn3.num_batches_tracked")
 WRAPPERS = [(), ("state_dict",), ("model",), ("model_state_dict",), ("net",), ("checkpoint", "model"), ("a", "b", "c")]
@@ -177,11 +178,8 @@ def test_a_model_of_other_classes_loads(folder):
     assert load_fp32(folder / "three.pt")[0].fc3.out_features == 3
 
 
-def compared(model, output):
-    return compare(
-        model, output=output, precision_names=["fp16"], precisions_chosen=True, data="synthetic", batch_size=64,
-        device="cpu", clients=[], rounds=[], cost_per_mb=5.0,
-    )  # fmt: skip
+def as_fp16(model, output):
+    return compared(model, "fp16", output=output, data="synthetic", batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +188,7 @@ def noted(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("noted")
     state, _ = foreign(network, PREFIXES["'_orig_mod.'"], torch.float32, (torch.float64, ()))
     tensors(state, folder / "final.safetensors")
-    compared(folder / "final.safetensors", None)
+    as_fp16(folder / "final.safetensors", None)
     return folder
 
 
@@ -198,12 +196,12 @@ def test_the_comparison_stores_what_was_done_and_verifies_it(noted, capsys):
     report = read_json(noted / "quantization_comparison.json")
     assert report["model_notes"] == ["removed prefix '_orig_mod.'", "counters float64 to int64"]
     jsonschema.validate(report, json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text()))
-    verify(noted / "final.safetensors", None, "synthetic")
+    verify(noted / "final.safetensors", None, "synthetic", DeploymentFiles([]))
     changed = {**report, "model_notes": ["nothing"]}
     try:
         (noted / "quantization_comparison.json").write_text(json.dumps(changed))
         with pytest.raises(VerificationError):
-            verify(noted / "final.safetensors", None, "synthetic")
+            verify(noted / "final.safetensors", None, "synthetic", DeploymentFiles([]))
         assert "DIFFERS  model_notes" in capsys.readouterr().out
     finally:
         (noted / "quantization_comparison.json").write_text(json.dumps(report))
@@ -213,7 +211,7 @@ def test_bench_says_once_what_was_done(network, command, tmp_path):
     state, _ = foreign(network, PREFIXES["'module.'"], torch.float32, 3)
     tensors(state, tmp_path / "foreign.safetensors")
     options = ["--data", "synthetic", "--images", 4, "--batch-sizes", 2]
-    done = command("fl.bench", tmp_path / "foreign.safetensors", *options, check=0)
+    done = command("fl", "bench", tmp_path / "foreign.safetensors", *options, check=0)
     line = f"note: {tmp_path / 'foreign.safetensors'}: removed prefix 'module.', 3 counters absent, set to 0"
     assert done.stdout.splitlines().count(line) == 1
 

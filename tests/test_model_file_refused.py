@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 
 import fl
-from fl.errors import ModelFileError
-from fl.model import Net, initial_model
-from fl.model_file import load_fp32, to_bytes
+from fl.core.errors import ModelFileError
+from fl.models.net import Net, initial_model
+from fl.quantization.model_file import load_fp32, to_bytes
 
 STATE = initial_model(10, 0).state_dict()
 WEIGHT = "conv2.weight"
@@ -89,10 +89,10 @@ KINDS = {
     "git-LFS pointer": (lambda: LFS, ["a git-LFS pointer", "git lfs pull"]),
     "web page": (lambda: b"<!DOCTYPE html><html>404</html>", ["a web page", "download"]),
     "JSON": (lambda: b'{"weights": []}', ["a JSON file"]),
-    "TorchScript": (scripted, ["a TorchScript program", "fl.bench", ".ts", "state_dict()"]),
-    "torch.export": (program, ["a torch.export program", "fl.bench", ".pt2"]),
-    "LiteRT": (lambda: b"\x1c\0\0\0TFL3" + bytes(64), ["a LiteRT", "fl.bench", ".tflite"]),
-    "ONNX": (lambda: b"\x08\x0a\x12\x07pytorch" + bytes(64), ["an ONNX model", "fl.bench", ".onnx"]),
+    "TorchScript": (scripted, ["a TorchScript program", "fl bench", ".ts", "state_dict()"]),
+    "torch.export": (program, ["a torch.export program", "fl bench", ".pt2"]),
+    "LiteRT": (lambda: b"\x1c\0\0\0TFL3" + bytes(64), ["a LiteRT", "fl bench", ".tflite"]),
+    "ONNX": (lambda: b"\x08\x0a\x12\x07pytorch" + bytes(64), ["an ONNX model", "fl bench", ".onnx"]),
     "npz": (npz, ["a NumPy archive", "arr_0", "state_dict()"]),
     "npy": (lambda: b"\x93NUMPY\x01\0" + bytes(64), ["a NumPy array"]),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), ["an HDF5 file"]),
@@ -101,8 +101,8 @@ KINDS = {
     "zip": (lambda: zipped("final_model.pt", to_bytes(STATE)), ["a zip archive", "final_model.pt", "unpack it"]),
     "empty zip": (lambda: b"PK\5\6" + bytes(18), ["a zip archive", "it is empty"]),
     "noise": (lambda: bytes(range(200, 256)) * 9, ["not a whole model file", "kind known here"]),
-    "module": (lambda: to_bytes(Net()), ["refused", "fl.model.Net", "never run", "state_dict()"]),
-    "legacy module": (lambda: legacy(Net()), ["refused", "fl.model.Net", "never run"]),
+    "module": (lambda: to_bytes(Net()), ["refused", "fl.models.net.Net", "never run", "state_dict()"]),
+    "legacy module": (lambda: legacy(Net()), ["refused", "fl.models.net.Net", "never run"]),
     "NumPy numbers": (lambda: to_bytes({"model": STATE, "best": np.float64(1)}), ["numpy", "never run"]),
     "pickled arrays": (lambda: pickle.dumps([np.zeros(3)]), ["refused", "a Python pickle", "numpy", "torch.save"]),
     "pickled tensors": (lambda: pickle.dumps(STATE), ["refused", "a Python pickle", "torch.save"]),
@@ -298,8 +298,8 @@ def two_entries(content):
 WEIGH = """
 import resource, sys, torch
 from pathlib import Path
-from fl.errors import ModelFileError
-from fl.model_file import load_model
+from fl.core.errors import ModelFileError
+from fl.quantization.model_file import load_model
 for path in sorted(Path(sys.argv[1]).glob("*.pt")):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -333,6 +333,6 @@ def test_a_file_that_claims_much_takes_little_memory(tmp_path):
 def test_the_commands_end_in_that_line(refused, tmp_path):
     (tmp_path / "m.pt").write_bytes(to_bytes(Net()))
     (tmp_path / "m.safetensors").write_bytes(safetensors.torch.save(without("conv2")))
-    words = ["m.pt", "fl.model.Net", "never run", "torch.save(model.state_dict(), PATH)"]
+    words = ["m.pt", "fl.models.net.Net", "never run", "torch.save(model.state_dict(), PATH)"]
     assert refused("compare_quantizations.py", tmp_path / "m.pt", "--data", "synthetic", words=words).isprintable()
-    assert refused("fl.bench", tmp_path / "m.safetensors", words=["2 wrong keys", "conv2.weight"]).isprintable()
+    assert refused("fl", "bench", tmp_path / "m.safetensors", words=["2 wrong keys", "conv2.weight"]).isprintable()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fl.errors import ConfigError, DataError
-from fl.partition import Dirichlet, Iid, Shards, label_distribution, read_shares, share_images, split_among_clients
-from fl.targets import Target
+from fl.core.errors import ConfigError, DataError
+from fl.core.targets import Target
+from fl.data.partition import Dirichlet, Iid, Shards, label_distribution, read_shares, share_images, split_among_clients
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
 
@@ -58,7 +58,7 @@ def test_values_out_of_range_are_refused(kind, arguments):
 
 
 def shared(folder, **options):
-    arguments = {"partition": Target("fl.partition.Iid"), "num_clients": 5, "seed": 1} | options
+    arguments = {"partition": Target("fl.data.partition.Iid"), "num_clients": 5, "seed": 1} | options
     return share_images(folder, labels=LABELS, positions=np.flatnonzero(LABELS < 8), **arguments)
 
 
@@ -76,17 +76,17 @@ def test_shares_are_made_once_and_read_as_they_were(tmp_path):
 def test_shares_are_of_the_images_that_may_be_trained_on(tmp_path):
     positions = np.flatnonzero(LABELS < 8)[::2]
     for kind in ("Iid", "Dirichlet"):
-        target = Target(f"fl.partition.{kind}")
+        target = Target(f"fl.data.partition.{kind}")
         shares = read_shares(share_images(tmp_path, target, LABELS, positions, num_clients=5, seed=1))
         assert sorted(np.concatenate(shares)) == list(positions)
         assert all(share.dtype == np.int64 and (np.diff(share) > 0).all() for share in shares)
-        direct = split_among_clients(target.build("partition"), LABELS[positions], 5, seed=1)
+        direct = split_among_clients(target.build(), LABELS[positions], 5, seed=1)
         assert all(np.array_equal(positions[one], two) for one, two in zip(direct, shares, strict=True))
 
 
 def test_a_cached_split_is_of_these_images_and_settings_only(tmp_path):
     def path(parameters=(("alpha", 1.0),), labels=LABELS, positions=range(300)):
-        target = Target("fl.partition.Dirichlet", dict(parameters))
+        target = Target("fl.data.partition.Dirichlet", dict(parameters))
         return share_images(tmp_path, target, labels, np.array(positions), num_clients=3, seed=1)
 
     others = [path(parameters=(("alpha", 2.0),)), path(labels=LABELS[::-1].copy()), path(positions=range(1, 301))]

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from fl.codec import Codec, Ecq, PayloadError, Tcq, Uniform
 from fl.codec.base import CODED, PLANES, fingerprint
 from fl.codec.payload import assemble, base_of, dissect, seal, specs_of, varint
-from fl.model import initial_model
+from fl.models.net import initial_model
 
 FILES = sorted((REPOSITORY / "conf" / "codec").glob("*.yaml"))
 PRESETS = {path.stem: instantiate(composed(f"codec@update={path.stem}")["update"]) for path in FILES}

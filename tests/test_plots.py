@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from fl import plots, sweep_plots
-from fl.results import MIB
-from fl.sweep import over_seeds
+from fl.core.files import MIB
+from fl.experiment import sweep_plots
+from fl.experiment.sweep import over_seeds
+from fl.federation import plots
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from fl.comparison_inputs import find_inputs
-from fl.errors import ModelFileError
-from fl.model import Net, initial_model, to_input
-from fl.model_file import load_fp32, load_model, save_model, to_bytes
+from fl.core.errors import ModelFileError
+from fl.data.provenance import find_inputs
+from fl.models.net import Net, initial_model, to_input
 from fl.quantization import Precision, QatNet, kernels, kernels_of, modules
+from fl.quantization.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization.numeric import (
     GROUP_LEVELS,
     IMAGE,
@@ -366,10 +366,10 @@ def test_number_of_parameters():
 
 
 def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tmp_path):
-    """Runs the README's own text as if it stood in methods.py."""
+    """Runs the documentation's own text as if it stood in methods.py."""
     from fl.quantization import methods
 
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "docs" / "precisions.md").read_text()
     (text,) = re.findall(r"```python\n(def bf16.*?)```", readme, re.DOTALL)
     names = dict(vars(methods))
     exec(text, names)

@@ -1,4 +1,4 @@
-"""`python -m fl.recommend`: fixed measurements have one expected answer each."""
+"""`python -m fl recommend`: fixed measurements have one expected answer each."""
 
 import json
 
@@ -6,15 +6,16 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, train
+from conftest import REPOSITORY, SMALL, compared, train
 
-from fl.compare import compare, verify
-from fl.comparison_inputs import find_inputs, find_run
-from fl.errors import VerificationError
-from fl.evaluation import evaluate
-from fl.model_file import load_with_info
-from fl.recommend import Evidence, Z, chosen_by, evidence, paired_interval, recommend
-from fl.results import read_json, sha256, write_json
+from fl.comparison.recommend import Evidence, Z, chosen_by, evidence, paired_interval, recommend
+from fl.comparison.verify import verify
+from fl.core.errors import VerificationError
+from fl.core.files import read_json, sha256, write_json
+from fl.data.provenance import find_inputs, find_run
+from fl.deployment.beside import DeploymentFiles
+from fl.quantization.model_file import load_with_info
+from fl.training.evaluation import evaluate
 
 SIZES = {"fp32": 1_748_050, "fp16": 878_098, "int8": 443_117, "int8_static": 446_473, "int4": 243_000}
 TIMES = {"fp32": 0.567, "fp16": 0.467, "int8": 0.237, "int8_static": 0.111, "int4": 0.24}
@@ -189,39 +190,38 @@ def folder(tmp_path):
 
 
 def test_the_command_prints_three_answers_with_reasons(folder, command):
-    said = command("fl.recommend", folder, "--max-drop", 0.5, "--device", "cpu", "--max-size-kb", 450, check=0).stdout
+    said = command(
+        "fl", "recommend", folder, "--max-drop", 0.5, "--device", "cpu", "--max-size-kb", 450, check=0
+    ).stdout
     assert "Train:    fp32" in said
     assert "Ship:     int8_static" in said
     assert "Transmit: int8" in said
     assert "chosen by 5,400 test images, for want of validation images" in said
     assert "; agreement 99." in said
     (folder / "summary.json").write_text(json.dumps({"training_precision": "amp bfloat16"}))
-    assert "Train:    amp bfloat16" in command("fl.recommend", folder, check=0).stdout
+    assert "Train:    amp bfloat16" in command("fl", "recommend", folder, check=0).stdout
 
 
 def test_bad_questions_are_refused(folder, refused, tmp_path):
-    refused("fl.recommend", folder, "--device", "cuda", words=["--device cuda", "measured on cpu"])
-    refused("fl.recommend", folder, "--max-drop", "-1", words=["--max-drop -1"])
-    refused("fl.recommend", folder, "--max-size-kb", "nan", words=["--max-size-kb nan"])
-    refused("fl.recommend", tmp_path / "none", words=["none: no such folder"])
+    refused("fl", "recommend", folder, "--device", "cuda", words=["--device cuda", "measured on cpu"])
+    refused("fl", "recommend", folder, "--max-drop", "-1", words=["--max-drop -1"])
+    refused("fl", "recommend", folder, "--max-size-kb", "nan", words=["--max-size-kb nan"])
+    refused("fl", "recommend", tmp_path / "none", words=["none: no such folder"])
     (tmp_path / "a run").mkdir()
-    refused("fl.recommend", tmp_path / "a run", words=["compare_quantizations.py 'a run'"])
-    refused("fl.recommend", tmp_path / "summary.json.pt", words=["no such folder"])
+    refused("fl", "recommend", tmp_path / "a run", words=["compare_quantizations.py 'a run'"])
+    refused("fl", "recommend", tmp_path / "summary.json.pt", words=["no such folder"])
     (tmp_path / "final_model.pt").touch()
-    refused("fl.recommend", tmp_path / "final_model.pt", words=["is a file; give the folder of its run"])
+    refused("fl", "recommend", tmp_path / "final_model.pt", words=["is a file; give the folder of its run"])
     (folder / "quantization_comparison.json").write_text('{"evaluation": {"device": "cpu"}}')
-    refused("fl.recommend", folder, words=["no whole report", "precisions"])
+    refused("fl", "recommend", folder, words=["no whole report", "precisions"])
     (folder / "quantization_comparison.json").write_text(json.dumps({**report(GOOD), "precisions": {}}))
-    refused("fl.recommend", folder, words=["no whole report", "precisions"])
+    refused("fl", "recommend", folder, words=["no whole report", "precisions"])
 
 
 def test_a_run_with_validation_images_is_compared_and_chosen_by_them(command, tmp_path, capsys):
     folder = train(command, *SMALL, "num_rounds=1", "data.num_images=200", "data.validation_fraction=0.2", cwd=tmp_path)
     place, path = folder / "final_model.pt", folder / "quantization_comparison.json"
-    compare(
-        place, output=None, precision_names=["int8"], precisions_chosen=True, data=None, batch_size=32,
-        device="cpu", clients=[], rounds=[], cost_per_mb=5.0,
-    )  # fmt: skip
+    compared(place, "int8")
     found = read_json(path)
     jsonschema.validate(found, json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text()))
     run = find_run(place, sha256(place.read_bytes()))
@@ -242,12 +242,12 @@ def test_a_run_with_validation_images_is_compared_and_chosen_by_them(command, tm
     assert chosen_by(found) == f"chosen by {len(held_out.labels)} validation images"
     assert recommend(found, 0.5, None).ship == "fp32"  # so few images tell nothing
 
-    verify(place, None, None)
+    verify(place, None, None, DeploymentFiles([]))
     changed = json.loads(json.dumps(found))
     changed["precisions"]["int8"]["validation"]["only_this_right"] += 1
     write_json(path, changed)
     with pytest.raises(VerificationError):
-        verify(place, None, None)
+        verify(place, None, None, DeploymentFiles([]))
     older = json.loads(json.dumps(found))
     del older["validation_set"]
     for entry in older["precisions"].values():
@@ -255,5 +255,5 @@ def test_a_run_with_validation_images_is_compared_and_chosen_by_them(command, tm
             del entry[key]
     write_json(path, older)
     capsys.readouterr()
-    verify(place, None, None)
+    verify(place, None, None, DeploymentFiles([]))
     assert "answers image by image: not in this older report" in capsys.readouterr().out

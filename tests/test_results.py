@@ -11,26 +11,14 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from fl.checkpoint import FILE, PREVIOUS, Checkpoint, newest_checkpoint, save_checkpoint
-from fl.client_states import ClientStates
-from fl.errors import ConfigError, RunError
-from fl.journal import Journal
-from fl.results import (
-    ClientRecord,
-    RoundRecord,
-    Score,
-    Traffic,
-    plain,
-    read_json,
-    read_jsonl,
-    sha256,
-    totals,
-    write_bytes,
-    write_json,
-    write_jsonl,
-)
-from fl.run_folder import CLIENTS
-from fl.run_summary import reached, round_line
+from fl.core.errors import ConfigError, RunError
+from fl.core.files import plain, read_json, read_jsonl, sha256, write_bytes, write_json, write_jsonl
+from fl.core.lines import Lines
+from fl.core.records import ClientRecord, RoundRecord, Score, Traffic, reached, totals
+from fl.core.run_folder import CHECKPOINT, CLIENTS, PREVIOUS_CHECKPOINT
+from fl.federation.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from fl.federation.client_states import ClientStates
+from fl.federation.journal import round_line
 
 CLIENT = ClientRecord(0, 100, 110, 50, 60, 2.0)
 RECORD = RoundRecord(
@@ -174,7 +162,7 @@ def test_a_hash_is_of_all_parts_in_order():
     assert sha256(b"a", b"b") != sha256(b"b", b"a")
 
 
-CHECKPOINT = Checkpoint(
+SAVED = Checkpoint(
     round=3,
     state={"w": torch.arange(4.0)},
     strategy={"velocity": {"dict": {"w": torch.ones(2)}}, "eta": {"number": 0.1}},
@@ -187,36 +175,36 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     states = ClientStates(tmp_path / CLIENTS)
     states.put(2, RecordDict({"told": ConfigRecord({"a": 1})}))
     states.put(3, RecordDict())
-    save_checkpoint(tmp_path, dataclasses.replace(CHECKPOINT, clients=states.listing()), states.settle)
-    loaded = newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl"))
+    save_checkpoint(tmp_path, dataclasses.replace(SAVED, clients=states.listing()), states.settle)
+    loaded = newest_checkpoint(tmp_path, Lines(tmp_path / "rounds.jsonl"))
     assert loaded.round == 3
     assert torch.equal(loaded.state["w"], torch.arange(4.0))
     assert loaded.strategy["eta"] == {"number": 0.1}
     assert loaded.clients == states.listing()
     assert list(loaded.clients) == [2], "of who remembers nothing, nothing is kept"
-    assert loaded.link == CHECKPOINT.link
+    assert loaded.link == SAVED.link
 
 
 def test_a_checkpoint_of_an_older_version_is_taken_and_named(tmp_path, capsys):
     clients = {2: torch.frombuffer(bytearray(b"state"), dtype=torch.uint8)}
-    old = {key: value for key, value in vars(CHECKPOINT).items() if key not in ("records", "inputs")}
-    torch.save(old | {"clients": clients}, tmp_path / FILE)
-    loaded = newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl"))
+    old = {key: value for key, value in vars(SAVED).items() if key not in ("records", "inputs")}
+    torch.save(old | {"clients": clients}, tmp_path / CHECKPOINT)
+    loaded = newest_checkpoint(tmp_path, Lines(tmp_path / "rounds.jsonl"))
     assert (loaded.round, loaded.clients, loaded.records) == (3, {2: b"state"}, None)
     assert "is of an older version, without a checksum" in capsys.readouterr().out
 
 
 def test_the_checkpoint_before_stays(tmp_path):
     for number in (1, 2, 3):
-        save_checkpoint(tmp_path, dataclasses.replace(CHECKPOINT, round=number))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, PREVIOUS]
-    (tmp_path / FILE).unlink()
-    assert newest_checkpoint(tmp_path, Journal(tmp_path / "rounds.jsonl")).round == 2
+        save_checkpoint(tmp_path, dataclasses.replace(SAVED, round=number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, PREVIOUS_CHECKPOINT]
+    (tmp_path / CHECKPOINT).unlink()
+    assert newest_checkpoint(tmp_path, Lines(tmp_path / "rounds.jsonl")).round == 2
 
 
 def test_a_journal_hashes_what_it_holds(tmp_path):
     path = tmp_path / "x.jsonl"
-    journal = Journal(path)
+    journal = Lines(path)
     assert (journal.mark, journal.count(), journal.last()) == ((0, sha256(b"")), 0, None)
     marks = []
     for number in range(4):
@@ -225,7 +213,7 @@ def test_a_journal_hashes_what_it_holds(tmp_path):
         assert journal.mark == (path.stat().st_size, sha256(path.read_bytes()))
         assert (journal.count(), journal.last()) == (number + 1, {"number": number})
     assert read_jsonl(path) == [{"number": number} for number in range(4)]
-    again = Journal(path)
+    again = Lines(path)
     assert again.mark == journal.mark
     assert all(again.agrees(mark) for mark in marks)
     again.cut(marks[1][0])
@@ -241,7 +229,7 @@ def test_a_journal_hashes_what_it_holds(tmp_path):
 def test_a_journal_goes_on_after_its_last_whole_line(left, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' + left)
-    journal = Journal(path)
+    journal = Lines(path)
     assert journal.mark == (9, sha256(b'{"a": 1}\n'))
     journal.append({"b": 2})
     assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
@@ -249,7 +237,7 @@ def test_a_journal_goes_on_after_its_last_whole_line(left, tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), object()])
 def test_what_is_no_json_leaves_a_journal_as_it_was(bad, tmp_path):
-    journal = Journal(tmp_path / "x.jsonl")
+    journal = Lines(tmp_path / "x.jsonl")
     journal.append(1)
     with pytest.raises((TypeError, ValueError)):
         journal.append(bad)

@@ -7,11 +7,11 @@ from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 from test_aggregation import answer, numpy_of, record
 
-from fl.engine import InProcess
-from fl.errors import ConfigError, RunError
-from fl.settings import settings_from
-from fl.strategy import Aggregator, check_strategy
-from fl.targets import Target
+from fl.core.errors import ConfigError, RunError
+from fl.core.targets import Target
+from fl.experiment.settings import settings_from
+from fl.federation.engine import InProcess
+from fl.federation.strategy import Aggregator, check_strategy
 
 FLOWER = "flwr.serverapp.strategy"
 CLIENTS = 9
@@ -22,7 +22,7 @@ RULES = {
     "bulyan": Target(f"{FLOWER}.Bulyan", {"num_malicious_nodes": 1}),
     "median": Target(f"{FLOWER}.FedMedian"),
     "trimmed": Target(f"{FLOWER}.FedTrimmedAvg", {"beta": 0.2}),
-    "clipping": Target("fl.robust.NormClipping"),
+    "clipping": Target("fl.federation.robust.NormClipping"),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -167,7 +167,7 @@ def test_changes_are_shortened_as_a_whole():
     weights = [10 * (1 + number) for number in range(CLIENTS)]
     for max_norm in (None, 0.25):
         bound = np.median(lengths) if max_norm is None else max_norm
-        rule = Target("fl.robust.NormClipping", {"max_norm": max_norm})
+        rule = Target("fl.federation.robust.NormClipping", {"max_norm": max_norm})
         result = combined(rule, answers)
         for name in start:
             shortened = [
@@ -181,7 +181,7 @@ def test_changes_are_shortened_as_a_whole():
 
 
 def test_a_bound_that_nobody_reaches_changes_no_bit():
-    wide = combined(Target("fl.robust.NormClipping", {"max_norm": 1e6}), sound())
+    wide = combined(Target("fl.federation.robust.NormClipping", {"max_norm": 1e6}), sound())
     for name, array in combined(Target(f"{FLOWER}.FedAvg"), sound()).items():
         np.testing.assert_array_equal(wide[name], array)
 

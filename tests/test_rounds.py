@@ -8,16 +8,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 
 from fl.codec import ServerLink
-from fl.engine.in_process import InProcess
-from fl.errors import RunError
-from fl.link import LONGEST_S
-from fl.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, message_bytes, payload_bytes
-from fl.replies import LONGEST_REASON
-from fl.results import Score, Scores
-from fl.rounds import RoundSettings, node_of_partition, run_rounds, sample_size
-from fl.strategy import Aggregator
-from fl.targets import Target
-from fl.training import learning_rate
+from fl.communication.link import LONGEST_S
+from fl.core.errors import RunError
+from fl.core.records import Score, Scores
+from fl.core.targets import Target
+from fl.federation.engine.in_process import InProcess
+from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, message_bytes, payload_bytes
+from fl.federation.replies import LONGEST_REASON
+from fl.federation.rounds import RoundSettings, node_of_partition, run_rounds, sample_size
+from fl.federation.strategy import Aggregator
+from fl.training.local import learning_rate
 
 SHARES = (10, 20, 70, 300, 5, 95)
 FEDAVG = Target("flwr.serverapp.strategy.FedAvg")
@@ -97,7 +97,7 @@ def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None
             Aggregator(strategy),
             model(start),
             RoundSettings(**wanted),
-            link=ServerLink(None, None),
+            server_link=ServerLink(None, None),
             evaluate=evaluate or scores_of_value,
             first_round=first_round,
             on_reply=on_reply,
@@ -347,7 +347,7 @@ def test_as_many_as_are_needed_are_enough_and_one_less_ends_the_run():
 
 
 def test_a_model_that_is_not_finite_is_never_recorded():
-    strategy = Target("fl.strategy.FedAvgNesterov", {"server_learning_rate": 3e38})
+    strategy = Target("fl.federation.nesterov.FedAvgNesterov", {"server_learning_rate": 3e38})
     with np.errstate(over="ignore"), pytest.raises(RunError, match="round 1: the aggregated w is not finite; lower lr"):
         ran(clients(), strategy=strategy)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fl.seeds import derive, numpy_generator, torch_generator
+from fl.core.seeds import derive, numpy_generator, torch_generator
 
 
 def test_streams_are_those_of_earlier_releases():

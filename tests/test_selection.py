@@ -2,15 +2,18 @@
 
 import pytest
 
-from fl.errors import ConfigError
-from fl.selection import best_round, choose_round, keep_model, path_of
+from fl.core.errors import ConfigError
+from fl.core.records import best_round
+from fl.core.run_folder import model_of_round
+from fl.deployment.choice import choose_round
+from fl.federation.kept_models import keep_model
 
 
 def chosen(folder, scores, kept=(), metric="accuracy", wanted=None):
     """Chooses among rounds with these (accuracy, loss), of which some models were kept."""
     (folder / "models").mkdir(exist_ok=True)
     for number in kept:
-        path_of(folder, number).touch()
+        model_of_round(folder, number).touch()
     records = [
         {"round": n, **({"validation_accuracy": score[0], "validation_loss": score[1]} if score else {})}
         for n, score in enumerate(scores, start=1)
@@ -33,7 +36,7 @@ SCORES = [(0.5, 1.0), (0.9, 0.8), (0.8, 0.3), (0.6, 0.5)]
 def test_the_best_of_those_that_were_kept_is_taken(kept, metric, expected, words, tmp_path):
     choice = chosen(tmp_path, SCORES, kept, metric)
     assert choice.round == expected
-    assert choice.path == (tmp_path / "final_model.pt" if expected == 4 else path_of(tmp_path, expected))
+    assert choice.path == (tmp_path / "final_model.pt" if expected == 4 else model_of_round(tmp_path, expected))
     assert words in choice.reason
     assert [each["kept"] for each in choice.candidates] == [n in (*kept, 4) for n in range(1, 5)]
     assert [each["validation_loss"] for each in choice.candidates] == [loss for _, loss in SCORES]
@@ -60,7 +63,7 @@ def test_the_best_by_either_score_is_kept_while_it_is_the_best(tmp_path):
     for done in range(1, 5):
         keep_model(tmp_path, {}, records[:done], "best")
         left.append(sorted(path.name for path in (tmp_path / "models").iterdir()))
-    names = [path_of(tmp_path, number).name for number in range(5)]
+    names = [model_of_round(tmp_path, number).name for number in range(5)]
     assert left == [[names[1]], [names[2]], [names[2]], [names[2], names[4]]]
 
 

@@ -8,16 +8,18 @@ from flwr.clientapp import ClientApp
 from test_link import preset
 
 from fl.codec import Uniform, codec_mod
+from fl.core.files import read_json, read_jsonl
+from fl.core.targets import Target
 from fl.data import Synthetic, open_images
 from fl.data.images import Split
-from fl.engine import InProcess
-from fl.evaluation import evaluate
-from fl.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S
-from fl.model import Net, initial_model
-from fl.results import read_json, read_jsonl
-from fl.rounds import RoundSettings
-from fl.server_app import ServerSettings, make_server_app
-from fl.targets import Target
+from fl.federation.codecs import Codecs
+from fl.federation.engine import InProcess
+from fl.federation.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S
+from fl.federation.rounds import RoundSettings
+from fl.federation.server_app import ServerSettings, ServerTask, make_server_app
+from fl.models.net import Net, initial_model
+from fl.training.compute import ComputeSettings, InferenceSettings
+from fl.training.evaluation import evaluate
 
 SPLIT = Split(np.arange(0, 20), np.arange(20, 33), np.arange(33, 50))
 
@@ -47,26 +49,20 @@ def served(folder, cache_dir, broadcast=None, server_model="exact"):
         return Message(RecordDict({"config": ConfigRecord({"partition-id": 0})}), reply_to=message)
 
     images = open_images(Synthetic(50).plan(cache_dir), cache_dir)
-    settings = ServerSettings(
+    task = ServerTask(
         run_dir=folder,
         images_folder=images.folder,
         split=SPLIT,
-        rounds=RoundSettings(3, 1, 1, 1.0, 0.0, 1, 0.1, "constant"),
-        strategy=Target("flwr.serverapp.strategy.FedAvg"),
         device="cpu",
-        threads=1,
-        broadcast=broadcast,
-        update=None,
-        server_model=server_model,
-        link=preset("flat_rate"),
-        time_limit_s=None,
+        arithmetic="fp32",
         config={},
-        training_precision="fp32",
-        fp16=False,
-        keep="last",
+        rounds=RoundSettings(3, 1, 1, 1.0, 0.0, 1, 0.1, "constant"),
+        server=ServerSettings(Target("flwr.serverapp.strategy.FedAvg"), server_model, preset("flat_rate"), None),
+        compute=ComputeSettings("cpu", 1, InferenceSettings("no")),
+        codecs=Codecs(broadcast),
     )
     with InProcess().open(app, 1) as grid:
-        make_server_app(settings)(grid, None)
+        make_server_app(task)(grid, None)
     (record,) = read_jsonl(folder / "rounds.jsonl")
     return record, read_json(folder / "summary.json"), images
 

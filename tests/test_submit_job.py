@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SMALL, composed
 
-from fl.results import read_json, sha256
+from fl.core.files import read_json, sha256
 
 TINY = [*SMALL, "data.num_images=100", "num_clients=2"]
 

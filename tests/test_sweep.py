@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 from PIL import Image
 
-from fl.overrides import explained
-from fl.sweep import over_seeds, pareto_front, read_jobs, swept_settings
-from fl.sweep_plots import in_order
+from fl.experiment.composing import explained
+from fl.experiment.sweep import over_seeds, pareto_front, read_jobs, swept_settings
+from fl.experiment.sweep_plots import in_order
 
 TINY = ["data=synthetic", "data.num_images=200", "local_epochs=1", "batch_size=16", "threads_per_client=1"]
 ONE = [*TINY, "num_clients=2", "num_rounds=1"]
@@ -80,7 +80,7 @@ def test_an_unfinished_sweep_can_be_redrawn(failing_sweep, command, tmp_path):
     (folder / "4" / "summary.json").unlink()
     (folder / "0" / "summary.json").unlink()
     shutil.rmtree(folder / "0" / ".hydra")
-    done = command("fl.sweep", folder, check=0)
+    done = command("fl", "sweep", folder, check=0)
     states = [row["state"] for row in rows_of(folder)]
     assert states == ["not started", "completed", "failed", "failed", "unfinished", "not started", "failed", "failed"]
     assert rows_of(folder)[4]["test_accuracy"], "an unfinished job shows what it reached"
@@ -97,7 +97,7 @@ def test_curves_for_one_swept_setting_and_the_folders_default(command, tmp_path)
 
 def test_a_sweep_that_cannot_be_composed_is_refused_before_any_job(refused, tmp_path):
     refused("fl.train", "-m", *ONE, "partition=iid,nope", words=["partition=nope", "dirichlet"])
-    refused("fl.sweep", tmp_path, words=[tmp_path, "multirun.yaml"])
+    refused("fl", "sweep", tmp_path, words=[tmp_path, "multirun.yaml"])
     assert not list(tmp_path.glob("outputs/multirun/*/*")), "an empty folder is left"
 
 
@@ -124,7 +124,7 @@ def test_values_hydra_reads_in_its_own_way_keep_their_rows(command, tmp_path):
     again = command("fl.train", "-m", "data=folder", "seed=3,4", "hydra.sweep.dir=odd", check=2)
     assert again.stderr.strip() == "error: hydra.sweep.dir=odd: holds a multirun already; choose another folder"
     (tmp_path / "odd" / "0" / "rounds.jsonl").write_text("{")
-    done = command("fl.sweep", "odd", check=2)
+    done = command("fl", "sweep", "odd", check=2)
     assert done.stderr.startswith("error: odd/0/rounds.jsonl: is damaged")
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import train
 
+from fl.core.files import read_jsonl
 from fl.data import Synthetic, open_images, split_images
-from fl.results import read_jsonl
 
 
 @pytest.fixture(scope="module")

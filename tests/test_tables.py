@@ -7,8 +7,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from fl.errors import RunError
-from fl.results import read_json, write_json
+from fl.core.errors import RunError
+from fl.core.files import read_json, write_json
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

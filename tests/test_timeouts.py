@@ -9,16 +9,17 @@ from flwr.serverapp import Grid
 from test_rounds import FEDAVG, SHARES, clients, mean, model, scores_of_value, value_of
 
 from fl.codec import ServerLink
-from fl.engine import InProcess, RemoteGrid
-from fl.errors import ConfigError
-from fl.experiment import run
-from fl.ledger import communication
-from fl.results import plain, read_jsonl, totals
-from fl.rounds import RoundSettings, run_rounds
-from fl.strategy import Aggregator
-from fl.targets import Target
+from fl.communication.ledger import communication
+from fl.core.errors import ConfigError
+from fl.core.files import plain, read_jsonl
+from fl.core.records import totals
+from fl.core.targets import Target
+from fl.experiment.run import run
+from fl.federation.engine import InProcess, RemoteGrid
+from fl.federation.rounds import RoundSettings, run_rounds
+from fl.federation.strategy import Aggregator
 
-LINK = Target.from_config("link", composed()["link"]).build("link")
+LINK = Target.from_config("link", composed()["link"]).build()
 ALL = range(len(SHARES))
 TOO_LONG_S, PATIENCE_S = 0.5, 0.2
 
@@ -68,7 +69,7 @@ def ran(delay_s, *, reply_timeout_s=None, round_timeout_s=None, num_rounds=3):
             Aggregator(FEDAVG),
             model(),
             RoundSettings(**wanted, round_timeout_s=round_timeout_s),
-            link=ServerLink(None, None),
+            server_link=ServerLink(None, None),
             evaluate=scores_of_value,
         )
         return list(zip(*loop, strict=True))

@@ -16,14 +16,14 @@ import torch
 from conftest import SMALL, composed, train
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fl.errors import RunError
-from fl.experiment import run
-from fl.messages import ARRAYS, METRICS, config_of
-from fl.model import initial_model, to_input
-from fl.model_file import load_model
-from fl.results import read_json, read_jsonl
-from fl.targets import Target
-from fl.training import TrainingSettings, augment, learning_rate, train_locally
+from fl.core.errors import RunError
+from fl.core.files import read_json, read_jsonl
+from fl.core.targets import Target
+from fl.experiment.run import run
+from fl.federation.messages import ARRAYS, METRICS, config_of
+from fl.models.net import initial_model, to_input
+from fl.quantization.model_file import load_model
+from fl.training.local import TrainingSettings, augment, learning_rate, train_locally
 
 ADAM = Target("torch.optim.Adam")
 
@@ -152,7 +152,7 @@ def test_strategies_differ_where_they_should(tmp_path, small_run):
 
 def test_nesterov_momentum_on_the_server_is_torchs(tmp_path):
     """The server's steps over three rounds equal torch.optim.SGD(nesterov=True) on the negative changes."""
-    from fl.strategy import FedAvgNesterov
+    from fl.federation.nesterov import FedAvgNesterov
 
     strategy = FedAvgNesterov(server_learning_rate=0.7, momentum=0.6, min_train_nodes=1, min_available_nodes=1)
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -242,12 +242,12 @@ def test_a_fraction_of_clients_is_asked_and_evaluation_is_counted(tmp_path):
 
 
 def test_a_client_that_fails_to_evaluate_is_counted(tmp_path, monkeypatch):
-    import fl.client_app
+    from fl.federation import client_app
 
     def blind(*args, **kwargs):
         raise OSError("no light")
 
-    monkeypatch.setattr(fl.client_app, "evaluate_as_told", blind)
+    monkeypatch.setattr(client_app, "evaluate_as_told", blind)
     run_small(tmp_path / "run", "fraction_evaluate=0.5", "data.num_images=100", "num_rounds=1")
     (record,) = read_jsonl(tmp_path / "run" / "rounds.jsonl")
     assert "federated_accuracy" not in record
@@ -277,7 +277,7 @@ def test_a_run_that_was_stopped_before_its_first_round_begins_again(tmp_path, re
     whole = run_small(tmp_path / "run").read_bytes()
     for name in ("final_model.pt", "summary.json", "checkpoint.pt", "checkpoint_previous.pt"):
         (tmp_path / "run" / name).unlink()
-    refused("fl.resume", tmp_path / "run", words=["holds no checkpoint.pt, though rounds were recorded"])
+    refused("fl", "resume", tmp_path / "run", words=["holds no checkpoint.pt, though rounds were recorded"])
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "rounds.jsonl").write_text(lines[0])  # which comes just before the first checkpoint
     assert run(composed(*SMALL), tmp_path / "run", resume=True).read_bytes() == whole
@@ -304,7 +304,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path):
     process.wait()
     assert not (killed / "final_model.pt").exists(), "killed too late to show anything"
     assert 1 <= len(read_jsonl(records)) < 4
-    done = subprocess.run([sys.executable, "-m", "fl.resume", killed], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fl", "resume", killed], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (killed / "final_model.pt").read_bytes() == whole.read_bytes()
     assert numbers_only(killed) == numbers_only(tmp_path / "whole")
@@ -316,20 +316,20 @@ def test_a_run_is_not_continued_on_other_images(image_folder, tmp_path, command)
     folder = train(command, *overrides, cwd=tmp_path)
     (folder / "final_model.pt").unlink()
     (images / "a" / "a_0.png").unlink()
-    done = command("fl.resume", folder)
+    done = command("fl", "resume", folder)
     assert done.returncode == 2
     assert "the data has changed" in done.stderr
 
 
 def test_a_finished_run_is_left_as_it_is(command, small_run):
     before = {path: path.read_bytes() for path in small_run.iterdir() if path.is_file()}
-    done = command("fl.resume", small_run, check=0)
+    done = command("fl", "resume", small_run, check=0)
     assert done.stdout == f"{small_run}: is finished, nothing is left to do\n"
     assert {path: path.read_bytes() for path in small_run.iterdir() if path.is_file()} == before
 
 
 def test_what_cannot_be_resumed_says_so(refused, tmp_path):
-    refused("fl.resume", tmp_path, words=["settings.json"])
+    refused("fl", "resume", tmp_path, words=["settings.json"])
 
 
 def test_a_run_is_never_written_over(refused, small_run):
@@ -339,7 +339,7 @@ def test_a_run_is_never_written_over(refused, small_run):
 
 
 def test_run_folders_are_made_exclusively(tmp_path, monkeypatch):
-    from fl.overrides import new_folder
+    from fl.experiment.composing import new_folder
 
     monkeypatch.chdir(tmp_path)
     assert new_folder("outputs/x") == new_folder("outputs/x") == "outputs/x"
@@ -390,7 +390,7 @@ def test_local_training_equals_a_plain_pytorch_loop(smoothing, mu, optimizer):
     loss = train_locally(ours, images, labels, training, lr=0.001, proximal_mu=mu, generator=generator)
     generator.manual_seed(5)
     start = [parameter.detach().clone() for parameter in plain.parameters()]
-    stepper, losses = optimizer.build("optimizer", plain.parameters(), lr=0.001), []
+    stepper, losses = optimizer.build(plain.parameters(), lr=0.001), []
     plain.train()
     for _ in range(2):
         for batch in torch.randperm(19, generator=generator).split(8):
@@ -411,7 +411,7 @@ def test_local_training_equals_a_plain_pytorch_loop(smoothing, mu, optimizer):
 
 
 def test_muon_moves_hidden_weights_as_torchs_muon_and_the_rest_as_adam(monkeypatch):
-    from fl import optimizers
+    from fl.training import optimizers
 
     monkeypatch.setattr(optimizers, "native_bfloat16", lambda: True)
     ours, plain = initial_model(10, 0), initial_model(10, 0)
@@ -438,7 +438,7 @@ def test_muon_moves_hidden_weights_as_torchs_muon_and_the_rest_as_adam(monkeypat
 
 @pytest.mark.parametrize("shape", [(32, 75), (128, 128), (300, 40)])
 def test_products_rounded_to_bfloat16_are_those_of_bfloat16_instructions(monkeypatch, shape):
-    from fl import optimizers
+    from fl.training import optimizers
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     both = []
@@ -462,7 +462,7 @@ def test_an_interrupt_keeps_the_checkpoint(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "interrupted" in errors
-    assert "fl.resume" in errors
+    assert "fl resume" in errors
     assert not (folder / "final_model.pt").exists()
     assert json.loads((folder / "rounds.jsonl").read_text().splitlines()[0])["round"] == 1
 

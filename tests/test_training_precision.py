@@ -4,16 +4,17 @@ import pytest
 import torch
 from conftest import SMALL, composed, train
 
-from fl.checkpoint import newest_checkpoint
-from fl.client_states import ClientStates
-from fl.experiment import run
-from fl.journal import Journal
-from fl.model import initial_model
-from fl.results import read_json, read_jsonl
-from fl.run_folder import CLIENTS
-from fl.settings import settings_from
-from fl.targets import Target
-from fl.training import Amp, Fp32, Qat, TrainingSettings, train_locally
+from fl.core.files import read_json, read_jsonl
+from fl.core.lines import Lines
+from fl.core.run_folder import CLIENTS
+from fl.core.targets import Target
+from fl.experiment.run import run
+from fl.experiment.settings import settings_from
+from fl.federation.checkpoint import newest_checkpoint
+from fl.federation.client_states import ClientStates
+from fl.models.net import initial_model
+from fl.training.arithmetic import Amp, Fp32, Qat
+from fl.training.local import TrainingSettings, train_locally
 
 ADAM = Target("torch.optim.Adam")
 
@@ -88,7 +89,7 @@ def test_the_bits_of_aware_training_are_those_that_were_asked_for(bits):
 
 def scales(folder):
     """Returns what each client's loss is scaled by, from the last checkpoint."""
-    listing = newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).clients
+    listing = newest_checkpoint(folder, Lines(folder / "rounds.jsonl")).clients
     states = ClientStates(folder / CLIENTS)
     states.restore(listing, 1)
     return {node: states.get(node)["quantfl.scaler"]["scale"] for node in listing}
@@ -175,8 +176,9 @@ def test_impossible_training_precisions_are_refused(overrides, words, refused):
 )
 def test_experiments_join_training_and_traffic(experiment, precision, codec):
     settings = settings_from(composed(f"experiment={experiment}"))
-    assert type(settings.training.build("training")) is precision
-    assert {way.target if way else None for way in (settings.broadcast, settings.update)} == {codec}
+    assert type(settings.training.arithmetic) is precision
+    ways = (settings.codecs.broadcast, settings.codecs.update)
+    assert {f"fl.codec.{type(way).__name__}" if way else None for way in ways} == {codec}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

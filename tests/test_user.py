@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SMALL, composed
 
-from fl.arguments import Parser
-from fl.comparison_inputs import model_in
-from fl.errors import ConfigError, counted, did_you_mean
-from fl.overrides import explained, literal, overrides_first
-from fl.results import read_json, read_jsonl
+from fl.commands.arguments import Parser
+from fl.core.errors import ConfigError, counted, did_you_mean
+from fl.core.files import read_json, read_jsonl
+from fl.core.run_folder import model_in
+from fl.experiment.composing import explained, literal, overrides_first
 
 ODD = """run mit ümlaut = it's "so" $HOME, 100% #1"""
 ONE = [*SMALL, "data.num_images=100", "num_clients=1", "num_rounds=1"]
@@ -192,7 +192,7 @@ MEANT = {
 
 @pytest.mark.parametrize("override", MEANT)
 def test_a_misspelt_setting_is_told_what_was_meant(override):
-    from fl.settings import settings_from
+    from fl.experiment.settings import settings_from
 
     with pytest.raises(ConfigError) as caught, explained([override]):
         settings_from(composed(*literal([override])))
@@ -225,7 +225,7 @@ def test_results_that_cannot_be_written_are_told_which_option_helps(odd_run, ref
     (tmp_path / "file").touch()
     for arguments, option in (
         (["compare_quantizations.py", folder, "--output", tmp_path / "file" / "x"], "--output DIR"),
-        (["fl.export", folder, "--output", tmp_path / "file" / "x"], "--output DIR"),
+        (["fl", "export", folder, "--output", tmp_path / "file" / "x"], "--output DIR"),
     ):
         refused(*arguments, words=["cannot be written", "Not a directory", option])
 
@@ -266,7 +266,7 @@ def test_a_stopped_run_says_how_it_continues_and_that_works(way, tmp_path):
     assert summary["state"] == "interrupted"
     if way == signal.SIGTERM:
         assert errors.startswith("interrupted; no round was finished; it begins again with: ")
-        assert f"fl.resume {shlex.quote(folder.name)}" in errors
+        assert f"fl resume {shlex.quote(folder.name)}" in errors
         return
     done = len(read_jsonl(folder / "rounds.jsonl"))
     assert errors.startswith(f"interrupted; after round {done} it continues with: ")
@@ -288,8 +288,8 @@ def test_a_stopped_sweep_shows_its_table_and_the_job_that_can_go_on(tmp_path):
     assert process.returncode == 130
     assert "interrupted" in said
     assert "not started" in said
-    assert "fl.resume 'a sweep/0'" in errors
-    assert "fl.sweep 'a sweep'" in errors
+    assert "fl resume 'a sweep/0'" in errors
+    assert "fl sweep 'a sweep'" in errors
     assert "Traceback" not in errors
     assert [row["state"] for row in json.loads((tmp_path / "a sweep" / "sweep.json").read_text())["jobs"]] == [
         "interrupted",
@@ -311,18 +311,17 @@ def test_a_run_folder_is_taken_for_its_model(small_run, tmp_path):
     with pytest.raises(ConfigError, match="is no run folder"):
         model_in(tmp_path / "new run")
     (tmp_path / "new run" / "settings.json").touch()
-    with pytest.raises(ConfigError, match=r"no final_model.pt yet.*fl.resume .*'"):
+    with pytest.raises(ConfigError, match=r"no final_model.pt yet.*fl resume .*'"):
         model_in(tmp_path / "new run")
 
 
 def test_one_word_means_one_thing_in_every_command():
-    import compare_quantizations
-    from fl import bench, communication, export
+    from fl.commands import bench, communication, compare, export
 
-    assert compare_quantizations.parse(["m", "--num-clients", "3", "--num-rounds", "4", "--format", "onnx"]) == (
-        compare_quantizations.parse(["m", "--clients", "3", "--rounds", "4", "--formats", "onnx"])
+    assert compare.parse(["m", "--num-clients", "3", "--num-rounds", "4", "--format", "onnx"]) == (
+        compare.parse(["m", "--clients", "3", "--rounds", "4", "--formats", "onnx"])
     )
-    assert compare_quantizations.parse(["m", "--precision", "fp16"]).precisions == "fp16"
+    assert compare.parse(["m", "--precision", "fp16"]).precisions == "fp16"
     assert export.parse(["r", "--formats", "onnx"]) == export.parse(["r", "--format", "onnx"])
     assert bench.parse(["m", "--batch-size", "4"]) == bench.parse(["m", "--batch-sizes", "4"])
     sizes = ["--broadcast-bytes", "1", "--update-bytes", "1"]
@@ -380,19 +379,19 @@ def test_make_ends_with_what_to_look_at_next(tmp_path):
     assert "Traffic while it trained: 1 MB: 30x fewer bytes" in done.stdout
     for name in re.findall(r"^  (\S+\.(?:png|json)) ", done.stdout, re.MULTILINE):
         assert f"`{Path(name).stem}." in (REPOSITORY / "outputs" / "README.md").read_text()
-    commands = re.findall(r"python (-m fl\.\w+|\S+\.py) (\S+)", done.stdout)
-    assert ("-m fl.communication", "outputs/demo-3") in commands
-    assert ("-m fl.recommend", "outputs/demo-3") in commands
+    commands = re.findall(r"python (-m fl \w+|\S+\.py) (\S+)", done.stdout)
+    assert ("-m fl communication", "outputs/demo-3") in commands
+    assert ("-m fl recommend", "outputs/demo-3") in commands
     assert shlex.split(done.stdout.splitlines()[-1].partition("#")[0])[1:3] == ["-m", "fl.train"]
 
 
 def test_sharing_images_among_many_clients_says_so(tmp_path, capsys):
     import numpy as np
 
-    from fl.partition import share_images
-    from fl.targets import Target
+    from fl.core.targets import Target
+    from fl.data.partition import share_images
 
     labels = np.arange(600) % 10
     for clients, said in ((2, ""), (200, "Sharing 600 training images among 200 clients...\n")):
-        share_images(tmp_path, Target("fl.partition.Iid"), labels, np.arange(600), clients, 1)
+        share_images(tmp_path, Target("fl.data.partition.Iid"), labels, np.arange(600), clients, 1)
         assert capsys.readouterr().out == said

@@ -8,7 +8,7 @@ from fl.codec.eden import Eden
 from fl.codec.server_link import ServerLink
 from fl.codec.strategy import CodecStrategy
 from fl.codec.tcq import Tcq
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 __all__ = [
     "Codec",

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from fl.codec.entropy import compress, decompress
 from fl.codec.payload import NO_STATE, Header, Spec, Tensors, assemble, dissect, specs_of
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 PLAIN, PLANES, SCALED_HALF, CODED, SCALED_BYTE = range(5)
 """How a body is laid out: bytes as they are; compressed; FP16 or a byte times a power of two; the codec's own."""
@@ -107,7 +107,11 @@ class Codec(ABC):
     decay: float = 1.0
     exact: bool = False
     tiny: int = TINY
-    small_bytes: int = 2
+
+    @property
+    def small_bytes(self) -> int:
+        """Of each element of a tensor that is too small to be coded."""
+        return 2
 
     @property
     @abstractmethod

@@ -10,8 +10,8 @@ from fl.codec.base import Codec, fingerprint
 from fl.codec.changes import applied, difference, without_rounding
 from fl.codec.codecs import Raw
 from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
-from fl.errors import PayloadError
-from fl.seeds import numpy_generator
+from fl.core.errors import PayloadError
+from fl.core.seeds import numpy_generator
 
 NOTHING = b""
 """The fingerprint of who holds no model."""

@@ -27,8 +27,8 @@ from fl.codec.wire import (
     start_of,
     tensors_of,
 )
-from fl.errors import ConfigError, QuantflError
-from fl.seeds import numpy_generator
+from fl.core.errors import ConfigError, QuantflError
+from fl.core.seeds import numpy_generator
 
 LOG = logging.getLogger("flwr")
 REFERENCE, RESIDUAL = "quantfl.reference", "quantfl.residual"

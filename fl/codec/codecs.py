@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import Entropy, pack, unpack
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
 BLOCK = 1 << 16
@@ -107,7 +107,7 @@ class Uniform(Codec):
         return f"int{self.bits} per {self.scales}"
 
     @property
-    def small_bytes(self) -> int:  # type: ignore[override]
+    def small_bytes(self) -> int:
         return 1 if self.bits < 4 else 2
 
     def encode_large(

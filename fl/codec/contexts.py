@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import constriction
 import numpy as np
 
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 BOUNDS = (3, 4, 6, 8, 12, 18, 24, 36, 48)
 """Columns are grouped anew after so many 48ths of the rows."""

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
 from fl.codec.rate import BIN_BITS, Curve, largest_within
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
 MOST_BINS = 15
@@ -88,7 +88,7 @@ class Ecq(Codec):
         return f"ecq(offset={self.offset})"
 
     @property
-    def small_bytes(self) -> int:  # type: ignore[override]
+    def small_bytes(self) -> int:
         """As few as are no coarser than what is coded."""
         return 1 if self.bits < 4 else 2
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.codec.base import STRICT, Codec, Decay
 from fl.codec.entropy import Entropy, pack, unpack
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 LARGEST = np.finfo(np.float32).max
 BLOCK, GROUP = 4096, 16
@@ -45,7 +45,7 @@ class Eden(Codec):
         return f"eden{self.bits}"
 
     @property
-    def small_bytes(self) -> int:  # type: ignore[override]
+    def small_bytes(self) -> int:
         return 1 if self.bits < 4 else 2
 
     def encode_large(

@@ -7,7 +7,7 @@ import numpy as np
 import zstandard
 
 from fl.codec.contexts import HIGHEST, ColumnCoding, Reader, Writer, decode_columns, model_of
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 Entropy = Literal["none", "zstd", "ans"]
 PLAIN, ZSTD, ANS, COLUMNS = range(4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 MAGIC, VERSION = b"QFPL", 2
 NO_STATE = bytes(8)

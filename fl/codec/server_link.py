@@ -26,7 +26,7 @@ from fl.codec.wire import (
     start_of,
     tensors_of,
 )
-from fl.errors import ConfigError, PayloadError, RunError
+from fl.core.errors import ConfigError, PayloadError, RunError
 
 LOG = logging.getLogger("flwr")
 

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from fl.codec.base import Codec, fingerprint
 from fl.codec.server_link import LOG, ServerLink
 from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes, checked, start_of
-from fl.errors import ConfigError, PayloadError, QuantflError, RunError
+from fl.core.errors import ConfigError, PayloadError, QuantflError, RunError
 
 WRAPPED = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "start")
 

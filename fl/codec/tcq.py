@@ -15,7 +15,7 @@ from fl.codec.ecq import LARGEST, LEAST_SHARE, MOST_GAIN, TOLERANCE
 from fl.codec.entropy import read_varints, varints
 from fl.codec.rate import BIN_BITS, Curve, largest_within
 from fl.codec.trellis import CENTRED, MOST, NEXT, NOMINAL, Prices, best_path, entropy, in_lanes, lanes_of, out_of_lanes
-from fl.errors import PayloadError
+from fl.core.errors import PayloadError
 
 OFFSET, WIDER = 0.4, 0.55
 """A step of the trellis takes about as many bits as one of `ecq`'s with this offset that is so much wider."""

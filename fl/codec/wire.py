@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from fl.codec.base import Codec
 from fl.codec.changes import as_tensors
 from fl.codec.payload import Tensors
-from fl.errors import ConfigError, PayloadError
+from fl.core.errors import ConfigError, PayloadError
 
 LINK = "quantfl.link"
 """Record in messages and in a client's state."""

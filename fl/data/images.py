@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fl.console import say
-from fl.errors import ConfigError, DataError, counted
-from fl.model import IMAGE_SIZE
-from fl.results import read_json, sha256, write_json
-from fl.seeds import numpy_generator
+from fl.core.console import say
+from fl.core.errors import ConfigError, DataError, counted
+from fl.core.files import read_json, sha256, write_json
+from fl.core.seeds import numpy_generator
 
+IMAGE_SIZE = 64
+"""Pixels on each side."""
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""
 VERIFIED = "verified.json"

@@ -17,11 +17,10 @@ import numpy as np
 from PIL import Image
 from pydantic.dataclasses import dataclass as checked
 
-from fl.console import progress
-from fl.data.images import Plan
-from fl.errors import ConfigError, DataError, counted
-from fl.model import IMAGE_SIZE
-from fl.results import sha256
+from fl.core.console import progress
+from fl.core.errors import ConfigError, DataError, counted
+from fl.core.files import sha256
+from fl.data.images import IMAGE_SIZE, Plan
 
 EUROSAT_CLASSES = (
     "AnnualCrop",

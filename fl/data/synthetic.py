@@ -13,11 +13,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.console import progress
-from fl.data.images import Plan
-from fl.model import IMAGE_SIZE
-from fl.results import sha256
-from fl.seeds import numpy_generator
+from fl.core.console import progress
+from fl.core.files import sha256
+from fl.core.seeds import numpy_generator
+from fl.data.images import IMAGE_SIZE, Plan
 
 VERSION = 1
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)

@@ -8,25 +8,25 @@ remember; it returns a new network of the same layout for any weights. A network
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fl.model import Net, channels_last
+from fl.models.net import Net, Network, channels_last
 from fl.quantization.modules import CONVOLUTIONS, HalfNet, QuantizedNet, calibrate
 from fl.quantization.numeric import GROUP_LEVELS, check_fits_fp16
 
 
-def fp32(model: Net, calibration: Tensor | None = None) -> nn.Module:
+def fp32(model: Net, calibration: Tensor | None = None) -> Network:
     """Returns the network as it was trained."""
     return channels_last(copy.deepcopy(model))
 
 
-def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: bool = False) -> nn.Module:
+def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: bool = False) -> Network:
     """Returns the network with every float tensor cast to half precision, those of BatchNorm on request not.
 
     Raises:
         ModelFileError: a value is beyond FP16; names the tensors.
     """
-    half = HalfNet(model.fc3.out_features)
+    half = HalfNet(model.num_classes)
     if keep_batchnorm_fp32:
         for name in CONVOLUTIONS:
             half.get_submodule(name.replace("conv", "bn")).float()
@@ -36,7 +36,7 @@ def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: boo
     return channels_last(half)
 
 
-def int8(model: Net, calibration: Tensor | None = None) -> nn.Module:
+def int8(model: Net, calibration: Tensor | None = None) -> Network:
     """Returns int8 weights per output channel in every convolution and linear layer; activation ranges per batch.
 
     The image is exact, and weights are rounded so that errors cancel, without any images (`rounding.py`).
@@ -44,18 +44,18 @@ def int8(model: Net, calibration: Tensor | None = None) -> nn.Module:
     return QuantizedNet(model)
 
 
-def int8_static(model: Net, calibration: Tensor | None = None) -> nn.Module:
+def int8_static(model: Net, calibration: Tensor | None = None) -> Network:
     """Returns what `int8` does, with ranges calibrated on training images and layers chained in INT8."""
     if calibration is None or not len(calibration):
         raise ValueError("int8_static needs calibration images")
     return QuantizedNet(model, calibrate(model, calibration))
 
 
-def int4(model: Net, calibration: Tensor | None = None) -> nn.Module:
+def int4(model: Net, calibration: Tensor | None = None) -> Network:
     """Returns weights of 4 bits, two in a byte, in groups of 32; first and last layer, and all else, as `int8`."""
     return QuantizedNet(model, groups=GROUP_LEVELS[4])
 
 
-def int2(model: Net, calibration: Tensor | None = None) -> nn.Module:
+def int2(model: Net, calibration: Tensor | None = None) -> Network:
     """Returns weights of 2 bits, four in a byte, in groups of 16; first and last layer, and all else, as `int8`."""
     return QuantizedNet(model, groups=GROUP_LEVELS[2])

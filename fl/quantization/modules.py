@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fl.model import Net
+from fl.models.net import Net, Network
 from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool, pack, run_onednn, run_reference
 from fl.quantization.numeric import (
     GROUP_LEVELS,
@@ -53,13 +53,15 @@ class QuantizedLayer(nn.Module):
     Its input is uint8 with parameters of its own: stored, or given with every call.
     """
 
-    def __init__(self, layer: nn.Module, stored: QParams | None) -> None:
+    def __init__(self, layer: Any, stored: QParams | None) -> None:
         super().__init__()
         self.weight: Tensor
+        self.input_scale: Tensor
+        self.input_zero_point: Tensor
         self.weight_scale: Tensor
         self.bias: Tensor
-        self._store(layer.weight.detach(), sees_image=stored == IMAGE)  # type: ignore[operator]
-        self.register_buffer("bias", layer.bias.detach().clone())  # type: ignore[operator]
+        self._store(layer.weight.detach(), sees_image=stored == IMAGE)
+        self.register_buffer("bias", layer.bias.detach().clone())
         if stored is not None:
             self.store_input(stored)
         self._packed: tuple[Tensor, Tensor] | None = None
@@ -81,7 +83,7 @@ class QuantizedLayer(nn.Module):
         """Returns the stored input parameters, None where there are none."""
         if not hasattr(self, "input_scale"):
             return None
-        return QParams(self.input_scale.item(), self.input_zero_point.item())  # type: ignore[operator]
+        return QParams(self.input_scale.item(), self.input_zero_point.item())
 
     def forward(self, x: Tensor, incoming: QParams, *, relu: bool, outgoing: QParams | None = None) -> Tensor:
         if x.device.type != "cpu" or cpu_kernels() == REFERENCE:
@@ -98,7 +100,7 @@ class QuantizedLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a packed weight can be neither copied nor pickled
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._packed = None
         super()._load_from_state_dict(*args, **kwargs)
 
@@ -119,7 +121,7 @@ class GroupedLayer(QuantizedLayer):
         self.levels: Tensor
         self.multiplier: Tensor
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         index = unpack_levels(self.levels, self._kind.bits, self.weight.shape)
         if index.max() >= len(self._kind.levels) or self.multiplier.max() > self._kind.most:
@@ -127,7 +129,7 @@ class GroupedLayer(QuantizedLayer):
         self.weight = int8_of_groups(index, self.multiplier, self._kind)
 
 
-class QuantizedNet(nn.Module):
+class QuantizedNet(Network):
     """`Net` with every convolution and linear layer in INT8 and BatchNorm folded.
 
     The first layer is given the image's own integers. Dynamic: other activations travel as float32 and are quantized
@@ -175,9 +177,9 @@ class QuantizedNet(nn.Module):
 
     def _layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
         for name in LAYERS:
-            yield name, self.get_submodule(name)  # type: ignore[misc]
+            yield name, cast(QuantizedLayer, self.get_submodule(name))
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._inputs = None
         super()._load_from_state_dict(*args, **kwargs)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.errors import ModelFileError
+from fl.core.errors import ModelFileError
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fl.model import Net, num_parameters
+from fl.core.errors import ConfigError
+from fl.core.presets import choices, preset
+from fl.core.targets import Target
+from fl.models.net import Net, Network, num_parameters
 from fl.quantization import methods
 from fl.quantization.modules import QuantizedNet
 
@@ -36,7 +39,7 @@ class Precision:
         if not _is_method(self.name):
             raise ValueError(f"fl/quantization/methods.py has no function {self.name!r}")
 
-    def convert(self, model: Net, calibration: Tensor | None = None, **options: bool) -> nn.Module:
+    def convert(self, model: Net, calibration: Tensor | None = None, **options: bool) -> Network:
         """Returns a new model in evaluation mode with `quantization_info` and `input_dtype`; `model` stays as it is.
 
         Args:
@@ -49,7 +52,7 @@ class Precision:
             "precision": self.name,
             "dtype": word(self.name),
             "num_parameters": num_parameters(model),
-            "num_classes": model.fc3.out_features,
+            "num_classes": model.num_classes,
         }
         if self.num_calibration_images and calibration is not None:
             info["num_calibration_images"] = len(calibration)
@@ -57,13 +60,11 @@ class Precision:
             info["options"] = options
         if hasattr(converted, "layout"):
             info["layout"] = converted.layout
-        converted.quantization_info = info  # type: ignore[assignment]
-        if not hasattr(converted, "input_dtype"):
-            converted.input_dtype = torch.float32  # type: ignore[assignment]
+        converted.quantization_info = info
         return converted.eval()
 
 
-def empty_model(info: Mapping[str, Any]) -> nn.Module:
+def empty_model(info: Mapping[str, Any]) -> Network:
     """Returns a model that a stored state dict fits, from the file's `quantization_info`.
 
     Raises:
@@ -73,7 +74,7 @@ def empty_model(info: Mapping[str, Any]) -> nn.Module:
     model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
     if isinstance(model, QuantizedNet):
         model.use_layout(int(info.get("layout", 1)))
-    model.quantization_info = dict(info)  # type: ignore[assignment]
+    model.quantization_info = dict(info)
     return model
 
 
@@ -82,10 +83,10 @@ def word(precision: str) -> str:
     return precision.partition("_")[0]
 
 
-def kernels_of(model: nn.Module) -> str:
+def kernels_of(model: Network) -> str:
     """Returns what executes a model where it is now."""
     device, dtype = next(iter(model.state_dict().values())).device.type, model.input_dtype
-    return str(getattr(model, "kernels", f"{device}-{SHORT.get(dtype, dtype)}"))  # type: ignore[call-overload]
+    return str(getattr(model, "kernels", f"{device}-{SHORT.get(dtype, dtype)}"))
 
 
 def _is_method(name: str) -> bool:
@@ -93,6 +94,30 @@ def _is_method(name: str) -> bool:
     return not name.startswith("_") and inspect.isfunction(found) and found.__module__ == methods.__name__
 
 
-def _method(name: str) -> Callable[..., nn.Module]:
-    method: Callable[..., nn.Module] = vars(methods)[name]
+def _method(name: str) -> Callable[..., Network]:
+    method: Callable[..., Network] = vars(methods)[name]
     return method
+
+
+USUAL_ORDER = ("fp32", "fp16", "int8", "int8_static", "int4", "int2")
+
+
+def precisions(names: list[str]) -> dict[str, Precision]:
+    """Builds precisions from `conf/precision/`; "all" stands for those that are not named.
+
+    Raises:
+        ConfigError: there is no such precision; names the valid ones.
+    """
+    known = choices("precision")
+    if "all" in names:
+        usual = [name for name in USUAL_ORDER if name in known]
+        named = [name for name in names if name != "all"]
+        names = list(dict.fromkeys([*named, *usual, *known]))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--precisions {name}: is no precision; valid choices: all, {', '.join(known)}")
+    found = {}
+    for name in names:
+        target = Target.from_config(f"precision/{name}", preset("precision", name))
+        found[name] = target.build(name=name)
+    return found

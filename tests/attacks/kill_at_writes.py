@@ -15,11 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
-from fl.client_app import make_client_app  # noqa: F401 (imported before the forks)
-from fl.experiment import run
-from fl.results import read_json, read_jsonl
-from fl.run_folder import SETTINGS, is_complete
-from fl.server_app import make_server_app  # noqa: F401
+from fl.core.files import read_json, read_jsonl
+from fl.core.run_folder import SETTINGS, is_complete
+from fl.experiment.run import run
+from fl.federation.server_app import make_server_app  # noqa: F401
 
 
 def in_a_fork(work, folder):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import SMALL, train
 
+from fl.core.errors import DataError
 from fl.data import Folder, images, open_images
 from fl.data.images import VERIFIED, load_images
-from fl.errors import DataError
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ from conftest import SMALL, composed
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from test_rounds import SHARES, clients, mean, model, ran, value_of
 
-from fl.engine.in_process import InProcess
-from fl.errors import RunError
-from fl.experiment import run
-from fl.messages import ARRAYS, METRICS, NUM_EXAMPLES
-from fl.results import Score, Scores, read_json, read_jsonl
-from fl.rounds import node_of_partition
+from fl.core.errors import RunError
+from fl.core.files import read_json, read_jsonl
+from fl.core.records import Score, Scores
+from fl.experiment.run import run
+from fl.federation.engine.in_process import InProcess
+from fl.federation.messages import ARRAYS, METRICS, NUM_EXAMPLES
+from fl.federation.rounds import node_of_partition
 
 OTHERS = (0, 2, 3, 4, 5)
 

@@ -10,12 +10,12 @@ import torch
 from conftest import composed
 from test_kills import RUN
 
-from fl.checkpoint import FILE, PREVIOUS, newest_checkpoint
-from fl.errors import QuantflError, RunError
-from fl.experiment import run
-from fl.journal import Journal
-from fl.results import read_json, write_json
-from fl.run_folder import CLIENTS
+from fl.core.errors import QuantflError, RunError
+from fl.core.files import read_json, write_json
+from fl.core.lines import Lines
+from fl.core.run_folder import CHECKPOINT, CLIENTS, PREVIOUS_CHECKPOINT
+from fl.experiment.run import run
+from fl.federation.checkpoint import newest_checkpoint
 
 BLOCK = 4096
 
@@ -31,9 +31,9 @@ def stopped(tmp_path_factory):
 
     def replace(source, target):
         nonlocal rounds
-        rounds += str(target).endswith(FILE)
+        rounds += str(target).endswith(CHECKPOINT)
         saved(source, target)
-        if rounds == 2 and str(target).endswith(FILE):
+        if rounds == 2 and str(target).endswith(CHECKPOINT):
             raise SystemExit
 
     os.replace = replace
@@ -42,7 +42,7 @@ def stopped(tmp_path_factory):
             run(composed(*RUN), folder / "run")
     finally:
         os.replace = saved
-    assert Journal(folder / "run" / "rounds.jsonl").count() == 2
+    assert Lines(folder / "run" / "rounds.jsonl").count() == 2
     return folder / "run", whole.read_bytes()
 
 
@@ -54,7 +54,7 @@ def copy(stopped, tmp_path):
 
 
 def restored(folder):
-    return newest_checkpoint(folder, Journal(folder / "rounds.jsonl")).round
+    return newest_checkpoint(folder, Lines(folder / "rounds.jsonl")).round
 
 
 def bits(content, number):
@@ -83,22 +83,22 @@ def ends(content, number):
 @pytest.mark.parametrize("damage", [bits, blocks, ends])
 def test_no_damage_of_a_checkpoint_goes_unnoticed(damage, copy, capsys):
     folder, _ = copy
-    content = (folder / FILE).read_bytes()
+    content = (folder / CHECKPOINT).read_bytes()
     assert restored(folder) == 2
     for damaged in damage(content, {bits: 100, blocks: 30, ends: 20}[damage]):
-        (folder / FILE).write_bytes(damaged)
+        (folder / CHECKPOINT).write_bytes(damaged)
         assert restored(folder) == 1
         said = capsys.readouterr().out
         assert said.count("\n") == 1
-        assert f"{FILE}: is damaged" in said
-        assert f"going on after round 1, from {PREVIOUS}" in said
-        assert not (folder / FILE).exists(), "it would be kept as the previous one"
+        assert f"{CHECKPOINT}: is damaged" in said
+        assert f"going on after round 1, from {PREVIOUS_CHECKPOINT}" in said
+        assert not (folder / CHECKPOINT).exists(), "it would be kept as the previous one"
 
 
 def test_with_a_damaged_checkpoint_a_run_ends_in_the_same_bytes(copy):
     folder, whole = copy
-    content = (folder / FILE).read_bytes()
-    (folder / FILE).write_bytes(next(bits(content, 1)))
+    content = (folder / CHECKPOINT).read_bytes()
+    (folder / CHECKPOINT).write_bytes(next(bits(content, 1)))
     assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
 
 
@@ -111,27 +111,31 @@ def named_in(path):
 @pytest.mark.parametrize("damage", [bits, blocks, ends])
 def test_no_damage_of_what_a_client_remembers_goes_unnoticed(damage, copy, capsys):
     folder, whole = copy
-    newest = named_in(folder / FILE) - named_in(folder / PREVIOUS)
+    newest = named_in(folder / CHECKPOINT) - named_in(folder / PREVIOUS_CHECKPOINT)
     assert len(newest) >= 3, "the reference, and what two clients kept for themselves"
-    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / FILE) | named_in(folder / PREVIOUS)
-    checkpoint = (folder / FILE).read_bytes()
+    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / CHECKPOINT) | named_in(
+        folder / PREVIOUS_CHECKPOINT
+    )
+    checkpoint = (folder / CHECKPOINT).read_bytes()
     for name in sorted(newest):
         content = (folder / CLIENTS / name).read_bytes()
         for damaged in damage(content, 5):
             (folder / CLIENTS / name).write_bytes(damaged)
-            (folder / FILE).write_bytes(checkpoint)
+            (folder / CHECKPOINT).write_bytes(checkpoint)
             assert restored(folder) == 1
             assert f"{name}: is damaged" in capsys.readouterr().out
         (folder / CLIENTS / name).write_bytes(content)
-    (folder / FILE).write_bytes(checkpoint)
+    (folder / CHECKPOINT).write_bytes(checkpoint)
     (folder / CLIENTS / name).write_bytes(damaged)
     assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
-    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / FILE) | named_in(folder / PREVIOUS)
+    assert {path.name for path in (folder / CLIENTS).iterdir()} == named_in(folder / CHECKPOINT) | named_in(
+        folder / PREVIOUS_CHECKPOINT
+    )
 
 
 def test_what_both_checkpoints_need_is_not_gone_without(copy):
     folder, _ = copy
-    name = min(named_in(folder / FILE) & named_in(folder / PREVIOUS))
+    name = min(named_in(folder / CHECKPOINT) & named_in(folder / PREVIOUS_CHECKPOINT))
     (folder / CLIENTS / name).unlink()
     with pytest.raises(RunError, match=rf"{name}: what a client remembers cannot be read .*start the run again in a"):
         run(composed(*RUN), folder, resume=True)
@@ -147,8 +151,8 @@ def test_with_lines_missing_a_run_ends_in_the_same_bytes_or_does_not_begin(keep,
         return
     with pytest.raises(RunError, match=r"rounds\.jsonl: is not what the checkpoint of round 2 was saved with"):
         run(composed(*RUN), folder, resume=True)
-    assert (folder / FILE).exists()
-    assert (folder / PREVIOUS).exists()
+    assert (folder / CHECKPOINT).exists()
+    assert (folder / PREVIOUS_CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("change", ['"round": -1,', '"round": 3,', '"round":1,'])
@@ -184,7 +188,7 @@ def test_a_missing_file_is_made_again(name, copy):
 
 def test_without_any_checkpoint_a_run_is_not_guessed(copy):
     folder, _ = copy
-    for name in (FILE, PREVIOUS):
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
         (folder / name).unlink()
     with pytest.raises(RunError, match=r"holds no checkpoint\.pt, though rounds were recorded; start the run again"):
         run(composed(*RUN), folder, resume=True)

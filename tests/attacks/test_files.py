@@ -15,10 +15,10 @@ import pytest
 from conftest import composed
 from PIL import Image
 
+from fl.core.errors import ConfigError, DataError, QuantflError
+from fl.core.files import read_json, write_json
 from fl.data.sources import MOST_PIXELS, plan_files
-from fl.errors import ConfigError, DataError, QuantflError
-from fl.results import read_json, write_json
-from fl.settings import settings_from
+from fl.experiment.settings import settings_from
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(OUT) (w) file closefile showpage\n"
 
@@ -95,7 +95,7 @@ def test_pixels_are_bounded_before_they_are_decoded(side, images):
     (images / "a" / "x.png").write_bytes(huge_png(side, side))
     code = (
         "import resource, sys; from pathlib import Path; sys.path[:0] = [sys.argv[2]];"
-        "import numpy as np; from fl.data.sources import plan_files; from fl.errors import DataError\n"
+        "import numpy as np; from fl.data.sources import plan_files; from fl.core.errors import DataError\n"
         "plan = plan_files('folder', Path(sys.argv[1]), None)\n"
         "images = np.zeros((len(plan.labels), 64, 64, 3), np.uint8)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -124,11 +124,11 @@ def test_an_entry_that_claims_less_than_it_holds_is_refused(tmp_path):
 FORGED = {
     "downloads": ("data", "_target_", "fl.data.torchvision_import.EuroSAT"),
     "another group's": ("data", "_target_", "fl.codec.Raw"),
-    "a function's module": ("strategy", "_target_", "fl.strategy.Aggregator"),
+    "a function's module": ("strategy", "_target_", "fl.federation.strategy.Aggregator"),
     "nested": ("strategy", "_target_", "flwr.serverapp.strategy.fedavg.FedAvg"),
     "torch": ("optimizer", "_target_", "torch.optim.swa_utils.AveragedModel"),
     "of os": ("link", "_target_", "os.system"),
-    "engine": ("engine", "_target_", "fl.engine.local.LocalGrid"),
+    "engine": ("engine", "_target_", "fl.federation.engine.local.LocalGrid"),
     "images": ("data", "num_images", 10**9),
 }
 
@@ -144,9 +144,9 @@ def test_settings_of_others_name_known_classes_and_bounded_values(kind):
 
 def test_what_conf_names_is_what_may_be_named():
     config = composed("data=synthetic", "strategy=nesterov", "codec@update=tcq", "optimizer=adamw")
-    assert settings_from(config).strategy.target == "fl.strategy.FedAvgNesterov"
+    assert settings_from(config).server.strategy.target == "fl.federation.nesterov.FedAvgNesterov"
     for target in ("flwr.serverapp.strategy.FedYogi", "flwr.serverapp.strategy.FedMedian"):
-        assert settings_from({**config, "strategy": {"_target_": target}}).strategy.target == target
+        assert settings_from({**config, "strategy": {"_target_": target}}).server.strategy.target == target
     settings_from({**config, "optimizer": {"_target_": "torch.optim.RMSprop"}})
 
 
@@ -188,4 +188,4 @@ def test_forged_settings_reach_no_traceback(small_run, tmp_path, refused):
     settings = read_json(folder / "settings.json")
     for forged in ([], "text", 3, None, {}, {**settings, "data": 3}, {**settings, "data": None}):
         write_json(folder / "settings.json", forged)
-        refused("fl.resume", folder)
+        refused("fl", "resume", folder)

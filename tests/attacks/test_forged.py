@@ -9,17 +9,17 @@ import sys
 import pytest
 from conftest import REPOSITORY, SMALL
 
-from fl.communication import load_link
-from fl.errors import ConfigError
-from fl.results import parsed, yaml_text
+from fl.communication.pricing import load_link
+from fl.core.errors import ConfigError
+from fl.core.files import parsed, yaml_text
 
 REPLACEMENTS = [None, -1, 10**400, "text", "\x1b[31m=1+1", [], {}, [[1]], True, float("nan"), float("-inf"), 0, 1e308]
 MANY = pytest.param(60, marks=pytest.mark.exhaustive)
 FILES = {
-    "fl.communication": ["rounds.jsonl", "communication.json", "summary.json", "quantization_comparison.json"],
-    "fl.recommend": ["quantization_comparison.json", "summary.json", "communication.json"],
-    "fl.export": ["summary.json", "rounds.jsonl", "settings.json", "partition.json"],
-    "compare_quantizations": ["summary.json", "settings.json", "partition.json", "communication.json", "rounds.jsonl"],
+    "fl.commands.communication": ["rounds.jsonl", "communication.json", "summary.json", "quantization_comparison.json"],
+    "fl.commands.recommend": ["quantization_comparison.json", "summary.json", "communication.json"],
+    "fl.commands.export": ["summary.json", "rounds.jsonl", "settings.json", "partition.json"],
+    "fl.commands.compare": ["summary.json", "settings.json", "partition.json", "communication.json", "rounds.jsonl"],
     "--verify": ["quantization_comparison.json"],
 }
 CASES = [(command, name) for command, names in FILES.items() for name in names]
@@ -85,8 +85,8 @@ def finished(small_run, tmp_path_factory, preloaded):
 @pytest.mark.parametrize("count", [4, MANY])
 @pytest.mark.parametrize(("command", "name"), CASES)
 def test_a_forged_file_of_a_run_is_one_line_or_harmless(finished, tmp_path, command, name, count, monkeypatch, capsys):
-    module = "compare_quantizations" if command == "--verify" else command
-    options = {"compare_quantizations": ["--precisions", "fp16"], "--verify": ["--verify"]}.get(command, [])
+    module = "fl.commands.compare" if command == "--verify" else command
+    options = {"fl.commands.compare": ["--precisions", "fp16"], "--verify": ["--verify"]}.get(command, [])
     for number, (told, text) in enumerate(forgeries((finished / name).read_text(), name.endswith("l"), count, seed=1)):
         folder = tmp_path / str(number)
         shutil.copytree(finished, folder)
@@ -119,7 +119,7 @@ def test_a_forged_file_of_a_sweep_is_one_line_or_harmless(sweep, tmp_path, name,
         folder = tmp_path / str(number)
         shutil.copytree(sweep, folder)
         (folder / name).write_text(text)
-        code, errors = ended("fl.sweep", folder, monkeypatch=monkeypatch, capsys=capsys)
+        code, errors = ended("fl.commands.sweep", folder, monkeypatch=monkeypatch, capsys=capsys)
         assert code in (0, 1, 2), told
         assert len(errors.splitlines()) == (code != 0), (told, errors)
         shutil.rmtree(folder)
@@ -150,7 +150,7 @@ def test_forged_yaml_of_a_sweep_is_one_line_or_harmless(sweep, tmp_path, kind, n
     (folder / "sweep_plan.json").unlink()
     (folder / name).write_text(YAML[kind])
     monkeypatch.chdir(tmp_path)
-    code, errors = ended("fl.sweep", folder, monkeypatch=monkeypatch, capsys=capsys)
+    code, errors = ended("fl.commands.sweep", folder, monkeypatch=monkeypatch, capsys=capsys)
     assert len(errors.splitlines()) == (code != 0), errors
     assert code == 2 or (name.endswith("overrides.yaml") and kind in ("nothing", "a list"))
     assert not (tmp_path / "was-run").exists()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fl import candidates
-from fl.candidates import peak_memory
-from fl.deployment import open_file
-from fl.errors import ModelFileError
-from fl.formats.torch_programs import TorchScript
-from fl.model import Net
+from fl.core.errors import ModelFileError
+from fl.deployment import memory
+from fl.deployment.files import open_file
+from fl.deployment.formats.torch_programs import TorchScript
+from fl.deployment.memory import peak_memory
+from fl.models.net import Net
 
 NOTHING = torch.zeros(1, 3, 64, 64)
 
@@ -51,7 +51,7 @@ def test_a_script_that_writes_files_is_not_run(tmp_path, name, refused):
         torch.jit.script(Writer(written)).save(tmp_path / name)
     with pytest.raises(ModelFileError, match="torchscript cannot run it"):
         open_file(tmp_path / name, 1)
-    refused("fl.bench", tmp_path / name, "--data", "synthetic", words=[name, "torchscript cannot run it"])
+    refused("fl", "bench", tmp_path / name, "--data", "synthetic", words=[name, "torchscript cannot run it"])
     assert not written.exists()
 
 
@@ -179,7 +179,7 @@ def test_an_onnx_model_that_asks_for_memory_is_one_line(onnx_file, size):
 
 def test_a_model_that_never_answers_is_left(onnx_file, monkeypatch):
     onnx = pytest.importorskip("onnx")
-    monkeypatch.setattr(candidates, "LONGEST_TRIAL_S", 15.0)
+    monkeypatch.setattr(memory, "LONGEST_TRIAL_S", 15.0)
 
     def endless(helper):
         def constant(name, value):
@@ -232,7 +232,7 @@ def test_damaged_files_run_or_are_one_line(tmp_path, network, name, count):
 
 
 def candidates_of():
-    from fl.formats import FORMATS
+    from fl.deployment.formats import FORMATS
 
     return FORMATS
 

@@ -13,11 +13,11 @@ import time
 import pytest
 from conftest import SMALL, composed
 
-from fl.errors import RunError
-from fl.experiment import run
-from fl.journal import Journal
-from fl.results import read_json, read_jsonl
-from fl.run_lock import LOCK, sole_writer
+from fl.core.errors import RunError
+from fl.core.files import read_json, read_jsonl
+from fl.core.lines import Lines
+from fl.core.run_lock import LOCK, sole_writer
+from fl.experiment.run import run
 
 LONG_RUN = [*SMALL, "num_rounds=500", "local_epochs=5"]
 TINY = [
@@ -40,7 +40,8 @@ def training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "door", [["fl.train", *LONG_RUN, "hydra.run.dir=run"], pytest.param(["fl.resume", "run"], marks=pytest.mark.long)]
+    "door",
+    [["fl.train", *LONG_RUN, "hydra.run.dir=run"], pytest.param(["fl", "resume", "run"], marks=pytest.mark.long)],
 )
 def test_a_second_writer_is_refused_at_once(door, training, tmp_path, refused):
     before = len(read_jsonl(tmp_path / "run" / "rounds.jsonl"))
@@ -125,13 +126,13 @@ def test_a_file_that_does_not_fit_is_named_and_the_run_goes_on_later(size, tmp_p
     assert name in summary["error"]
     assert read_jsonl(folder / "events.jsonl")[-1]["event"] == "failed"
     assert not list(folder.glob(".*.partial"))
-    command("fl.resume", folder, check=0)
+    command("fl", "resume", folder, check=0)
     assert (folder / "final_model.pt").read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "events.jsonl"])
 def test_a_line_that_does_not_fit_is_taken_back(name, tmp_path, monkeypatch):
-    journal = Journal(tmp_path / name)
+    journal = Lines(tmp_path / name)
     journal.append({"round": 1})
     real = os.fsync
 
@@ -163,5 +164,5 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_elsewhere(tmp_path, whole, c
     folder = tmp_path / "run"
     assert read_json(folder / "summary.json")["state"] == "failed"
     assert list(folder.glob("checkpoint*.pt"))
-    command("fl.resume", folder, check=0)
+    command("fl", "resume", folder, check=0)
     assert (folder / "final_model.pt").read_bytes() == whole

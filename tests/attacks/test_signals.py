@@ -90,7 +90,7 @@ def test_while_a_command_is_being_loaded(library, number, tmp_path):
     door.until(lambda: door.has_imported(library))
     errors = one_line(door.stop(number))
     if (tmp_path / "run").exists():
-        assert "start again" in errors or "fl.resume" in errors
+        assert "start again" in errors or "fl resume" in errors
 
 
 @pytest.mark.parametrize("number", SOME)
@@ -99,15 +99,15 @@ def test_while_a_run_is_training(engine, number, tmp_path):
     folder = tmp_path / "run"
     door = Door(tmp_path, "fl.train", *LONG_RUN, "local_epochs=1", engine, "hydra.run.dir=run")
     door.until((folder / "checkpoint.pt").exists)
-    assert "-m fl.resume run" in one_line(door.stop(number))
+    assert "-m fl resume run" in one_line(door.stop(number))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "interrupted"
     assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["event"] == "interrupted"
     assert not list(folder.glob(".*.partial"))
-    door = Door(tmp_path, "fl.resume", "run")
+    door = Door(tmp_path, "fl", "resume", "run")
     before = len((folder / "rounds.jsonl").read_text().splitlines())
     door.until(lambda: len((folder / "rounds.jsonl").read_text().splitlines()) > before)
-    assert "-m fl.resume run" in one_line(door.stop(number))
+    assert "-m fl resume run" in one_line(door.stop(number))
 
 
 @pytest.mark.parametrize("number", SOME)
@@ -143,9 +143,9 @@ def compared(small_run, tmp_path_factory):
     ("arguments", "library"),
     [
         (["compare_quantizations.py", "RUN", "--output", "out"], "torch_python"),
-        (["fl.export", "RUN", "--output", "out"], "torch_python"),
-        (["fl.bench", "RUN", "--output", "out.json"], "torch_python"),
-        (["fl.communication", "RUN"], "_struct"),
+        (["fl", "export", "RUN", "--output", "out"], "torch_python"),
+        (["fl", "bench", "RUN", "--output", "out.json"], "torch_python"),
+        (["fl", "communication", "RUN"], "_struct"),
     ],
 )
 def test_other_commands(arguments, library, compared, tmp_path):
@@ -158,6 +158,7 @@ def test_other_commands(arguments, library, compared, tmp_path):
 
 def test_importing_the_package_leaves_signals_alone():
     handlers = "[signal.getsignal(number) for number in (2, 15, 10)]"
-    code = f"import signal; before = {handlers}; import fl, fl.train, fl.resume, fl.errors; assert before == {handlers}"
+    modules = "fl, fl.train, fl.resume, fl.commands.resume, fl.core.errors"
+    code = f"import signal; before = {handlers}; import {modules}; assert before == {handlers}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

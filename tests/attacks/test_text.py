@@ -2,9 +2,9 @@
 
 import pytest
 
-from fl.console import console, say, show_table
-from fl.errors import printable
-from fl.sweep import _no_formula
+from fl.core.console import console, say, show_table
+from fl.core.errors import printable
+from fl.experiment.sweep import _no_formula
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202e\u200b\x9b31m\ttext\r"
 
@@ -32,10 +32,10 @@ def test_usual_text_stays_as_it_is(text):
     "arguments",
     [
         ["fl.train", "data=folder", f"data.path='{HOSTILE}'"],
-        ["fl.resume", HOSTILE],
-        ["fl.export", HOSTILE],
-        ["fl.communication", HOSTILE],
-        ["fl.sweep", HOSTILE],
+        ["fl", "resume", HOSTILE],
+        ["fl", "export", HOSTILE],
+        ["fl", "communication", HOSTILE],
+        ["fl", "sweep", HOSTILE],
     ],
 )
 def test_errors_show_names_escaped(arguments, command):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import SMALL
 
-from fl.results import read_json, read_jsonl, sha256
+from fl.core.files import read_json, read_jsonl, sha256
 
 if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True, timeout=60, check=False).returncode:
     pytest.skip("no SLURM answers here; make test-cluster starts one", allow_module_level=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fl.results import read_json, read_jsonl
+from fl.core.files import read_json, read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "scripts" / "deployment.sh"

@@ -2,7 +2,7 @@
 
 The faults stand in the `*.toml` beside this file, one a line, under the file that they change:
 
-    ["fl/seeds.py"]
+    ["fl/core/seeds.py"]
     "the index is dropped" = { old = 'text', new = 'text', test = 'test_rounds.py::test_name' }
     "a fault that is none" = { old = 'text', new = 'text', equivalent = 'why no test can tell' }
 

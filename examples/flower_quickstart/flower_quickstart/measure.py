@@ -15,8 +15,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg
 
 from fl.codec import CodecStrategy, codec_mod
-from fl.engine import InProcess
-from fl.messages import payload_bytes
+from fl.federation.engine import InProcess
+from fl.federation.messages import payload_bytes
 from flower_quickstart import client_app
 from flower_quickstart.codecs import codecs
 from flower_quickstart.task import initial_model

@@ -1,0 +1,45 @@
+"""`quantfl VERB ...`, `python -m fl VERB ...`: the verbs; only the one that is asked for is imported."""
+
+import sys
+from importlib import import_module
+
+from fl.core.errors import did_you_mean
+from fl.core.stop import listen
+
+VERBS = {
+    "train": "train as configured: conf/, and key=value on the command line",
+    "resume": "continue a run that was killed",
+    "sweep": "draw table and pictures of a multirun again",
+    "compare": "one model in several precisions: accuracy, size, cost",
+    "export": "the model of the best round, ready to ship",
+    "bench": "speed, memory and answers of model files",
+    "recommend": "in what to train, what to ship, what to transmit",
+    "communication": "what traffic takes over satellite links",
+}
+
+
+def door(verb: str, name: str) -> None:
+    """Runs a verb if the module that calls this is the program; `name` is its `__name__`."""
+    if name == "__main__":
+        listen()
+        import_module("fl.train" if verb == "train" else f"fl.commands.{verb}").main()
+
+
+def main() -> None:
+    """Runs the verb that the command line begins with."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        print("usage: quantfl VERB [...]; quantfl VERB --help says more\n")
+        print("\n".join(f"  {name:<15}{told}" for name, told in VERBS.items()))
+    elif verb in VERBS:
+        del sys.argv[1]
+        door(verb, "__main__")
+    else:
+        near = did_you_mean(verb, VERBS)
+        hint = f"did you mean {near}? " if near else ""
+        print(f"error: {verb}: there is no such verb; {hint}valid: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

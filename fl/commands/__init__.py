@@ -1,0 +1,1 @@
+"""Command lines: each reads its arguments, then imports the work."""

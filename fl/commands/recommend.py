@@ -1,0 +1,68 @@
+"""`python -m fl recommend RUN_DIR`: which precision to train, ship and transmit with, from what was measured.
+
+It chooses by the validation images that the run held out, and keeps a precision only where they show that it loses no
+more than asked: the whole 95 % interval of its change against FP32, on the same images, must be within the limit.
+"""
+
+import argparse
+from pathlib import Path
+
+from fl.commands.arguments import Parser
+from fl.core.console import say
+from fl.core.errors import ConfigError, one_line_errors, shell_path
+from fl.core.files import read_json
+from fl.core.run_folder import COMPARISON, SUMMARY
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = Parser(prog="python -m fl recommend", description=__doc__)
+    add = parser.add_argument
+    add("run_dir", type=Path, help="folder of a run that compare_quantizations.py was run on, or its JSON file")
+    add("--max-drop", type=float, default=0.5, metavar="POINTS", help="of accuracy that may be lost against FP32 (0.5)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model will answer (cpu)")
+    add("--max-size-kb", type=float, metavar="N", help="largest file, in units of 1024 bytes")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Prints the three lines."""
+    options = parse()
+    with one_line_errors():
+        from fl.comparison.recommend import chosen_by, recommend
+
+        place: Path = options.run_dir
+        path = place if place.suffix == ".json" else place / COMPARISON
+        if not place.exists():
+            raise ConfigError(f"{place}: no such folder")
+        if not place.is_dir() and place.suffix != ".json":
+            raise ConfigError(f"{place}: is a file; give the folder of its run, as in {shell_path(place.parent)}")
+        if not path.is_file():
+            command = f"python compare_quantizations.py {shell_path(place)}"
+            raise ConfigError(f"{place}: nothing was measured there yet; run {command} first")
+        for name in ("max_drop", "max_size_kb"):
+            value = getattr(options, name)
+            if value is not None and not (0 <= value < float("inf")):
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a number of at least 0")
+        report = read_json(path)
+        try:
+            device = report["evaluation"]["device"]
+            if device != options.device:
+                raise ConfigError(
+                    f"--device {options.device}: {path} was measured on {device}; run compare_quantizations.py "
+                    f"--device {options.device} first"
+                )
+            summary = path.with_name(SUMMARY)
+            trained = read_json(summary).get("training_precision", "fp32") if summary.is_file() else "fp32"
+            found = recommend(report, options.max_drop, options.max_size_kb, trained)
+            images = f"{report['test_set']['title']}, {chosen_by(report)}"
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{path}: is no whole report ({error!r})") from error
+        limits = f"at most {options.max_drop:g} points lost by the whole 95 % interval, on {device}"
+        if options.max_size_kb is not None:
+            limits += f", at most {options.max_size_kb:g} kB"
+        say(f"{path}: {images}; {limits}")
+        for what, choice, why in zip(
+            ("Train", "Ship", "Transmit"), (found.train, found.ship, found.transmit), found.why, strict=True
+        ):
+            say(f"{what + ':':<10}{choice or 'nothing'}\n          {why}")

@@ -1,0 +1,1 @@
+"""What bytes take over a satellite link, in time, money and energy."""

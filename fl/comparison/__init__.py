@@ -1,0 +1,1 @@
+"""One model in several precisions: converted, measured, reported, verified."""

@@ -1,0 +1,134 @@
+"""The errors a user can meet, each shown as one line, and the guard that shows them."""
+
+import difflib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fl.core.stop import exit_code, interrupts
+
+
+class QuantflError(Exception):
+    """A problem the user can act on: the message names the argument, its value and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(QuantflError):
+    """A setting that cannot be honoured."""
+
+
+class DataError(QuantflError):
+    """Images that are missing, damaged or not what the setting asks for."""
+
+
+class ModelFileError(QuantflError):
+    """A model file that cannot be read, or is of the wrong kind."""
+
+
+class RunError(QuantflError):
+    """A run that had to stop."""
+
+    exit_code = 1
+
+
+class PayloadError(QuantflError):
+    """Bytes that are no payload for this model, or tensors that a codec cannot hold."""
+
+    exit_code = 1
+
+
+class VerificationError(QuantflError):
+    """Stored results that the files beside them do not reproduce."""
+
+    exit_code = 1
+
+
+def printable(text: str) -> str:
+    """Returns text from elsewhere as a terminal may show it: what is no visible character or blank is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.
+
+    A `KeyboardInterrupt`, which every signal of `fl.core.stop` is, may carry what to do next as its text. Every other
+    exception is a bug and passes.
+    """
+    with interrupts():
+        try:
+            yield
+        except QuantflError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            print(printable(f"error: {error.filename or 'system'}: {error.strerror or error}"), file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt as error:
+            print("; ".join(["interrupted", *filter(None, map(str, error.args))]), file=sys.stderr)
+            sys.exit(exit_code())
+
+
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Calls a file damaged when what is read of it is missing, or of another kind: others may have written it.
+
+    Args:
+        place: of the file or folder.
+
+    Raises:
+        ConfigError: names it.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{place}: is damaged ({error!r:.200})") from error
+
+
+def writable_folder(folder: Path, option: str) -> Path:
+    """Returns the folder, made if it was missing.
+
+    Args:
+        folder: to write into.
+        option: that chooses another one, as in "--output DIR".
+
+    Raises:
+        ConfigError: it cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise ConfigError(f"{folder}: this folder cannot be written ({told}); choose another with {option}") from error
+
+
+def counted(number: int, word: str) -> str:
+    """Returns a number with its noun, as in "1 round" and "1,200 images"."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def did_you_mean(word: str, valid: Collection[str]) -> str | None:
+    """Returns the valid word that is most like this one in whatever case, None where none is."""
+    lower = {each.lower(): each for each in valid}
+    near = difflib.get_close_matches(word.lower(), lower, n=1)
+    return lower[near[0]] if near else None
+
+
+def shell_path(path: Path) -> str:
+    """Returns a path, relative to the working folder where that is shorter, as it can be pasted into a shell."""
+    text = min(os.path.relpath(path), str(path), key=len)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def python_command() -> str:
+    """Returns how a shell starts this Python: `python` where that is this one."""
+    this = shutil.which("python") == sys.executable or shutil.which("python") is None
+    return "python" if this else shell_path(Path(sys.executable))

@@ -1,0 +1,160 @@
+"""Records that are written and read: JSON and JSONL that appear whole."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fl.core.errors import ConfigError
+
+MIB = 1024**2
+
+LONGEST_NUMBER = 300
+"""Digits of a whole number in JSON; a longer one is beyond every float."""
+
+DEEPEST = 50
+"""Levels of a YAML file; reading deeper ones takes time without end."""
+
+PARTIAL = ".partial"
+"""End of the names of files that are being written."""
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` as what JSON knows: dataclasses become dicts, arrays lists, paths strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        OSError: names this file, whatever the system refused.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # which names the temporary file, or none
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def remove_partial_files(*folders: Path) -> None:
+    """Removes what `write_bytes` left in processes that were killed; only for who alone writes there."""
+    for folder in folders:
+        for path in folder.glob(f".*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole. NaN and infinity are refused (`ValueError`): JSON has no such numbers."""
+    write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """Writes one JSON document per line, whole."""
+    write_bytes(path, "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode())
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays in NumPy's `.npz` format, whole."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """Returns the parsed file.
+
+    Raises:
+        ConfigError: it is no JSON.
+    """
+    try:
+        return parsed(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not valid JSON ({error})") from error
+
+
+def yaml_text(path: Path) -> str:
+    """Returns a YAML file that does not grow when it is read: of bounded size, without aliases.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if path.stat().st_size > MIB:
+        raise ValueError(f"has {path.stat().st_size:,} bytes; no settings take more than {MIB:,}")
+    text, depth = path.read_text(), 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("has an alias, which may stand for as much as one likes; write out what it stands for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"has more than {DEEPEST} levels")
+    return text
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Returns one parsed document per line.
+
+    Raises:
+        ConfigError: a line is no JSON.
+    """
+    try:
+        return [parsed(line) for line in path.read_text().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is damaged ({error})") from error
+
+
+def parsed(text: str) -> Any:
+    """Returns what a JSON document says.
+
+    Raises:
+        ValueError: it is none: NaN, Infinity and numbers beyond every float are not, whatever Python's parser says.
+    """
+
+    def whole(digits: str) -> int:
+        if len(digits) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse, parse_int=whole)
+
+
+def sha256(*parts: bytes | np.ndarray) -> str:
+    """Returns the hex SHA-256 of the parts one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()

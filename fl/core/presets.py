@@ -1,0 +1,37 @@
+"""`conf/`: where it lies, and YAML files as plain data."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from fl.core.files import yaml_text
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """Returns the names of a group's files, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def preset(group: str, name: str) -> dict[str, Any]:
+    """Returns one of a group's choices, interpolations resolved."""
+    return dict(yaml_file(CONF / group / f"{name}.yaml"))
+
+
+def yaml_file(path: Path, resolve: bool = True) -> Any:
+    """Returns a YAML file as plain data.
+
+    Args:
+        path: of the file, which need not be one of ours.
+        resolve: interpolations are replaced by what they stand for.
+
+    Raises:
+        ValueError: it is none; the message is one line.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(yaml_text(path))), resolve=resolve)
+    except Exception as error:  # whatever the parser makes of it
+        raise ValueError(str(error).splitlines()[0]) from error

@@ -1,0 +1,215 @@
+"""What a comparison works on: the run that made the model, the test images, and training images to calibrate on."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.core.errors import ConfigError, DataError, QuantflError
+from fl.core.files import read_json, sha256
+from fl.core.presets import preset
+from fl.core.run_folder import MODELS, PARTITION, SETTINGS, SUMMARY
+from fl.core.seeds import numpy_generator
+from fl.core.targets import Target
+from fl.data import ImageSet, Split, open_images, split_images
+from fl.data.settings import DataSettings
+from fl.data.sources import EUROSAT_CLASSES
+
+COUNTS = ("num_clients", "clients_per_round", "rounds_completed")
+"""Of a run's summary: what a comparison prices."""
+
+DEFAULT_SEED = 42
+
+CALIBRATION_POOL = 512
+
+NAMED = ("eurosat", "synthetic")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images to evaluate on.
+
+    Attributes:
+        images: uint8 [n, 64, 64, 3].
+        labels: int64 [n].
+        title: with SYNTHETIC where it applies.
+        synthetic: see `fl.data.ImageSet`.
+        notes: what decoding changed.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    title: str
+    synthetic: bool
+    notes: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of pixels and labels."""
+        return sha256(self.labels, self.images)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is evaluated, and what INT8 static is calibrated on.
+
+    Attributes:
+        test: the test images.
+        calibration: uint8 [n, 64, 64, 3] training images, None where none can be had.
+        calibrated_on: where they come from, or why there are none.
+        class_names: of the test images.
+        validation: images that the run held out to choose by, None where it held none.
+    """
+
+    test: TestSet
+    calibration: np.ndarray | None
+    calibrated_on: str
+    class_names: tuple[str, ...]
+    validation: TestSet | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run a model was made by: its folder, its summary, its link, how and on what it was trained."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    link: Any
+    training: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int
+    images_sha256: str
+    split_sha256: str
+    class_names: tuple[str, ...]
+
+    def trained_for(self, precision: str) -> str | None:
+        """Returns the training precision if it was quantization-aware and made for this one, else None."""
+        if not self.training:  # a run from before there was a choice
+            return None
+        training = Target.from_config("training", self.training).build()
+        return training.describe("cpu") if training.made_for(precision) else None
+
+
+def find_run(model_path: Path, model_sha256: str) -> Run | None:
+    """Returns the run beside a file, or in the folder above, if a round of it made the model with this hash, else None.
+
+    Raises:
+        ConfigError: the run's own files are damaged.
+    """
+    here = model_path.absolute().parent
+    return _run_in(here, model_sha256) or _run_in(here.parent, model_sha256)
+
+
+def _run_in(folder: Path, model_sha256: str) -> Run | None:
+    paths = [folder / name for name in (SUMMARY, SETTINGS, PARTITION)]
+    if not all(path.is_file() for path in paths):
+        return None
+    summary, settings, partition = (read_json(path) for path in paths)
+    try:
+        kept = (folder / MODELS).glob("*.pt")
+        if summary["model_sha256"] != model_sha256 and all(sha256(p.read_bytes()) != model_sha256 for p in kept):
+            return None
+        data = dict(settings["data"])
+        if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):
+            data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
+        data["cache_dir"] = preset("data", "eurosat")["cache_dir"]  # of this machine
+        hashes = partition["images_sha256"], partition["split_sha256"]
+        if not all(isinstance(each, str) for each in (*hashes, *partition["class_names"])):
+            raise TypeError("hashes or class names are no text")
+        if not all(type(summary[key]) is int and summary[key] > 0 for key in COUNTS):
+            raise TypeError("numbers of clients or rounds are none")
+        training = dict(settings.get("training") or {})
+        names = tuple(partition["class_names"])
+        return Run(folder, summary, settings.get("link"), training, data, settings["seed"], *hashes, names)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
+
+
+def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
+    """Returns what to evaluate and to calibrate on.
+
+    Without `data`: the test part of the run's own data set, or of EuroSAT (seed 42) for a model without a run. With
+    `data`, the images of a known data set, the run's or EuroSAT, are recognised by their hash and give its test part;
+    a zip or a named set is a whole data set, of which the test part is taken; any other folder is a custom test set,
+    taken whole. Calibration images are always training images of a known data set.
+
+    Args:
+        run: that made the model, if known.
+        data: the user's `--data`: None, "eurosat", "synthetic", or the path of a zip or folder.
+        num_classes: of the model.
+
+    Raises:
+        QuantflError: data is missing, damaged, or its classes are not the model's.
+    """
+    if data is None:
+        images, split = _known(run)
+        _check_classes(images, run, num_classes)
+        return _from_split(images, split)
+    try:
+        known, reason = _known(run) if run or os.environ.get("EUROSAT_ZIP") else None, "EUROSAT_ZIP is not set"
+    except QuantflError as error:
+        known, reason = None, str(error)
+    if data not in NAMED and not Path(data).expanduser().exists():
+        raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}")
+    settings = DataSettings.from_config(_asked(data, run, num_classes))
+    images = _open(settings)
+    _check_classes(images, run, num_classes)
+    if known and images.sha256 == known[0].sha256:
+        return _from_split(*known)
+    if data in NAMED or Path(data).expanduser().is_file():
+        return _from_split(images, _split(images, settings, DEFAULT_SEED))
+    test = TestSet(images.images, images.labels, f"custom test set {Path(data).name}", images.synthetic, images.notes)
+    if known and known[0].class_names == images.class_names:
+        calibrated = _from_split(*known)
+        return Inputs(test, calibrated.calibration, calibrated.calibrated_on, images.class_names)
+    reason = "the known training images have other classes" if known else reason
+    return Inputs(test, None, f"needs training images to calibrate on ({reason})", images.class_names)
+
+
+def _known(run: Run | None) -> tuple[ImageSet, Split]:
+    """Returns the data the model was trained on, as far as is known: the run's, else EuroSAT."""
+    settings = DataSettings.from_config(run.data if run else preset("data", "eurosat"))
+    images = _open(settings)
+    split = _split(images, settings, run.seed if run else DEFAULT_SEED)
+    if run and (images.sha256, split.sha256) != (run.images_sha256, run.split_sha256):
+        raise DataError(f"{images.name}: these are not the images, or not the split, of the run that made the model")
+    return images, split
+
+
+def _asked(data: str, run: Run | None, num_classes: int) -> dict[str, Any]:
+    if data in NAMED:
+        config = preset("data", data)
+        return {**config, "num_images": run.data["num_images"]} if run and "num_images" in run.data else config
+    names = run.class_names if run else EUROSAT_CLASSES if num_classes == len(EUROSAT_CLASSES) else None
+    common = {key: value for key, value in preset("data", "eurosat").items() if key not in ("_target_", "path")}
+    return {"_target_": "fl.data.Folder", "path": str(Path(data).expanduser()), "class_names": names, **common}
+
+
+def _open(settings: DataSettings) -> ImageSet:
+    return open_images(settings.source.build().plan(settings.cache_dir), settings.cache_dir)
+
+
+def _split(images: ImageSet, settings: DataSettings, seed: int) -> Split:
+    fractions = {"test_fraction": settings.test_fraction, "validation_fraction": settings.validation_fraction}
+    return split_images(images.labels, **fractions, seed=seed)
+
+
+def _from_split(images: ImageSet, split: Split) -> Inputs:
+    test, held_out = (
+        TestSet(images.images[part], images.labels[part], images.title, images.synthetic, images.notes)
+        for part in (split.test, split.validation)
+    )
+    chosen = np.sort(numpy_generator(0, "calibration").permutation(split.train)[:CALIBRATION_POOL])
+    calibrated_on = f"{len(chosen)} training images of {images.title}"
+    validation = held_out if len(split.validation) else None
+    return Inputs(test, images.images[chosen], calibrated_on, images.class_names, validation)
+
+
+def _check_classes(images: ImageSet, run: Run | None, num_classes: int) -> None:
+    expected = run.class_names if run else None
+    if len(images.class_names) != num_classes or (expected and images.class_names != expected):
+        names, wanted = ", ".join(images.class_names), ", ".join(expected) if expected else f"{num_classes} classes"
+        raise DataError(f"{images.name}: has the classes {names}; the model has {wanted}")

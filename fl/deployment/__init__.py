@@ -1,0 +1,1 @@
+"""One model on its way to a device: formats, export, benchmark."""

@@ -1,0 +1,255 @@
+"""Speed, memory and answers of model files, batch size by batch size, side by side."""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from fl.core.console import progress, say, show_table
+from fl.core.errors import ConfigError, counted, writable_folder
+from fl.core.files import sha256, write_json
+from fl.core.machine import available_cores, compute_with, environment
+from fl.data.provenance import find_inputs, find_run
+from fl.deployment.candidates import Candidate, opened
+from fl.deployment.files import deployed
+from fl.deployment.formats import FORMATS
+from fl.deployment.memory import peak_memory
+from fl.deployment.plots import plot_bench
+
+TURNS = 10
+
+SMALL_BATCH = 1024
+"""Up to which batch sizes a file is tried before it is known how many test images there are."""
+
+
+@dataclass
+class Timing:
+    """What one model did at one batch size; seconds of full batches only."""
+
+    seconds: list[float] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+
+def take_turns(candidates: Sequence[Candidate], images: np.ndarray, batch_size: int) -> list[Timing]:
+    """Runs every candidate over all images in batches, in turns, after two batches that do not count.
+
+    Args:
+        candidates: what to run.
+        images: uint8 [n, 64, 64, 3], n at least `batch_size`.
+        batch_size: of each pass.
+    """
+    timings = [Timing() for _ in candidates]
+    batches = torch.from_numpy(images).split(batch_size)
+    turn = math.ceil(len(batches) / TURNS)
+    with torch.inference_mode():
+        for each in candidates:
+            for batch in batches[:2]:
+                each.run(batch)
+        for start in range(0, len(batches), turn):
+            for each, timing in zip(candidates, timings, strict=True):
+                for batch in batches[start : start + turn]:
+                    began = time.perf_counter()
+                    logits = each.run(batch)
+                    took = time.perf_counter() - began
+                    timing.logits.append(logits.numpy())
+                    if len(batch) == batch_size:
+                        timing.seconds.append(took)
+    return timings
+
+
+def compared(timing: Timing, baseline: Timing, labels: np.ndarray, batch_size: int) -> dict[str, Any]:
+    """Returns the figures of one model at one batch size beside the baseline's.
+
+    The confidence interval is Wilson's at 95 %; the p-value is McNemar's, exact, of the hypothesis that both models are
+    right equally often.
+    """
+    ours, theirs = np.concatenate(timing.logits), np.concatenate(baseline.logits)
+    answers, expected = ours.argmax(1), theirs.argmax(1)
+    right, baseline_right = answers == labels, expected == labels
+    only_ours, only_theirs = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())
+    interval = binomtest(int(right.sum()), len(labels)).proportion_ci(0.95, method="wilson")
+    differing = only_ours + only_theirs
+    milliseconds = sorted(1000 * each for each in timing.seconds)
+    return {
+        "batch_size": batch_size,
+        "batches_timed": len(milliseconds),
+        "ms_p50": statistics.median(milliseconds),
+        "ms_p95": float(np.percentile(milliseconds, 95)),
+        "images_per_s": batch_size * len(milliseconds) / sum(timing.seconds),
+        "speed_up": statistics.median(baseline.seconds) / statistics.median(timing.seconds),
+        "largest_logit_difference": float(np.abs(ours - theirs).max()) if np.isfinite(ours).all() else None,
+        "agreement_with_fp32": float((answers == expected).mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [float(interval.low), float(interval.high)],
+        "only_this_right": only_ours,
+        "only_fp32_right": only_theirs,
+        "mcnemar_p": float(binomtest(only_ours, differing).pvalue) if differing else 1.0,
+    }
+
+
+def bench(options: argparse.Namespace) -> Path:
+    """Measures every model at every batch size and writes JSON and plot; returns the path of the JSON.
+
+    Raises:
+        QuantflError: an option, a file or the test images are at fault.
+    """
+    options.models = [model for place in options.models for model in _models_in(place)]
+    output, batch_sizes = _place(options), sorted(set(options.batch_sizes))
+    for name in ("threads", "images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    threads = options.threads or available_cores()
+    if options.plain_memory:
+        torch.set_num_threads(threads)
+    else:
+        compute_with(threads)
+    small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
+    foreign = [path for path in options.models if deployed(path)]
+    with progress("trying each in a process of its own", len(foreign)) as advance:
+        peaks = {}
+        for path in foreign:
+            peaks[path] = peak_memory(path, "cpu", threads, small)
+            advance(1)
+    candidates = [opened(path, device, threads) for path in options.models]
+    for each in candidates:
+        each.tell(each.path)
+    baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
+    if baseline is None:
+        raise ConfigError(
+            f"{', '.join(map(str, options.models))}: none is an FP32 model, which the others are compared with"
+        )
+
+    one_image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    classes = [each.run(one_image).shape[1] for each in candidates]
+    if len(set(classes)) > 1:
+        told = ", ".join(f"{each.path} has {count}" for each, count in zip(candidates, classes, strict=True))
+        raise ConfigError(f"models of different classes cannot be compared: {told}")
+    runs = (find_run(each.path, each.made_from) for each in candidates if each.made_from)
+    run = next((found for found in runs if found), None)
+    inputs = find_inputs(run, options.data, classes[0])
+    if run is None:
+        say("note: no run lies beside these models, so their training images are not known")
+    test = inputs.test
+    every = math.ceil(len(test.labels) / (options.images or len(test.labels)))
+    images, labels = test.images[::every], test.labels[::every]
+    if too_large := [size for size in batch_sizes if size > len(labels)]:
+        batch_sizes = [size for size in batch_sizes if size <= len(labels)]
+        if not batch_sizes:
+            raise ConfigError(f"--batch-sizes {too_large[0]}: there are only {counted(len(labels), 'image')}")
+        say(
+            f"note: {', '.join(map(str, too_large))} left out, more than the {counted(len(labels), 'image')} in a batch"
+        )
+    where = ", ".join(sorted({each.device for each in candidates}))
+    sizes = ", ".join(map(str, batch_sizes))
+    told = f"{counted(len(labels), 'image')} of {test.title}, {counted(threads, 'thread')}, {where}"
+    say(f"{told}, batch size{'s' if len(batch_sizes) > 1 else ''} {sizes}")
+
+    results: list[list[dict[str, Any]]] = [[] for _ in candidates]
+    with progress("batch sizes", len(batch_sizes) + len(candidates)) as advance:
+        for size in batch_sizes:
+            timings = take_turns(candidates, images, size)
+            for timing, own in zip(timings, results, strict=True):
+                own.append(compared(timing, timings[baseline], labels, size))
+            advance(1)
+        for each, own in zip(candidates, results, strict=True):
+            peak = peaks.get(each.path, {})
+            if left := [size for size in batch_sizes if size not in peak]:
+                peak |= peak_memory(each.path, device.type, threads, left)
+            for entry in own:
+                entry["peak_memory_bytes"] = peak[entry["batch_size"]]
+            advance(1)
+    report = {
+        "baseline": str(options.models[baseline]),
+        "test_set": {"title": test.title, "synthetic": test.synthetic, "num_images": len(labels)},
+        "models": [
+            {
+                "model_path": str(each.path),
+                "file_size_bytes": each.path.stat().st_size,
+                "file_sha256": sha256(each.path.read_bytes()),
+                "weight_bytes": each.weight_bytes,
+                "device": each.device,
+                "results": own,
+            }
+            for each, own in zip(candidates, results, strict=True)
+        ],
+        "environment": environment(device.type, threads),
+    }
+    write_json(output, report)
+    plot_bench(output.with_suffix(".png"), report)
+    show_table(COLUMNS, table_rows(report), keys=2)
+    say(
+        f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak, on "
+        "CUDA what torch allocated there"
+    )
+    say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}")
+    return output
+
+
+COLUMNS = (
+    "model",
+    "batch",
+    "ms p50",
+    "ms p95",
+    "images/s",
+    "speed-up",
+    "weight bytes",
+    "peak memory",
+    "largest difference",
+    "same answers",
+    "accuracy (95 % interval)",
+    "p",
+)
+
+
+def table_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yields the cells of each model and batch size for `COLUMNS`, batch by batch."""
+    for number in range(len(report["models"][0]["results"])):
+        for model in report["models"]:
+            entry = model["results"][number]
+            low, high = (100 * each for each in entry["accuracy_ci95"])
+            apart = entry["largest_logit_difference"]
+            yield [
+                Path(model["model_path"]).name,
+                str(entry["batch_size"]),
+                f"{entry['ms_p50']:.2f}",
+                f"{entry['ms_p95']:.2f}",
+                f"{entry['images_per_s']:,.0f}",
+                f"{entry['speed_up']:.2f}x",
+                f"{model['weight_bytes']:,}",
+                "" if entry["peak_memory_bytes"] is None else f"{entry['peak_memory_bytes'] / 2**20:.1f} MB",
+                "not finite" if apart is None else f"{apart:.2g}",
+                f"{100 * entry['agreement_with_fp32']:.2f}%",
+                f"{100 * entry['accuracy']:.2f}% ({low:.2f}-{high:.2f})",
+                f"{entry['mcnemar_p']:.2g}",
+            ]
+
+
+def _models_in(place: Path) -> list[Path]:
+    """Returns the model files of a folder; any other path as it is."""
+    if not place.is_dir():
+        return [place]
+    suffixes = [".pt", *(each.suffix for each in FORMATS)]
+    found = sorted(path for path in place.glob("model_*") if path.suffix in suffixes)
+    if not found:
+        raise ConfigError(f"{place}: holds no model_* files; run compare_quantizations.py on its model first")
+    return found
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Returns the path of the JSON, which must be one that can be written."""
+    output: Path = options.output or options.models[0].parent / "bench.json"
+    if output.suffix != ".json" or output.is_dir():
+        raise ConfigError(f"--output {output}: must be the path of a file that ends in .json")
+    writable_folder(output.parent, "--output FILE.json")
+    return output

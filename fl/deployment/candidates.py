@@ -1,0 +1,57 @@
+"""Model files ready to be run, whatever format they are in, and what memory they take in a process of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fl.deployment.files import deployed, open_file, source_of
+from fl.models.net import to_input
+from fl.quantization.model_file import load_with_info
+
+
+@dataclass
+class Candidate:
+    """A model file that can be run.
+
+    Attributes:
+        path: of the file.
+        run: from uint8 images [n, 64, 64, 3] to float32 logits on the CPU.
+        is_fp32: whether it may be the baseline.
+        weight_bytes: of all its tensors.
+        device: where it runs.
+        made_from: SHA-256 of the model it was converted from, None where that is not known.
+        tell: says what was done to read the file, if anything was.
+    """
+
+    path: Path
+    run: Callable[[Tensor], Tensor]
+    is_fp32: bool
+    weight_bytes: int
+    device: str
+    made_from: str | None
+    tell: Callable[[Path], None] = lambda path: None
+
+
+def opened(path: Path, device: Any, threads: int) -> Candidate:
+    """Returns a model file ready to run.
+
+    Raises:
+        QuantflError: it cannot be read or run, or its runtime is not installed.
+    """
+    if deployed(path):
+        kind, precision, execute = open_file(path, threads)
+        is_fp32, made_from = precision == "fp32", source_of(path)
+        return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
+    model, file = load_with_info(path, device)
+    dtype: Any = model.input_dtype
+
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = model(to_input(images.to(device), dtype)).float().cpu()
+        return logits
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
+    is_fp32 = file.info.get("precision", "fp32") == "fp32"
+    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell)

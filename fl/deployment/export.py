@@ -1,0 +1,165 @@
+"""The model of the best round, ready to ship, with what it was chosen by."""
+
+import argparse
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl.core.console import say, show_table
+from fl.core.errors import ConfigError, reading, writable_folder
+from fl.core.files import read_json, sha256, write_bytes, write_json
+from fl.core.records import read_rounds
+from fl.core.run_folder import FORMATS_FILE, MODEL, ROUNDS, SUMMARY
+from fl.data.provenance import find_inputs, find_run
+from fl.deployment.choice import choose_round
+from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
+from fl.deployment.formats import formats
+from fl.deployment.plots import plot_selection
+from fl.quantization import Precision
+from fl.quantization.model_file import load_fp32, read_file, save_model
+
+FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
+
+BATCH_SIZE = 32
+
+
+def export(options: argparse.Namespace) -> Path:
+    """Writes the folder and returns it.
+
+    Raises:
+        QuantflError: the folder is no finished run, or what was asked for cannot be had.
+    """
+    chosen_formats = formats(options.format, "--format")
+    run_dir: Path = options.run_dir
+    missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
+    if missing:
+        raise ConfigError(f"{run_dir}: is no finished run, it has no {', '.join(missing)}")
+    if options.data and not chosen_formats:
+        raise ConfigError(f"--data {options.data}: nothing is evaluated without --format")
+    if options.keep_batchnorm_fp32 and options.quantize == "none":
+        raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
+    summary, records = read_json(run_dir / SUMMARY), read_rounds(run_dir / ROUNDS)
+    with reading(run_dir / SUMMARY):
+        data = {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")}
+    choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
+    model, source = load_fp32(choice.path)
+    source.tell(choice.path)
+    name = "fp16" if options.quantize == "fp16" else "fp32"
+    kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
+    exported = Precision(name).convert(model, None, **kept)
+    info: Any = exported.quantization_info
+    info.update(tensor_counts(source.state, exported.state_dict()))
+
+    folder: Path = options.output or run_dir / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file; give a folder")
+    writable_folder(folder, "--output DIR")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as scratch:
+        path = Path(scratch) / f"model_{name}.pt"
+        save_model(path, exported, source.sha256)
+        content = path.read_bytes()
+        metadata: dict[str, Any] = {
+            "run_dir": str(run_dir),
+            "round": choice.round,
+            "num_rounds": len(records),
+            "metric": options.metric,
+            "reason": choice.reason,
+            "candidates": choice.candidates,
+            "data": data,
+            "made_from": str(choice.path),
+            "made_from_sha256": source.sha256,
+            "made_from_bytes": source.num_bytes,
+            "file": path.name,
+            "file_size_bytes": len(content),
+            "file_sha256": sha256(content),
+            "quantization_info": info,
+        }
+        write_bytes(Path(scratch) / README, readme(metadata, path.name).encode())
+        if options.plot:
+            plot_selection(Path(scratch) / PLOT, records, choice.round, options.metric)
+        rows: list[list[str]] = []
+        if chosen_formats:
+            run = find_run(run_dir / MODEL, read_file(run_dir / MODEL).sha256)
+            inputs = find_inputs(run, options.data, model.num_classes)
+            say(f"Writing and evaluating {', '.join(f.name for f in chosen_formats)} on {inputs.test.title}...")
+            files = write_files(model, chosen_formats, inputs.calibration, Path(scratch))
+            measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
+            answers = same_precision(model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
+            measured = [replace(each, path=folder / each.path.name) for each in measured]
+            report = entries(measured, answers, run.trained_for if run else lambda precision: None)
+            write_json(Path(scratch) / FORMATS_FILE, {"made_from_sha256": source.sha256, "formats": report})
+            rows = list(table_rows(report))
+        metadata["files"] = sorted({METADATA, *(file.name for file in Path(scratch).iterdir())})
+        write_json(Path(scratch) / METADATA, metadata)
+        _remove_older(folder, metadata["files"])
+        for file in Path(scratch).iterdir():
+            file.replace(folder / file.name)
+    if rows:
+        show_table(COLUMNS, rows, keys=2)
+    say(f"Round {choice.round}: {choice.reason}")
+    ratio = source.num_bytes / len(content)
+    say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")
+    say(f"Why: {folder / METADATA}")
+    return folder
+
+
+def _remove_older(folder: Path, new: Collection[str]) -> None:
+    """Removes what an earlier export wrote there and this one did not: it may be of another round."""
+    if (folder / METADATA).is_file():
+        told = read_json(folder / METADATA)
+        listed = told.get("files") if isinstance(told, dict) else None
+        for name in listed if isinstance(listed, list) else ():
+            if isinstance(name, str) and name not in new and Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+
+
+def tensor_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how many elements of a state dict are FP16, buffers included, and what that saves in bytes of tensors."""
+    half = sum(tensor.numel() for tensor in after.values() if tensor.dtype == torch.float16)
+    total = sum(tensor.numel() for tensor in after.values())
+    smaller, larger = (sum(t.numel() * t.element_size() for t in state.values()) for state in (after, before))
+    return {
+        "fp16_parameters": half,
+        "non_fp16_parameters": total - half,
+        "total_parameters": total,
+        "compression_ratio": larger / smaller,
+    }
+
+
+def readme(metadata: Mapping[str, Any], file: str) -> str:
+    """Returns the text that lies beside the model."""
+    info, synthetic = metadata["quantization_info"], " (SYNTHETIC images)" if metadata["data"]["synthetic"] else ""
+    scores = next(each for each in metadata["candidates"] if each["round"] == metadata["round"])
+    validated = [
+        f"- validation {name}: {scores[f'validation_{name}']:.4f}"
+        for name in ("accuracy", "loss")
+        if f"validation_{name}" in scores
+    ]
+    lines = [
+        f"# Round {metadata['round']} of {metadata['num_rounds']}, trained on {metadata['data']['name']}{synthetic}",
+        "",
+        f"`{file}`: {metadata['file_size_bytes']:,} bytes, SHA-256 `{metadata['file_sha256']}`",
+        "",
+        f"- chosen: {metadata['reason']}",
+        *validated,
+        f"- made from `{metadata['made_from']}` ({metadata['made_from_bytes']:,} bytes, FP32)",
+        f"- elements: {info['fp16_parameters']:,} FP16, {info['non_fp16_parameters']:,} others, "
+        f"{info['total_parameters']:,} in all; the tensors take {info['compression_ratio']:.3f}x fewer bytes than FP32",
+        "",
+        "```python",
+        "import fl",
+        "from fl.models.net import to_input",
+        "",
+        f'model = fl.load_model("{file}")               # in the precision of the file, on the GPU if there is one',
+        f'model = fl.load_model("{file}", fp16="auto")  # FP16 on CUDA, FP32 on a CPU',
+        "logits = model(to_input(images, model.input_dtype))  # images: uint8 [n, 64, 64, 3], on the model's device",
+        "```",
+        "",
+        "`selection_metadata.json` has every round it was chosen from.",
+        "",
+    ]
+    return "\n".join(lines)

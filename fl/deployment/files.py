@@ -1,0 +1,200 @@
+"""Deployment files of one network: written, then evaluated as a device would run them, beside the model files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.core.console import progress, say
+from fl.core.errors import ModelFileError
+from fl.core.files import MIB, read_json, sha256
+from fl.core.run_folder import COMPARISON, FORMATS_FILE
+from fl.data.provenance import TestSet
+from fl.deployment.formats import FORMATS, Executor, Format
+from fl.models.net import Net, to_input
+from fl.quantization import Precision
+from fl.training.evaluation import Evaluation, evaluate, warm_up
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One deployment file as measured."""
+
+    format: str
+    precision: str
+    path: Path
+    file_bytes: int
+    file_sha256: str
+    evaluation: Evaluation
+
+
+def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | None, folder: Path) -> list[Path]:
+    """Writes every precision of the formats, but those that need calibration images where there are none, and says so.
+
+    Args:
+        model: FP32, in evaluation mode.
+        chosen: formats.
+        calibration: uint8 [n, 64, 64, 3] training images, or None.
+        folder: an existing one.
+    """
+    inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, 3, 64, 64)
+    wanted = [(f, p) for f in chosen for p in f.precisions if p != "int8_static" or calibration is not None]
+    if calibration is None and any("int8_static" in each.precisions for each in chosen):
+        say("int8_static left out: there are no training images to calibrate on")
+    with progress("writing deployment files", len(wanted)) as advance:
+        for each, precision in wanted:
+            each.export(precision, model, inputs, folder)
+            advance(1)
+    return [each.path(folder, precision) for each, precision in wanted]
+
+
+def deployed(path: Path) -> tuple[Format, str] | None:
+    """Returns the format and precision of a file that `write_files` names so, else None."""
+    for each in FORMATS:
+        if path.suffix == each.suffix:
+            return each, path.name.removeprefix("model_").removesuffix(each.suffix)
+    return None
+
+
+def source_of(path: Path) -> str | None:
+    """Returns the SHA-256 of the model that a deployment file was made from, as written down beside it, else None."""
+    content = sha256(path.read_bytes())
+    for name in (FORMATS_FILE, COMPARISON):
+        if (path.with_name(name)).is_file():
+            told = read_json(path.with_name(name))
+            files = [entry for each in told.get("formats", {}).values() for entry in each.values()]
+            if any(entry.get("file_sha256") == content for entry in files):
+                return str(told.get("made_from_sha256") or told.get("model_sha256"))
+    return None
+
+
+def open_file(path: Path, threads: int) -> tuple[Format, str, Executor]:
+    """Returns format and precision of a deployment file, and what answers from it.
+
+    Raises:
+        ModelFileError: there is no such file, it is of no known format, or its runtime refuses it.
+    """
+    found = deployed(path)
+    if found is None or not path.is_file():
+        known = ", ".join(f.suffix for f in FORMATS)
+        raise ModelFileError(f"{path}: there is no such file" if found else f"{path}: is of no known format ({known})")
+    each, precision = found
+    each.check_installed(path.name)
+    try:
+        execute = each.load(path, threads)
+        execute(torch.zeros(1, 3, 64, 64))
+    except Exception as error:  # whatever a runtime makes of a file
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
+    return each, precision, execute
+
+
+def measure_file(path: Path, test: TestSet, batch_size: int) -> Deployed:
+    """Evaluates a deployment file on the CPU.
+
+    Raises:
+        ModelFileError: see `open_file`; or an answer is not finite.
+    """
+    each, precision, execute = open_file(path, torch.get_num_threads())
+    content = path.read_bytes()
+    warm_up(execute, test, batch_size, CPU)
+    with progress(f"evaluating {path.name}", len(test.labels)) as advance:
+        evaluation = evaluate(execute, test.images, test.labels, batch_size=batch_size, device=CPU, advance=advance)
+    if not np.isfinite(evaluation.logits).all():
+        raise ModelFileError(
+            f"{path.name}: its answers are not all finite; this model cannot be shipped as {precision}"
+        )
+    return Deployed(each.name, precision, path, len(content), sha256(content), evaluation)
+
+
+def same_precision(
+    model: Net, known: Mapping[str, Evaluation], calibration: np.ndarray | None, test: TestSet, batch_size: int
+) -> Callable[[str], Evaluation]:
+    """Returns a function that gives our own model's answers in a precision, evaluated once where they are not known."""
+    cache = dict(known)
+
+    def answers(precision: str) -> Evaluation:
+        if precision not in cache:
+            inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else None
+            network = Precision(precision).convert(model, inputs)
+            cache[precision] = evaluate(network, test.images, test.labels, batch_size=batch_size, device=CPU)
+        return cache[precision]
+
+    return answers
+
+
+def entries(
+    measured: Sequence[Deployed],
+    answers: Callable[[str], Evaluation],
+    trained_for: Callable[[str], str | None] = lambda precision: None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns what JSON says of each file, by format and precision.
+
+    Args:
+        measured: the files.
+        answers: see `same_precision`.
+        trained_for: the training precision of a model that was trained for this one, see `Run.trained_for`.
+    """
+    report: dict[str, dict[str, dict[str, Any]]] = {}
+    baseline = answers("fp32")
+    for each in measured:
+        ours, theirs = answers(each.precision), each.evaluation
+        report.setdefault(each.format, {})[each.precision] = {
+            "model_path": str(each.path),
+            "file_size_bytes": each.file_bytes,
+            "file_size_mb": each.file_bytes / MIB,
+            "file_sha256": each.file_sha256,
+            "loss": theirs.score.loss,
+            "accuracy": theirs.score.accuracy,
+            "accuracy_percent": 100 * theirs.score.accuracy,
+            "accuracy_drop_percent": 100 * (theirs.score.accuracy - baseline.score.accuracy),
+            "agreement_with_model_file": float((theirs.predictions == ours.predictions).mean()),
+            "largest_logit_difference": float(np.abs(theirs.logits - ours.logits).max()),
+            "inference_ms": theirs.ms_per_image,
+            **({"trained_with": training} if (training := trained_for(each.precision)) else {}),
+        }
+    return report
+
+
+def table_rows(
+    report: Mapping[str, Mapping[str, Mapping[str, Any]]], model_files: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[list[str]]:
+    """Yields the cells of each file for `COLUMNS`.
+
+    Args:
+        report: see `entries`.
+        model_files: entries of our own model files, to show first.
+    """
+    own = {
+        precision: {**entry, "agreement_with_model_file": 1.0, "largest_logit_difference": 0.0}
+        for precision, entry in (model_files or {}).items()
+    }
+    for name, precisions in {**({"pt": own} if own else {}), **report}.items():
+        for precision, entry in precisions.items():
+            yield [
+                name,
+                f"{precision} QAT" if "trained_with" in entry else precision,
+                f"{entry['file_size_bytes']:,}",
+                f"{entry['accuracy_percent']:.2f}%",
+                f"{entry['accuracy_drop_percent']:+.2f}",
+                f"{100 * entry['agreement_with_model_file']:.2f}%",
+                f"{entry['largest_logit_difference']:.1e}",
+                f"{entry['inference_ms']:.3f}",
+            ]
+
+
+COLUMNS = (
+    "format",
+    "precision",
+    "file bytes",
+    "accuracy",
+    "change (points)",
+    "same as .pt",
+    "largest logit difference",
+    "ms/image",
+)

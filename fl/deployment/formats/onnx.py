@@ -1,0 +1,161 @@
+"""ONNX files, run by onnxruntime."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fl.deployment.formats.base import Executor, FloatOutput, Format, example_input, quiet
+from fl.models.net import Net
+from fl.quantization.modules import LAYERS, fold_batch_norm
+from fl.quantization.numeric import SMALLEST_SCALE, check_fits_fp16
+
+INPUT, OUTPUT = "images", "logits"
+
+CALIBRATION_BATCH = 64
+
+
+class Onnx(Format):
+    """ONNX in FP32, FP16, and onnxruntime's own INT8, dynamic and static."""
+
+    name, suffix, precisions = "onnx", ".onnx", ("fp32", "fp16", "int8", "int8_static")
+    needs, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
+
+    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+        target = self.path(folder, precision)
+        folded: Any = fold_batch_norm(model)
+        if precision in ("fp32", "fp16"):
+            if precision == "fp16":
+                check_fits_fp16(folded.state_dict())
+                folded = FloatOutput(folded.half())
+            _write(folded, target)
+            return
+        with tempfile.TemporaryDirectory() as scratch, quiet():
+            from onnxruntime.quantization import shape_inference
+
+            whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
+            static = precision == "int8_static"
+            _write(folded if static else _scaled_after(folded), whole)
+            shape_inference.quant_pre_process(str(whole), str(prepared), skip_optimization=not static)
+            (_static if static else _dynamic)(prepared, target, calibration)
+
+    def load(self, path: Path, threads: int) -> Executor:
+        import onnx
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # of threads when an answer is there
+        content = path.read_bytes()
+        _refuse_other_files(onnx.load_from_string(content))
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return lambda x: torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
+
+    def weight_bytes(self, path: Path) -> int:
+        import onnx
+
+        return sum(
+            onnx.numpy_helper.to_array(tensor).nbytes
+            for tensor in onnx.load_from_string(path.read_bytes()).graph.initializer
+        )
+
+
+def _refuse_other_files(message: Any) -> None:
+    """Looks through a model, whatever lies in what, for tensors whose values are in another file: we write none.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if message.DESCRIPTOR.name == "TensorProto" and (message.external_data or message.data_location):
+        raise ValueError(f"its tensor {message.name} is in another file; such models are not run")
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if field.is_repeated else (value,):
+                _refuse_other_files(each)
+
+
+class ScaledAfter(nn.Module):
+    """A convolution or linear layer whose channels are scaled to [-1, 127/128], and back after it.
+
+    ONNX's ConvInteger has one scale for all weights of a layer; so it comes to one for each channel. 255 steps of 1/128
+    fill that range with none for 0 between two of them.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        shape = (-1, *(1 for _ in weight.shape[1:]))
+        low, high = weight.flatten(1).aminmax(dim=1)
+        scale = torch.maximum(-low, high * 128 / 127).clamp_min(SMALLEST_SCALE)
+        self.layer: Any = copy.deepcopy(layer)
+        self.layer.weight = nn.Parameter(weight / scale.view(shape))
+        self.layer.bias = None
+        self.register_buffer("scale", scale.view(shape[:-1]))
+        self.register_buffer("shift", bias.view(shape[:-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.layer(x) * self.scale + self.shift
+        return scaled
+
+
+def _scaled_after(folded: Net) -> Net:
+    for name in LAYERS:
+        folded.add_module(name, ScaledAfter(folded.get_submodule(name)))
+    return folded
+
+
+def _write(network: nn.Module, path: Path) -> None:
+    """Writes a network with a batch of any size, weights inside the file, without the lines it was traced through."""
+    import onnx
+
+    with quiet():
+        torch.onnx.export(
+            network.eval(),
+            (example_input(),),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+    onnx.save(model, path)
+
+
+def _dynamic(prepared: Path, target: Path, calibration: Tensor) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(prepared, target, per_channel=False, weight_type=QuantType.QUInt8)
+
+
+def _static(prepared: Path, target: Path, calibration: Tensor) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(calibration.split(CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.contiguous().numpy()}
+
+    quantize_static(
+        prepared,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )

@@ -1,0 +1,1 @@
+"""A configuration becomes one run, or many."""

@@ -1,0 +1,128 @@
+"""A sweep while it runs: its folder, its planned jobs, its failures, and the table at its end."""
+
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from fl.core.console import label_lines
+from fl.core.errors import ConfigError, QuantflError, RunError, counted, python_command, shell_path
+from fl.core.files import write_bytes, write_json
+from fl.core.run_folder import MULTIRUN, SUMMARY
+from fl.experiment.composing import quoted, refused_folder
+from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
+
+
+def planned_jobs(config: DictConfig) -> list[list[str]]:
+    """Returns the overrides of each job that Hydra's basic sweeper is about to start, in its order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    plain: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    arguments = [f"{key}={value}" for key, value in (plain["sweeper"].get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides([*arguments, *plain["overrides"]["task"]])
+    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str]) -> None:
+    """Writes down why a job failed, unless the run did so itself."""
+    if not isinstance(error, QuantflError):
+        traceback.print_exception(error)
+    if not (folder / HYDRA).exists():
+        (folder / OVERRIDES).parent.mkdir(parents=True, exist_ok=True)
+        for name, text in hydra_files.items():
+            write_bytes((folder / OVERRIDES).parent / name, text.encode())
+    if not (folder / SUMMARY).exists():
+        write_json(folder / SUMMARY, {"state": "failed", "error": str(error) or type(error).__name__})
+
+
+class Sweep(Callback):
+    """Hydra's hook: chooses the folder of a multirun once for all its jobs, in whatever process they run."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Fixes `hydra.sweep.dir`, which would name a new folder each time it is read, and notes the jobs to come.
+
+        Raises:
+            SystemExit: the folder holds a multirun already (Hydra swallows every other exception here).
+        """
+        try:
+            folder = str(config.hydra.sweep.dir)
+        except OmegaConfBaseException:
+            refused = refused_folder("hydra.sweep.dir")
+            if refused is None:  # what Hydra cannot read it refuses itself, a moment later
+                return
+            _end(refused)
+        if (Path(folder) / MULTIRUN).exists():
+            _end(f"hydra.sweep.dir={folder}: holds a multirun already; choose another folder")
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _end(refused_folder("hydra.sweep.dir", error))
+        Sweep.folder = Path(folder)
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+        try:
+            jobs = planned_jobs(config)
+        except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
+            return
+        write_json(Sweep.folder / PLAN, jobs)
+
+
+def _end(told: str | None) -> NoReturn:
+    """Ends with a line from within Hydra's hook, out of which no other exception comes."""
+    print(f"error: {told}", file=sys.stderr)
+    raise SystemExit(ConfigError.exit_code) from None
+
+
+@contextmanager
+def sweep_table() -> Iterator[None]:
+    """Shows the table when the multirun within ends, however it ends.
+
+    Raises:
+        RunError: a job has not come to its end, or the launcher failed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if Sweep.folder is None or not Sweep.folder.exists():
+            raise
+        table = f"the table of its jobs is drawn again by: {python_command()} -m fl sweep {shell_path(Sweep.folder)}"
+        raise KeyboardInterrupt(*error.args, table) from None
+    except Exception as error:
+        if Sweep.folder is None or isinstance(error, QuantflError):
+            raise
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"hydra/launcher: could not run the jobs ({told})") from error
+    finally:
+        if Sweep.folder is not None:
+            _finish(Sweep.folder, interrupted=sys.exc_info()[0] is not None)
+
+
+def _finish(folder: Path, interrupted: bool) -> None:
+
+    label_lines("")
+    if not any(folder.rglob(OVERRIDES)):  # nothing ran
+        if {path.name for path in folder.glob("*")} <= {PLAN, MULTIRUN}:
+            for name in (PLAN, MULTIRUN):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        return
+    document = summarize(folder)
+    show(folder, document)
+    bad = [row for row in document["jobs"] if row["state"] not in DONE]
+    for row in bad:
+        print(f"error: job {row['job']}: {row['error'] or row['state']}", file=sys.stderr)
+    if bad and not interrupted:
+        raise RunError(f"{len(bad)} of {counted(len(document['jobs']), 'job')} did not complete")

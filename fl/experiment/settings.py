@@ -1,0 +1,129 @@
+"""The configuration, checked: every group is declared beside the code that obeys it, and filled here by field name."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fl.core.errors import ConfigError, counted, did_you_mean
+from fl.core.groups import filled, names_of
+from fl.core.targets import Target
+from fl.data.settings import DataSettings
+from fl.federation.codecs import Codecs
+from fl.federation.engine import Engine
+from fl.federation.faults import Fault
+from fl.federation.rounds import RoundSettings
+from fl.federation.server_app import ServerSettings
+from fl.federation.strategy import check_strategy
+from fl.models.net import Net
+from fl.training.compute import ComputeSettings
+from fl.training.local import TrainingSettings
+
+BUILT = ("partition", "training", "link", "engine")
+"""Groups of one class that needs nothing to be built but its settings."""
+OPTIONAL = ("broadcast", "update", "faults")
+GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings)
+KNOWN = {"data", *BUILT, *OPTIONAL, *(name for group in GROUPS for name in names_of(group))} - {"arithmetic"}
+FP32 = {"_target_": "fl.training.arithmetic.Fp32"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of `conf/config.yaml`, checked."""
+
+    data: DataSettings
+    partition: Target
+    engine: Engine
+    rounds: RoundSettings
+    training: TrainingSettings
+    server: ServerSettings
+    compute: ComputeSettings
+    codecs: Codecs
+    faults: Fault | None
+
+
+def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
+    """Checks a configuration without touching data.
+
+    Args:
+        config: resolved, as plain data.
+        trusted: `_target_` values the user typed.
+
+    Raises:
+        ConfigError: names the argument, its value and what is wrong.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"the settings are {type(config).__name__}, not a mapping of names to values")
+    _refuse_unknown(config)
+    for name in ("broadcast", "update"):
+        if isinstance(config.get(name), str):
+            raise ConfigError(f"{name}={config[name]}: a codec is chosen with codec@{name}={config[name]}")
+    if not isinstance(config.get("data"), Mapping):
+        raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
+    config = {"training": FP32, **config}  # runs from before there was a choice
+    wanted = (*BUILT, "strategy", "optimizer", *(name for name in OPTIONAL if config.get(name)))
+    targets = {name: Target.from_config(name, config.get(name), trusted) for name in wanted}
+    built = {}
+    for name in BUILT:
+        targets[name].check()
+        built[name] = targets[name].build()
+    values = {**config, **targets, "link": built["link"], "arithmetic": built["training"]}
+    settings = Settings(
+        data=DataSettings.from_config(config["data"], trusted),
+        partition=targets["partition"],
+        engine=built["engine"],
+        rounds=filled(RoundSettings, values),
+        training=filled(TrainingSettings, values),
+        server=filled(ServerSettings, values),
+        compute=filled(ComputeSettings, values),
+        codecs=Codecs.of(targets.get("broadcast"), targets.get("update")),
+        faults=_fault(targets.get("faults")),
+    )
+    _check_across(settings)
+    return settings
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    if unknown := [key for key in config if key not in KNOWN]:
+        near = did_you_mean(unknown[0], KNOWN)
+        hint = f"; did you mean {near}?" if near else ""
+        if unknown[0] == "codec":
+            hint = "; a codec is chosen for each direction, as in codec@update=int4 codec@broadcast=int4"
+        raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
+
+
+def _fault(target: Target | None) -> Fault | None:
+    if target is None:
+        return None
+    target.check()
+    fault = target.build()
+    if not isinstance(fault, Fault):
+        raise ConfigError(f"faults._target_={target.target}: is no fault")
+    return fault
+
+
+def _check_across(settings: Settings) -> None:
+    """Refuses what no single value shows."""
+    rounds, optimizer = settings.rounds, settings.training.optimizer
+    optimizer.check(("params", "lr"))
+    optimizer.build(Net().parameters(), lr=rounds.lr)
+    asked = rounds.clients_per_round
+    check_strategy(settings.server.strategy, asked)
+    if rounds.min_completed is not None and rounds.min_completed > asked:
+        are = "is" if asked == 1 else "are"
+        raise ConfigError(
+            f"min_completed={rounds.min_completed}: only {counted(asked, 'client')} {are} asked in a round"
+        )
+    if (fault := settings.faults) is not None:
+        if fault.clients is not None and fault.clients > rounds.num_clients:
+            raise ConfigError(f"faults.clients={fault.clients}: there {_are(rounds.num_clients, 'client')}")
+        if fault.rounds is not None and max(fault.rounds, default=0) not in range(1, rounds.num_rounds + 1):
+            raise ConfigError(f"faults.rounds={list(fault.rounds)}: there {_are(rounds.num_rounds, 'round')}")
+    if settings.server.checkpoint.keep == "best" and not settings.data.validation_fraction:
+        raise ConfigError(
+            "checkpoint.keep=best: there are no validation images to judge by; set data.validation_fraction, as in 0.1"
+        )
+    settings.compute.check(settings.engine.reaches_gpu)
+
+
+def _are(number: int, noun: str) -> str:
+    return f"{'is' if number == 1 else 'are'} {counted(number, noun)}"

@@ -1,0 +1,1 @@
+"""Everything that speaks Flower: server, clients, rounds, checkpoints."""

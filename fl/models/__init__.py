@@ -1,0 +1,1 @@
+"""Networks, and how an image becomes their input."""

@@ -1,0 +1,110 @@
+"""The one evaluation loop of the project."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fl.core.records import Score
+from fl.data.provenance import TestSet
+from fl.models.net import Net, Network, channels_last, to_input
+from fl.quantization.half import prepare
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one pass.
+
+    Attributes:
+        score: mean cross-entropy per image and accuracy.
+        predictions: int64 [n], the class of the largest logit.
+        logits: float32 [n, classes].
+        ms_per_image: wall time of forward passes and input conversion, per image.
+    """
+
+    score: Score
+    predictions: np.ndarray
+    logits: np.ndarray
+    ms_per_image: float
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Evaluation:
+    """Returns loss, accuracy and predictions of `model`, which must be in evaluation mode.
+
+    Args:
+        model: maps float [n, 3, 64, 64] of `dtype` on `device` to logits [n, classes].
+        images: uint8 [n, 64, 64, 3], n at least 1.
+        labels: int64 [n].
+        batch_size: images per forward pass; results of models with dynamic ranges depend on it.
+        device: where `model` lives.
+        dtype: floating type of the model's input.
+        advance: called with the number of images done since the last call.
+    """
+    loss, answers, seconds = 0.0, [], 0.0
+    with torch.inference_mode():
+        for start in range(0, len(labels), batch_size):
+            batch = torch.from_numpy(images[start : start + batch_size])
+            target = torch.from_numpy(labels[start : start + batch_size]).to(device)
+            began = time.perf_counter()
+            logits = model(to_input(batch.to(device), dtype)).float()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds += time.perf_counter() - began
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            answers.append(logits.cpu())
+            advance(len(target))
+    every = torch.cat(answers)
+    predicted = every.argmax(dim=1).numpy()
+    score = Score(loss / len(labels), int((predicted == labels).sum()) / len(labels))
+    return Evaluation(score, predicted, every.numpy(), 1000 * seconds / len(labels))
+
+
+def evaluate_as_told(
+    model: Net,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+    fp16: bool | None,
+    tell: Callable[[str], object] = lambda text: None,
+) -> tuple[Evaluation, torch.dtype]:
+    """Evaluates a network as `prepare` makes it; in FP32 after all if half precision overflows on these images.
+
+    Returns:
+        The evaluation, and the type it was computed in.
+    """
+    network: Network = prepare(model, device, fp16, tell)
+    found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+    if network.input_dtype != torch.float32 and not np.isfinite(found.logits).all():
+        tell("inference.fp16: answers overflow half precision, FP32 is used instead")
+        network = channels_last(model.to(device))
+        found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+    return found, network.input_dtype
+
+
+def warm_up(
+    model: Callable[[Tensor], Tensor],
+    test: TestSet,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Runs two batches, so that packing weights and choosing kernels are not in the time per image."""
+    with torch.inference_mode():
+        for _ in range(2):
+            batch = torch.from_numpy(test.images[:batch_size]).to(device)
+            model(to_input(batch, dtype))
