@@ -50,9 +50,10 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     Raises:
         ConfigError: one is none.
     """
-    options.batch_sizes = counts("--batch-sizes", options.batch_sizes)
-    if not options.batch_sizes:
-        raise ConfigError("--batch-sizes: must be a comma list of whole numbers, as in 1,32")
+    sizes = counts("--batch-sizes", options.batch_sizes)
+    if not sizes:
+        raise ConfigError(f"--batch-sizes {options.batch_sizes}: must be a comma list of whole numbers, as in 1,32")
+    options.batch_sizes = sizes
     return options
 
 
