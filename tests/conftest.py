@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one core each; re
 import numpy as np
 import pytest
 from PIL import Image
-from preloaded import Preloaded
+from preloaded import PATIENCE_S, Preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -74,7 +74,7 @@ def command(tmp_path, preloaded):
     An environment of its own may change what libraries do when they are loaded, so that takes a new interpreter.
     """
 
-    def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=300):
+    def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=PATIENCE_S):
         arguments = [str(each) for each in arguments]
         if arguments[0].endswith(".py"):
             arguments[0] = str(REPOSITORY / arguments[0])

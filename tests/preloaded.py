@@ -35,6 +35,9 @@ LIBRARIES = (
     "PIL.Image",
 )
 
+# how long a command may take before it counts as hanging: machines differ by a factor of five
+PATIENCE_S = 900
+
 
 class Preloaded:
     """A process that forks a command whenever it is told to; it ends with the one that made it."""
@@ -45,7 +48,9 @@ class Preloaded:
             command = [sys.executable, "-P", __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
 
-    def run(self, arguments: Sequence[object], cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, arguments: Sequence[object], cwd: Path, timeout: float = PATIENCE_S
+    ) -> subprocess.CompletedProcess[str]:
         """Runs `python ARGUMENTS`; as `subprocess.run` with `capture_output` and `text`."""
         arguments = [str(each) for each in arguments]
         reader, writer = os.pipe()
