@@ -28,7 +28,7 @@ from fl.data.settings import open_data
 from fl.experiment.composing import composed
 from fl.experiment.run import run
 from fl.experiment.settings import settings_from
-from fl.federation.server_app import EVALUATION_BATCH_SIZE
+from fl.federation.evaluator import BATCH_SIZE as EVALUATION_BATCH_SIZE
 from fl.models.net import channels_last, initial_model, to_input
 from fl.training.local import augment
 

@@ -123,7 +123,7 @@ def large(parameters: int, folder: Path) -> dict[str, Any]:
     from fl.federation.checkpoint import Checkpoint, save_checkpoint
     from fl.federation.client_states import ClientStates
     from fl.federation.engine import InProcess
-    from fl.federation.rounds import RoundSettings, run_rounds
+    from fl.federation.rounds import Federation, RoundSettings, run_rounds
     from fl.federation.strategy import Aggregator
 
     shapes = [(min(1_000, parameters // 1_000 - start), 1_000) for start in range(0, parameters // 1_000, 1_000)]
@@ -156,15 +156,8 @@ def large(parameters: int, folder: Path) -> dict[str, Any]:
     with InProcess().open(app, 10, folder / "clients") as grid:
         arrays = ArrayRecord({name: Array(array) for name, array in start().items()})
         figures: dict[str, Any] = {"start_cpu_s": time.process_time()}
-        rounds = run_rounds(
-            grid,
-            aggregator,
-            arrays,
-            settings,
-            server_link=link,
-            evaluate=lambda _: Scores(Score(1.0, 0.0)),
-        )
-        for record, model in rounds:
+        federation = Federation(grid, aggregator, link, settings)
+        for record, model, _ in run_rounds(federation, arrays, evaluate=lambda _: (Scores(Score(1.0, 0.0)), "float32")):
             states: ClientStates = grid.states
             checkpoint = Checkpoint(
                 record.round, dict(model.to_torch_state_dict()), aggregator.state(), states.listing(), link.state()

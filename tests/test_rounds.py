@@ -15,7 +15,7 @@ from fl.core.targets import Target
 from fl.federation.engine.in_process import InProcess
 from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, message_bytes, payload_bytes
 from fl.federation.replies import LONGEST_REASON
-from fl.federation.rounds import RoundSettings, node_of_partition, run_rounds, sample_size
+from fl.federation.rounds import Federation, RoundSettings, node_of_partition, run_rounds, sample_size
 from fl.federation.strategy import Aggregator
 from fl.training.local import learning_rate
 
@@ -81,7 +81,7 @@ def clients(seen=None, spoil=None, rounds=(1,), deaf=None):
 
 
 def scores_of_value(arrays):
-    return Scores(Score(value_of(arrays), 0.5))
+    return Scores(Score(value_of(arrays), 0.5)), "float32"
 
 
 def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None, evaluate=None, **changes):
@@ -93,16 +93,13 @@ def ran(app, *, strategy=FEDAVG, start=0.0, first_round=1, on_reply=lambda: None
     }
     with InProcess().open(app, len(SHARES)) as grid:
         loop = run_rounds(
-            grid,
-            Aggregator(strategy),
+            Federation(grid, Aggregator(strategy), ServerLink(None, None), RoundSettings(**wanted)),
             model(start),
-            RoundSettings(**wanted),
-            server_link=ServerLink(None, None),
             evaluate=evaluate or scores_of_value,
             first_round=first_round,
             on_reply=on_reply,
         )
-        records, models = zip(*loop, strict=True)
+        records, models, _ = zip(*loop, strict=True)
     return records, models
 
 

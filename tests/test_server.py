@@ -16,7 +16,8 @@ from fl.federation.codecs import Codecs
 from fl.federation.engine import InProcess
 from fl.federation.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S
 from fl.federation.rounds import RoundSettings
-from fl.federation.server_app import ServerSettings, ServerTask, make_server_app
+from fl.federation.server_app import make_server_app
+from fl.federation.task import ServerSettings, ServerTask
 from fl.models.net import Net, initial_model
 from fl.training.compute import ComputeSettings, InferenceSettings
 from fl.training.evaluation import evaluate

@@ -16,7 +16,7 @@ from fl.core.records import totals
 from fl.core.targets import Target
 from fl.experiment.run import run
 from fl.federation.engine import InProcess, RemoteGrid
-from fl.federation.rounds import RoundSettings, run_rounds
+from fl.federation.rounds import Federation, RoundSettings, run_rounds
 from fl.federation.strategy import Aggregator
 
 LINK = Target.from_config("link", composed()["link"]).build()
@@ -65,14 +65,16 @@ def ran(delay_s, *, reply_timeout_s=None, round_timeout_s=None, num_rounds=3):
         grid = RemoteGrid(Elsewhere(inner, delay_s))
         grid.reply_timeout_s = reply_timeout_s
         loop = run_rounds(
-            grid,
-            Aggregator(FEDAVG),
+            Federation(
+                grid,
+                Aggregator(FEDAVG),
+                ServerLink(None, None),
+                RoundSettings(**wanted, round_timeout_s=round_timeout_s),
+            ),
             model(),
-            RoundSettings(**wanted, round_timeout_s=round_timeout_s),
-            server_link=ServerLink(None, None),
             evaluate=scores_of_value,
         )
-        return list(zip(*loop, strict=True))
+        return list(zip(*loop, strict=True))[:2]
 
 
 def third_is_late(partition, message):

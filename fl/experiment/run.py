@@ -35,7 +35,8 @@ from fl.experiment.settings import Settings, settings_from
 from fl.federation.client_app import ClientSettings, make_client_app
 from fl.federation.engine import LocalGrid, RemoteGrid
 from fl.federation.plots import plot_label_distribution
-from fl.federation.server_app import ServerTask, initial_arrays, make_server_app
+from fl.federation.server_app import initial_arrays, make_server_app
+from fl.federation.task import ServerTask
 
 
 def run(

@@ -12,8 +12,8 @@ from fl.federation.codecs import Codecs
 from fl.federation.engine import Engine
 from fl.federation.faults import Fault
 from fl.federation.rounds import RoundSettings
-from fl.federation.server_app import ServerSettings
 from fl.federation.strategy import check_strategy
+from fl.federation.task import ServerSettings
 from fl.models.net import Net
 from fl.training.compute import ComputeSettings
 from fl.training.local import TrainingSettings

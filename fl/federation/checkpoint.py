@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fl.core.console import say
-from fl.core.errors import RunError
+from fl.core.errors import ConfigError, DataError, RunError
 from fl.core.files import write_bytes
 from fl.core.lines import Lines
 from fl.core.run_folder import CHECKPOINT, CLIENTS, PREVIOUS_CHECKPOINT
@@ -23,6 +23,9 @@ MARK = b"quantfl checkpoint SHA-256:"
 """Stands at the end of a checkpoint, with the hash of all before it."""
 
 HASH_BYTES = 32
+
+MAY_CHANGE = ("data.path", "data.cache_dir", "link.windows", "engine", "time_limit_min")
+"""Settings that make no difference to what a run's rounds are."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,38 @@ def newest_checkpoint(run_dir: Path, records: Lines) -> Checkpoint | None:
     if problems:
         say(f"note: {problems[0]}; it was of the first round, which begins again")
     return None
+
+
+def refuse_other_inputs(run_dir: Path, checkpoint: Checkpoint, inputs: Mapping[str, Any]) -> None:
+    """Compares what the run is made of with what it was made of when the checkpoint was saved.
+
+    Raises:
+        QuantflError: a setting that rounds depend on, or the data, is another one now.
+    """
+    if checkpoint.inputs is None:
+        return
+    before, now = (_lasting(each["settings"]) for each in (checkpoint.inputs, inputs))
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{run_dir}: {key} was {before.get(key)} when round {checkpoint.round} was saved, "
+                f"and is {now.get(key)} now; a run goes on with the settings it began with"
+            )
+    for key in ("images_sha256", "split_sha256"):
+        if checkpoint.inputs[key] != inputs[key]:
+            raise DataError(f"{run_dir}: the data has changed since the run began ({key}); it cannot be continued")
+
+
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that rounds depend on, flat, groups' own as `group.name`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in MAY_CHANGE:
+            own = (
+                {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+            flat |= {key: each for key, each in own.items() if key not in MAY_CHANGE}
+    return flat
 
 
 def _read(path: Path) -> Checkpoint:

@@ -1,10 +1,180 @@
-"""What is told of a run while it goes on and when it ends: its data, a line for each round, milestones."""
+"""What a run writes down and tells while it goes on: rounds, events, pictures, and a summary when it ends."""
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from fl.core.files import MIB
-from fl.core.records import RoundRecord, traffic
+from torch import Tensor
+
+from fl.communication.ledger import communication
+from fl.communication.tables import show_traffic
+from fl.core.console import say
+from fl.core.errors import ConfigError, QuantflError
+from fl.core.files import MIB, plain, write_json, write_jsonl
+from fl.core.lines import Lines
+from fl.core.machine import environment
+from fl.core.records import VERSION, RoundRecord, reached, read_rounds, scores_of, totals, traffic
+from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY
 from fl.data.images import ImageSet, Split
+from fl.federation.checkpoint import Checkpoint
+from fl.federation.kept_models import keep_model
+from fl.federation.messages import is_statistic
+from fl.federation.plots import plot_rounds
+from fl.federation.task import ServerTask
+from fl.models.net import Network, num_parameters
+from fl.quantization.model_file import save_state
+
+PLOTS = 20
+"""The plot of a long run is drawn again when it has a 20th more rounds: one drawing takes as long as it has rounds."""
+
+
+class Journal:
+    """One run's records while it goes on.
+
+    Args:
+        task: see `ServerTask`.
+        images: of the run.
+        network: the one that is trained, for its size.
+
+    Attributes:
+        began: when, in seconds since 1970.
+        rounds: the lines of `rounds.jsonl`.
+        records: the same, parsed.
+    """
+
+    def __init__(self, task: ServerTask, images: ImageSet, network: Network) -> None:
+        self._task, self._images, self._network = task, images, network
+        self._folder = task.run_dir
+        self.began = time.time()
+        self.rounds, self._events = Lines(self._folder / ROUNDS), Lines(self._folder / EVENTS)
+        self.records: list[dict[str, Any]] = []
+        self._evaluated_in = ""
+
+    def go_back(self, checkpoint: Checkpoint | None) -> None:
+        """Forgets the rounds after a checkpoint, all of them without one.
+
+        Raises:
+            ConfigError: what is left was written by a version that this one cannot go on with.
+        """
+        if checkpoint is None:
+            self.rounds.cut(0)
+            return
+        if checkpoint.records is not None:
+            self.rounds.cut(checkpoint.records[0])
+        self.records = read_rounds(self.rounds.path)[: checkpoint.round]
+        if any(record.get("version") != VERSION for record in self.records):
+            raise ConfigError(
+                f"{self.rounds.path}: is of a version without bytes per client, which cannot go on in this one's "
+                "lines; start the run again"
+            )
+        if checkpoint.records is None:
+            write_jsonl(self.rounds.path, self.records)
+            self.rounds = Lines(self.rounds.path)
+
+    def was_out_of_time(self) -> bool:
+        """Tells whether the time limit had ended the rounds when the run was killed, before it was finished."""
+        last = self._events.last() if self.records else None
+        ended = isinstance(last, dict) and last.get("event") == "time_limit"
+        return ended and not (self._folder / SUMMARY).exists()
+
+    def begin(self) -> None:
+        """Notes that rounds are about to run; the summary of an attempt that ended early goes."""
+        (self._folder / SUMMARY).unlink(missing_ok=True)
+        self.event("resumed" if self.records else "started", round=len(self.records))
+
+    def keep(self, record: RoundRecord, state: dict[str, Tensor], evaluated_in: str) -> None:
+        """Writes down a finished round.
+
+        Args:
+            record: of the round.
+            state: the model after it, as it is saved.
+            evaluated_in: the type that scores were computed in.
+        """
+        self._evaluated_in = evaluated_in
+        for failure in (*record.clients_failed, *record.evaluation_failed):
+            self.event("client_failed", round=record.round, **vars(failure))
+        self.records.append(plain(record.to_json()))
+        self.rounds.append(self.records[-1])
+        keep_model(self._folder, state, self.records, self._task.server.checkpoint.keep)
+
+    def show(self, record: RoundRecord) -> None:
+        """Shows a round that was written down."""
+        num_rounds = self._task.rounds.num_rounds
+        if record.round < num_rounds and record.round % max(1, record.round // PLOTS) == 0:
+            self._draw()
+        say(round_line(record, num_rounds))
+        for failure in record.clients_failed:
+            say(f"           client {failure.partition_id} left out: {failure.reason}")
+
+    def finish(self, state: str, model: dict[str, Tensor]) -> None:
+        """Writes what a finished run has; the summary comes last and says that all is there.
+
+        Args:
+            state: "completed" or "time_limit".
+            model: the final one.
+        """
+        if state == "time_limit":
+            limit, done = self._task.server.time_limit_min or 0, len(self.records)
+            say(f"time_limit_min={limit:g} reached: stopped after round {done} of {self._task.rounds.num_rounds}")
+        self.event(state, round=len(self.records))
+        model_sha256 = save_state(self._folder / MODEL, model)
+        self._draw()
+        ledger = communication(self.records, [self._task.server.link])
+        write_json(self._folder / COMMUNICATION, ledger)
+        self._summarize(state, model_sha256=model_sha256)
+        if self._task.codecs.active or self._task.server.link.name != "flat_rate":
+            show_traffic({"this run": ledger})
+
+    def fail(self, error: Exception) -> None:
+        """Notes why the run ended, as far as the disk takes it."""
+        told = str(error) if isinstance(error, QuantflError) else f"{type(error).__name__}: {error}"
+        notes: list[Callable[[], None]] = [
+            lambda: self.event("failed", reason=told),
+            lambda: self._summarize("failed", error=told),
+        ]
+        for note in notes:
+            with suppress(OSError):
+                note()
+
+    def interrupt(self) -> None:
+        """Notes that somebody stopped the run."""
+        self.event("interrupted", round=len(self.records))
+        self._summarize("interrupted")
+
+    def event(self, event: str, **details: Any) -> None:
+        """Adds a line to `events.jsonl`."""
+        self._events.append({"event": event, **details, "time_s": time.time() - self.began})
+
+    def _draw(self) -> None:
+        plot_rounds(self._folder / ROUNDS_PLOT, self.records, self._images.title)
+
+    def _summarize(self, state: str, error: str | None = None, model_sha256: str | None = None) -> None:
+        task, records = self._task, self.records
+        statistics = {name: tensor for name, tensor in self._network.state_dict().items() if is_statistic(name)}
+        summary = {
+            "state": state,
+            "error": error,
+            "model_sha256": model_sha256,
+            "rounds_completed": len(records),
+            "num_rounds": task.rounds.num_rounds,
+            "num_clients": task.rounds.num_clients,
+            "clients_per_round": task.rounds.clients_per_round,
+            "final": scores_of(records[-1]) if records else None,
+            "totals": totals(records),
+            "reached": reached(records),
+            "num_parameters": num_parameters(self._network),
+            "num_statistics": sum(tensor.numel() for tensor in statistics.values()),
+            "server_model": task.server.server_model,
+            "training_precision": task.arithmetic,
+            "evaluated_in": self._evaluated_in,
+            "seed": task.rounds.seed,
+            "data": data_description(self._images, task.split),
+            "config": task.config,
+            "environment": environment(task.device, task.compute.threads_per_client),
+            "wall_s": time.time() - self.began,
+        }
+        write_json(self._folder / SUMMARY, summary)
 
 
 def data_description(images: ImageSet, split: Split) -> dict[str, Any]:

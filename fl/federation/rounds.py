@@ -1,7 +1,7 @@
 """The round loop: sample, send, collect, aggregate, evaluate, record."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,26 +78,37 @@ def sample_size(fraction: float, num_clients: int) -> int:
     return max(1, round(fraction * num_clients))
 
 
-def run_rounds(
-    grid: Grid,
-    aggregator: Aggregator,
-    arrays: ArrayRecord,
-    settings: RoundSettings,
-    *,
-    server_link: ServerLink,
-    evaluate: Callable[[ArrayRecord], Scores],
-    first_round: int = 1,
-    on_reply: Callable[[], object] = lambda: None,
-) -> Iterator[tuple[RoundRecord, ArrayRecord]]:
-    """Yields the record and the aggregated model of each round.
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part in every round, and by which rules.
 
-    Args:
+    Attributes:
         grid: reaches `settings.num_clients` clients.
         aggregator: the strategy.
-        arrays: the model before `first_round`.
-        settings: see `RoundSettings`.
         server_link: codes what is sent and decodes what arrives.
-        evaluate: returns the scores of a model.
+        settings: see `RoundSettings`.
+    """
+
+    grid: Grid
+    aggregator: Aggregator
+    server_link: ServerLink
+    settings: RoundSettings
+
+
+def run_rounds(
+    federation: Federation,
+    arrays: ArrayRecord,
+    *,
+    evaluate: Callable[[ArrayRecord], tuple[Scores, str]],
+    first_round: int = 1,
+    on_reply: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[RoundRecord, ArrayRecord, str]]:
+    """Yields of each round its record, the aggregated model, and the type that this was evaluated in.
+
+    Args:
+        federation: see `Federation`.
+        arrays: the model before `first_round`.
+        evaluate: returns the scores of a model, and the type they were computed in.
         first_round: above 1 in a run that is resumed.
         on_reply: called after every client's reply.
 
@@ -105,32 +116,16 @@ def run_rounds(
         RunError: fewer than `settings.needed` valid replies in a round, or an aggregated model that is not
             finite.
     """
-    nodes, asked_bytes = node_of_partition(grid, settings.num_clients)
+    settings = federation.settings
+    nodes, asked_bytes = node_of_partition(federation.grid, settings.num_clients)
     control_bytes = asked_bytes if first_round == 1 else 0  # a resumed run has the records of one that was not killed
     for server_round in range(first_round, settings.num_rounds + 1):
-        began = time.perf_counter()
         lr = learning_rate(settings.lr, settings.lr_schedule, server_round, settings.num_rounds)
-        sampled = _sample(settings, settings.fraction_train, nodes, server_round, "sampling")
-        arrays = server_link.begin(arrays)
-        messages = aggregator.configure_train(server_round, arrays, ConfigRecord({"lr": lr}), list(sampled.values()))
-        messages = server_link.send(messages)
-        sent = {message.metadata.dst_node_id: weight(message) for message in messages}
-        with Spool(arrays, settings.spool_folder) as spool:
-            answers = Answers(sampled, arrays, server_link, settings.images_of, spool)
-            replies = grid.send_and_receive(messages, timeout=settings.round_timeout_s)
-            answers.take(of_asked(replies, sent, server_round), on_reply)
-            valid, failures = answers.sorted_out()
-            if len(valid) < settings.needed:
-                raise RunError(_too_few(server_round, valid, failures, settings))
-            trained = time.perf_counter()
-            fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
-            clients = _client_records(sampled, sent, answers.arrived, valid)
-            arrays, metrics = aggregator.aggregate_train(server_round, arrays, valid)
-        _refuse_broken(arrays, server_round)
-        aggregated = time.perf_counter()
-        scores = evaluate(arrays)
+        trained = _train_on_clients(federation, nodes, arrays, server_round, lr, on_reply)
+        arrays, fp32_bytes, began = trained.arrays, trained.fp32_bytes, time.perf_counter()
+        scores, evaluated_in = evaluate(arrays)
         _refuse_no_score(scores, server_round)
-        evaluation = _evaluate_on_clients(grid, aggregator, arrays, settings, nodes, server_round, server_link)
+        evaluation = _evaluate_on_clients(federation, nodes, arrays, server_round)
         record = RoundRecord(
             round=server_round,
             lr=lr,
@@ -139,26 +134,93 @@ def run_rounds(
             exact=scores.exact,
             reference=scores.reference,
             federated=evaluation.score,
-            train_loss=number(metrics, "train-loss"),
+            train_loss=trained.loss,
             fp32_model_bytes=fp32_bytes,
-            shared_start_bytes=_shared_start_bytes(server_round, sent.values(), fp32_bytes),
-            clients_asked=len(sampled),
-            clients_completed=len(valid),
-            clients_failed=tuple(failures),
-            broadcast=_total(sent.values(), fp32_bytes),
-            update=_total(answers.arrived.values(), fp32_bytes),
+            shared_start_bytes=_shared_start_bytes(server_round, trained.sent, fp32_bytes),
+            clients_asked=len(trained.clients),
+            clients_completed=len(trained.clients) - len(trained.failed),
+            clients_failed=trained.failed,
+            broadcast=_total(trained.sent, fp32_bytes),
+            update=_total(trained.arrived, fp32_bytes),
             control_message_bytes=control_bytes,
-            late=_late(grid, nodes),
-            clients=clients,
+            late=_late(federation.grid, nodes),
+            clients=trained.clients,
             evaluated=evaluation.clients,
             evaluation_traffic=evaluation.traffic,
             evaluation_failed=evaluation.failed,
-            train_s=trained - began,
-            evaluate_s=time.perf_counter() - aggregated,
-            aggregate_s=aggregated - trained,
+            train_s=trained.train_s,
+            evaluate_s=time.perf_counter() - began,
+            aggregate_s=trained.aggregate_s,
         )
         control_bytes = 0
-        yield record, arrays
+        yield record, arrays, evaluated_in
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What came of the training of one round.
+
+    Attributes:
+        arrays: the aggregated model.
+        loss: weighted mean of the clients'.
+        fp32_bytes: of one model as plain serialized tensors.
+        sent: payload and message bytes of each message.
+        arrived: the same of each reply.
+        clients: who was asked.
+        failed: who of them is not in the mean.
+        train_s: seconds until the last reply.
+        aggregate_s: seconds after that.
+    """
+
+    arrays: ArrayRecord
+    loss: float
+    fp32_bytes: int
+    sent: Collection[tuple[int, int]]
+    arrived: Collection[tuple[int, int]]
+    clients: tuple[ClientRecord, ...]
+    failed: tuple[ClientFailure, ...]
+    train_s: float
+    aggregate_s: float
+
+
+def _train_on_clients(
+    federation: Federation,
+    nodes: Mapping[int, int],
+    arrays: ArrayRecord,
+    server_round: int,
+    lr: float,
+    on_reply: Callable[[], object],
+) -> _Training:
+    """Sends the model to clients of the round, and aggregates what they make of it."""
+    settings, server_link, began = federation.settings, federation.server_link, time.perf_counter()
+    sampled = _sample(settings, settings.fraction_train, nodes, server_round, "sampling")
+    arrays, asked = server_link.begin(arrays), ConfigRecord({"lr": lr})
+    messages = federation.aggregator.configure_train(server_round, arrays, asked, list(sampled.values()))
+    messages = server_link.send(messages)
+    sent = {message.metadata.dst_node_id: weight(message) for message in messages}
+    with Spool(arrays, settings.spool_folder) as spool:
+        answers = Answers(sampled, arrays, server_link, settings.images_of, spool)
+        replies = federation.grid.send_and_receive(messages, timeout=settings.round_timeout_s)
+        answers.take(of_asked(replies, sent, server_round), on_reply)
+        valid, failures = answers.sorted_out()
+        if len(valid) < settings.needed:
+            raise RunError(_too_few(server_round, valid, failures, settings))
+        trained = time.perf_counter()
+        fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
+        clients = _client_records(sampled, sent, answers.arrived, valid)
+        arrays, metrics = federation.aggregator.aggregate_train(server_round, arrays, valid)
+    _refuse_broken(arrays, server_round)
+    return _Training(
+        arrays=arrays,
+        loss=number(metrics, "train-loss"),
+        fp32_bytes=fp32_bytes,
+        sent=sent.values(),
+        arrived=answers.arrived.values(),
+        clients=clients,
+        failed=tuple(failures),
+        train_s=trained - began,
+        aggregate_s=time.perf_counter() - trained,
+    )
 
 
 def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int]:
@@ -282,15 +344,10 @@ class _Evaluation:
 
 
 def _evaluate_on_clients(
-    grid: Grid,
-    aggregator: Aggregator,
-    arrays: ArrayRecord,
-    settings: RoundSettings,
-    nodes: Mapping[int, int],
-    server_round: int,
-    server_link: ServerLink,
+    federation: Federation, nodes: Mapping[int, int], arrays: ArrayRecord, server_round: int
 ) -> _Evaluation:
     """Asks for the weighted mean of clients' scores on their own training images."""
+    settings, server_link, aggregator = federation.settings, federation.server_link, federation.aggregator
     if settings.fraction_evaluate == 0:
         return _Evaluation()
     sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
@@ -300,7 +357,7 @@ def _evaluate_on_clients(
     partition_of = {node: partition for partition, node in sampled.items()}
     sent = {message.metadata.dst_node_id: weight(message) for message in messages}
     replies, failures, arrived = [], [], {}
-    asked = grid.send_and_receive(messages, timeout=settings.round_timeout_s)
+    asked = federation.grid.send_and_receive(messages, timeout=settings.round_timeout_s)
     answers = of_asked(asked, partition_of, server_round)
     for reply in sorted(answers, key=lambda reply: partition_of[reply.metadata.src_node_id]):
         if not reply.has_error():

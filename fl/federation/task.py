@@ -1,0 +1,68 @@
+"""One run, as its server is given it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import SkipValidation
+from pydantic.dataclasses import dataclass as group
+
+from fl.communication.link import Link
+from fl.core.groups import STRICT, Positive
+from fl.core.targets import Target
+from fl.data.images import Split
+from fl.federation.codecs import Codecs
+from fl.federation.kept_models import CheckpointSettings
+from fl.federation.rounds import RoundSettings
+from fl.training.compute import ComputeSettings
+
+ServerModel = Literal["exact", "reference"]
+
+
+@group(frozen=True, config=STRICT)
+class ServerSettings:
+    """What the server obeys beside its rounds.
+
+    Attributes:
+        strategy: one of Flower's.
+        server_model: which model is tested and saved.
+        link: what the run's traffic is priced over.
+        time_limit_min: no round starts later than this after the first; None for no limit.
+        checkpoint: models of which rounds stay, for `quantfl export`.
+    """
+
+    strategy: Target
+    server_model: ServerModel
+    link: SkipValidation[Link]
+    time_limit_min: Positive | None
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+@dataclass(frozen=True)
+class ServerTask:
+    """One run, as its server is given it.
+
+    Attributes:
+        run_dir: where everything is written; absolute.
+        images_folder: of the image cache.
+        split: which images test and validate.
+        device: "cpu" or "cuda".
+        arithmetic: in what clients compute, for the summary.
+        config: the resolved configuration, to be written down and held against that of a run which is resumed.
+        rounds: see `RoundSettings`.
+        server: see `ServerSettings`.
+        compute: threads, and half precision or not while evaluating.
+        codecs: of both directions.
+    """
+
+    run_dir: Path
+    images_folder: Path
+    split: Split
+    device: str
+    arithmetic: str
+    config: Mapping[str, Any]
+    rounds: RoundSettings
+    server: ServerSettings
+    compute: ComputeSettings
+    codecs: Codecs
