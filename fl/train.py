@@ -25,11 +25,9 @@ from fl.core.run_folder import COMMUNICATION, SUMMARY, stopped
 from fl.experiment.composing import explained, literal, new_folder, overrides_first, typed_targets
 from fl.experiment.multirun import record_failure, sweep_table
 
-_failed: list[Exception] = []
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _main(config: DictConfig) -> None:
+def _train(config: DictConfig) -> Exception | None:
+    """Runs one job, says where its model lies, and returns what was wrong with the user's settings, data or folder."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -47,17 +45,17 @@ def _main(config: DictConfig) -> None:
     except Exception as error:
         if many:  # the others go on
             record_failure(run_dir, error, files)
-            return
+            return None
         with suppress(OSError):  # a folder in which nothing was written
             run_dir.rmdir()
         if not isinstance(error, QuantflError | OSError):
             raise
-        _failed.append(error)  # Hydra would print a line of its own
-        return
+        return error
     shown = Path(os.path.relpath(model))
     python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
     say(f"Next:    {python} {script} {shell_path(shown)}")
+    return None
 
 
 def _traffic(run_dir: Path) -> str:
@@ -83,12 +81,19 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, `explained` puts it in one line
     OmegaConf.register_new_resolver("new_folder", new_folder)
     OmegaConf.register_new_resolver("jobs_at_once", lambda threads: max(1, available_cores() // max(1, int(threads))))
+    failed: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(config: DictConfig) -> None:
+        if (error := _train(config)) is not None:
+            failed.append(error)  # Hydra would print a line of its own
+
     with one_line_errors():
         sys.argv[1:] = literal(overrides_first(sys.argv[1:]))
         with sweep_table(), explained(sys.argv[1:]):
-            _main()
-            if _failed:
-                raise _failed[0]
+            job()
+            if failed:
+                raise failed[0]
 
 
 if __name__ == "__main__":

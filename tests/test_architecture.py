@@ -85,6 +85,31 @@ def test_modules_stay_readable():
     assert not long
 
 
+LONGEST_FUNCTION, MOST_PARAMETERS, MOST_LATE_IMPORTS = 60, 6, 30
+
+
+def test_functions_fit_a_screen_and_ask_for_little_or_say_why():
+    """A reason is a comment between `def` and the docstring."""
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            parameters = len([name for name in names if name not in ("self", "cls")])
+            if len(lines[node.lineno - 1 : node.end_lineno]) > LONGEST_FUNCTION or parameters > MOST_PARAMETERS:
+                assert "#" in "".join(lines[node.lineno - 1 : node.body[0].lineno - 1]), f"{path}: {node.name}"
+
+
+def test_few_imports_are_late():
+    late = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                late += [each for each in ast.walk(node) if isinstance(each, ast.Import | ast.ImportFrom)]
+    assert len(set(late)) <= MOST_LATE_IMPORTS
+
+
 def test_importing_the_package_loads_nothing_heavy():
     loaded = "import sys, fl; print([m for m in ('torch', 'flwr', 'hydra', 'numpy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True, cwd=REPOSITORY).strip() == "[]"

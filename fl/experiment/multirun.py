@@ -4,9 +4,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -21,10 +25,6 @@ from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
     """Returns the overrides of each job that Hydra's basic sweeper is about to start, in its order."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     plain: Any = OmegaConf.to_container(config.hydra, resolve=False)
     arguments = [f"{key}={value}" for key, value in (plain["sweeper"].get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -44,10 +44,15 @@ def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str
         write_json(folder / SUMMARY, {"state": "failed", "error": str(error) or type(error).__name__})
 
 
-class Sweep(Callback):
-    """Hydra's hook: chooses the folder of a multirun once for all its jobs, in whatever process they run."""
+_chosen: ContextVar[list[Path]] = ContextVar("chosen")
+"""The folders of multiruns that were begun within `sweep_table`: none or one."""
 
-    folder: Path | None = None
+
+class Sweep(Callback):
+    """Hydra's hook: chooses the folder of a multirun once for all its jobs, in whatever process they run.
+
+    It is told to the `sweep_table` around it: Hydra makes the object and hands it to nobody.
+    """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Fixes `hydra.sweep.dir`, which would name a new folder each time it is read, and notes the jobs to come.
@@ -68,7 +73,7 @@ class Sweep(Callback):
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             _end(refused_folder("hydra.sweep.dir", error))
-        Sweep.folder = Path(folder)
+        _chosen.get().append(Path(folder))
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = folder
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
@@ -76,7 +81,7 @@ class Sweep(Callback):
             jobs = planned_jobs(config)
         except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
             return
-        write_json(Sweep.folder / PLAN, jobs)
+        write_json(Path(folder) / PLAN, jobs)
 
 
 def _end(told: str | None) -> NoReturn:
@@ -92,21 +97,24 @@ def sweep_table() -> Iterator[None]:
     Raises:
         RunError: a job has not come to its end, or the launcher failed.
     """
+    chosen: list[Path] = []
+    token = _chosen.set(chosen)
     try:
         yield
     except KeyboardInterrupt as error:
-        if Sweep.folder is None or not Sweep.folder.exists():
+        if not (chosen and chosen[0].exists()):
             raise
-        table = f"the table of its jobs is drawn again by: {python_command()} -m fl sweep {shell_path(Sweep.folder)}"
+        table = f"the table of its jobs is drawn again by: {python_command()} -m fl sweep {shell_path(chosen[0])}"
         raise KeyboardInterrupt(*error.args, table) from None
     except Exception as error:
-        if Sweep.folder is None or isinstance(error, QuantflError):
+        if not chosen or isinstance(error, QuantflError):
             raise
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"hydra/launcher: could not run the jobs ({told})") from error
     finally:
-        if Sweep.folder is not None:
-            _finish(Sweep.folder, interrupted=sys.exc_info()[0] is not None)
+        _chosen.reset(token)
+        for folder in chosen:
+            _finish(folder, interrupted=sys.exc_info()[0] is not None)
 
 
 def _finish(folder: Path, interrupted: bool) -> None:

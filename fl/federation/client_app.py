@@ -86,26 +86,24 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
     faults = [settings.faults.mod(settings.seed, settings.num_clients)] if settings.faults else []
     outside = settings.faults is not None and settings.faults.outside_codec
     app = ClientApp(mods=[*(faults if outside else ()), codecs, *(() if outside else faults)])
-    device = torch.device(settings.device)
+    client = _Client(settings)
+    app.train(mods=list(mods))(client.train)
+    app.evaluate()(client.evaluate)
+    app.query()(client.partition)
+    return app
 
-    def start(message: Message, context: Context, model: Net) -> tuple[int, np.ndarray, np.ndarray]:
-        """Fills `model` with what was received; returns this client's partition id, images and labels."""
-        compute_with(settings.compute.threads_per_client)
-        partition_id = int(context.node_config["partition-id"])
-        share = _shares_once(settings.shares_file)[str(partition_id)]
-        source = _open_once(settings.images_folder)
-        model.load_state_dict(arrays_of(message).to_torch_state_dict())
-        channels_last(model.to(device))
-        return partition_id, source.images[share], source.labels[share]
 
-    def reply(message: Message, metrics: MetricRecord, **records: ArrayRecord) -> Message:
-        return Message(RecordDict({**records, METRICS: metrics}), reply_to=message)
+@dataclass(frozen=True)
+class _Client:
+    """What is done with each kind of message; which client it is, the context says."""
 
-    @app.train(mods=list(mods))
-    def train(message: Message, context: Context) -> Message:
+    settings: ClientSettings
+
+    def train(self, message: Message, context: Context) -> Message:
+        settings, device = self.settings, torch.device(self.settings.device)
         arithmetic = settings.training.arithmetic
         model, scaler = arithmetic.network(settings.num_classes), arithmetic.scaler(device.type)
-        partition_id, images, labels = start(message, context, model)
+        partition_id, images, labels = self._start(message, context, model)
         if SCALER in context.state.config_records:
             scaler.load_state_dict(dict(context.state.config_records[SCALER]))
         config = config_of(message)
@@ -125,23 +123,28 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
         train_s = time.perf_counter() - began
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "train-loss": loss, TRAIN_S: train_s})
-        return reply(message, metrics, **{ARRAYS: arrays})
+        return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
 
-    @app.evaluate()
-    def evaluate_locally(message: Message, context: Context) -> Message:
-        model = Net(settings.num_classes)
-        _, images, labels = start(message, context, model)
-        batch_size = settings.training.batch_size
-        found, _ = evaluate_as_told(
-            model.eval(), images, labels, batch_size=batch_size, device=device, fp16=settings.compute.inference.fp16
-        )
+    def evaluate(self, message: Message, context: Context) -> Message:
+        settings, model = self.settings, Net(self.settings.num_classes)
+        _, images, labels = self._start(message, context, model)
+        batch_size, fp16 = settings.training.batch_size, settings.compute.inference.fp16
+        device = torch.device(settings.device)
+        found, _ = evaluate_as_told(model.eval(), images, labels, batch_size=batch_size, device=device, fp16=fp16)
         score = found.score
         metrics = MetricRecord({NUM_EXAMPLES: len(labels), "loss": score.loss, "accuracy": score.accuracy})
-        return reply(message, metrics)
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
-    @app.query()
-    def partition(message: Message, context: Context) -> Message:
+    def partition(self, message: Message, context: Context) -> Message:
         record = ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
         return Message(RecordDict({CONFIG: record}), reply_to=message)
 
-    return app
+    def _start(self, message: Message, context: Context, model: Net) -> tuple[int, np.ndarray, np.ndarray]:
+        """Fills `model` with what was received; returns this client's partition id, images and labels."""
+        compute_with(self.settings.compute.threads_per_client)
+        partition_id = int(context.node_config["partition-id"])
+        share = _shares_once(self.settings.shares_file)[str(partition_id)]
+        source = _open_once(self.settings.images_folder)
+        model.load_state_dict(arrays_of(message).to_torch_state_dict())
+        channels_last(model.to(self.settings.device))
+        return partition_id, source.images[share], source.labels[share]

@@ -32,7 +32,7 @@ class Evaluation:
     ms_per_image: float
 
 
-def evaluate(
+def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; the last two may be left out
     model: Callable[[Tensor], Tensor],
     images: np.ndarray,
     labels: np.ndarray,
@@ -72,7 +72,7 @@ def evaluate(
     return Evaluation(score, predicted, every.numpy(), 1000 * seconds / len(labels))
 
 
-def evaluate_as_told(
+def evaluate_as_told(  # seven: as `evaluate`
     model: Net,
     images: np.ndarray,
     labels: np.ndarray,

@@ -62,7 +62,7 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     return torch.where(coin[2], images.transpose(1, 2), images) if kind == "dihedral" else images
 
 
-def train_locally(
+def train_locally(  # eight: a network, its data, its settings, and this round's numbers, which come from elsewhere
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
