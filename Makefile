@@ -66,7 +66,7 @@ test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, starte
 	tests/cluster/run.sh $(BIN)/python
 
 test-deployment: $(STAMP) ## Flower's deployment runtime on this machine: TLS, keys, refusals, kills (docs/deployment.md)
-	$(BIN)/python -m pytest -v tests/deployment
+	$(BIN)/python -m pytest -v tests/runtime
 
 bench: $(STAMP) ## Measure start-up and the cost of a round against plain loops (EUROSAT_ZIP; about 15 minutes)
 	@$(BIN)/python benchmarks/startup.py

@@ -72,13 +72,13 @@ def test_a_mutant_is_killed_by_its_test_and_not_by_another(tmp_path):
         ("one", "streams_are_those_of_earlier_releases"),
         ("other", "generators_begin_with_what_is_derived"),
     ):
-        lines += [f"{name} = {{ old = '>> 1)', new = '>> 2)', test = 'test_seeds.py::test_{test}' }}"]
+        lines += [f"{name} = {{ old = '>> 1)', new = '>> 2)', test = 'core/test_seeds.py::test_{test}' }}"]
     (copy / "tests" / "mutants" / "some.toml").write_text("\n".join(lines))
     command = [sys.executable, copy / "tests" / "mutants" / "run.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 mutants: 1 killed, 1 survived, 0 equivalent" in done.stdout
-    assert "survived    fl/core/seeds.py: other  (test_seeds.py::test_generators" in done.stdout
+    assert "survived    fl/core/seeds.py: other  (core/test_seeds.py::test_generators" in done.stdout
 
 
 def test_a_choice_of_no_mutants_is_refused():

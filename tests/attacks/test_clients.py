@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import SMALL, composed
+from federation.test_rounds import SHARES, clients, mean, model, ran, value_of
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from test_rounds import SHARES, clients, mean, model, ran, value_of
 
 from fl.core.errors import RunError
 from fl.core.files import read_json, read_jsonl

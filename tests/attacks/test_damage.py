@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
+from attacks.test_kills import RUN
 from conftest import composed
-from test_kills import RUN
 
 from fl.core.errors import QuantflError, RunError
 from fl.core.files import read_json, write_json

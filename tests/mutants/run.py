@@ -3,7 +3,7 @@
 The faults stand in the `*.toml` beside this file, one a line, under the file that they change:
 
     ["fl/core/seeds.py"]
-    "the index is dropped" = { old = 'text', new = 'text', test = 'test_rounds.py::test_name' }
+    "the index is dropped" = { old = 'text', new = 'text', test = 'federation/test_rounds.py::test_name' }
     "a fault that is none" = { old = 'text', new = 'text', equivalent = 'why no test can tell' }
 
 `old` occurs exactly once in the file. A test counts as failed by an assertion or an error while it runs; a test that is

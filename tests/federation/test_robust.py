@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from conftest import SMALL, composed
+from federation.test_strategy import answer, numpy_of, record
 from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
-from test_aggregation import answer, numpy_of, record
 
 from fl.core.errors import ConfigError, RunError
 from fl.core.targets import Target

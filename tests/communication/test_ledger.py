@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from communication.test_link import TWO_PASSES, by_minute, preset
 from conftest import REPOSITORY, SMALL, composed
-from test_link import TWO_PASSES, by_minute, preset
 
 from fl.communication.ledger import communication
 from fl.communication.simulation import simulate

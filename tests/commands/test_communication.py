@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from communication.test_ledger import RUN, SEEDED
 from conftest import REPOSITORY
-from test_ledger import RUN, SEEDED
 
 from fl.commands.communication import main
 from fl.core.files import MIB, read_json, read_jsonl, write_json, write_jsonl

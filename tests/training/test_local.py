@@ -188,7 +188,7 @@ def broken(kind, partition=1, rounds=(1, 2)):
 
 
 FAULTS = {"raises": "raised: OSError: solar panel", "nan": "NaN or infinity in fc1.weight"}
-"""Those of a run; all kinds of answers that cannot be used are in test_rounds.py."""
+"""Those of a run; all kinds of answers that cannot be used are in federation/test_rounds.py."""
 
 
 @pytest.mark.parametrize("kind", FAULTS)

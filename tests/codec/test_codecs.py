@@ -290,7 +290,7 @@ def encoded_elsewhere(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from test_codec import *\n"
+        "from test_codecs import *\n"
         "for name, codec in CODECS.items():\n"
         "    open(f'{sys.argv[1]}/{name}', 'wb').write(through(codec, some_tensors(), 7)[0])\n"
     )

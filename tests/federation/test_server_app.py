@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from communication.test_link import preset
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from test_link import preset
 
 from fl.codec import Uniform, codec_mod
 from fl.core.files import read_json, read_jsonl

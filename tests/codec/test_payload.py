@@ -238,7 +238,7 @@ def test_another_model_is_refused():
             codec.decode(payload, specs_of(other))
 
 
-OLD = json.loads((Path(__file__).parent / "data" / "payloads_v1.json").read_text())
+OLD = json.loads((Path(__file__).with_name("payloads_v1.json")).read_text())
 """Payloads of the format's first version, and the fingerprint of what they decoded to then."""
 
 

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from codec.test_strategy import AVERAGE, BOTH, arrays_in, learning, model, record, trained
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from test_codec_strategies import AVERAGE, BOTH, arrays_in, learning, model, record, trained
 
 from fl.codec import CodecStrategy, Ecq, Eden, Fp16, Stc, Tcq, Uniform, codec_mod
 from fl.codec.payload import specs_of

@@ -1,8 +1,8 @@
 """Costs are those of the users' guide, to the cent."""
 
 import pytest
-from test_ledger import RUN, SEEDED
-from test_link import preset
+from communication.test_ledger import RUN, SEEDED
+from communication.test_link import preset
 
 from fl.communication.ledger import communication
 from fl.comparison.costs import CostAssumptions, communication_costs, communication_report, measured_traffic

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from codec.test_strategy import AVERAGE, BOTH, INT8, add_one, arrays_in, learning, model, record, sent_by, trained
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from test_codec_strategies import AVERAGE, BOTH, INT8, add_one, arrays_in, learning, model, record, sent_by, trained
 
 from fl.codec import CodecStrategy, Raw, ServerLink, Uniform, codec_mod, fingerprint
 from fl.codec.chain import BroadcastChain, follow

@@ -4,9 +4,9 @@ import time
 
 import pytest
 from conftest import SMALL, composed
+from federation.test_rounds import FEDAVG, SHARES, clients, mean, model, scores_of_value, value_of
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
-from test_rounds import FEDAVG, SHARES, clients, mean, model, scores_of_value, value_of
 
 from fl.codec import ServerLink
 from fl.communication.ledger import communication

@@ -6,9 +6,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from federation.test_strategy import STRATEGIES, answer, every_strategy, model, numpy_of, record
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
-from test_aggregation import STRATEGIES, answer, every_strategy, model, numpy_of, record
 
 from fl.codec import ServerLink
 from fl.core.errors import RunError
