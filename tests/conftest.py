@@ -1,5 +1,6 @@
 """What tests share: a small synthetic run, the real images where they are given, and commands as subprocesses."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -29,6 +30,11 @@ SMALL = [
 def pytest_collection_modifyitems(items):
     """Puts the longest tests first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("eurosat") is None)
+
+
+def pytest_collection_finish():
+    """Spares garbage collection what libraries hold: Flower asks for one after each array that it converts."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

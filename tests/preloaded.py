@@ -3,7 +3,9 @@
 The project's own code is never loaded before the fork: a command runs from its door's first line on, as its users' do.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +33,11 @@ LIBRARIES = (
     "hydra.main",
     "hydra.core.global_hydra",
     "matplotlib.pyplot",
-    "pydantic",
+    "pydantic.dataclasses",
     "rich.table",
+    "safetensors.torch",
+    "scipy.stats",
+    "constriction",
     "PIL.Image",
 )
 
@@ -108,11 +114,8 @@ def serve(connection: socket.socket) -> list[str]:
         return request["arguments"]
 
 
-if __name__ == "__main__":
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
-    importlib.invalidate_caches()
+def start(arguments: list[str]) -> None:
+    """Does what `python ARGUMENTS` does."""
     if arguments[0] == "-m":
         sys.path.insert(0, "")
         sys.argv = arguments[1:]
@@ -121,3 +124,23 @@ if __name__ == "__main__":
         sys.path.insert(0, str(Path(arguments[0]).parent))
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()  # else a fork copies all of the libraries' pages as soon as it collects garbage
+    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    importlib.invalidate_caches()
+    code = 0
+    try:
+        start(arguments)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
+    # as the interpreter ends, but for taking the libraries apart, which would copy them as well and take seconds
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
