@@ -147,6 +147,38 @@ def train(command, *overrides, cwd, **options):
     return cwd / "run"
 
 
+def run_small(folder, *overrides, mods=(), resume=False):
+    """Runs the small run into a folder, in this process; returns the path of its model."""
+    from fl.experiment.run import run
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return run(composed(*SMALL, *overrides), folder, mods=mods, resume=resume)
+
+
+def numbers_only(folder):
+    """Returns the records of a run without what may differ between two runs of the same seed."""
+    from fl.core.files import read_jsonl
+
+    def without_seconds(value):
+        if isinstance(value, dict):
+            return {key: without_seconds(each) for key, each in value.items() if not key.endswith("_s")}
+        return [without_seconds(each) for each in value] if isinstance(value, list) else value
+
+    return without_seconds(read_jsonl(folder / "rounds.jsonl"))
+
+
+def figures_of(module, monkeypatch):
+    """Returns the list of the figures that a module saves from here on."""
+    figures = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def labels(figure):
+    """Returns the texts in the axes of a figure."""
+    return [text for axes in figure.axes for text in axes.texts]
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, preloaded):
     """A finished small run on synthetic images; read only."""

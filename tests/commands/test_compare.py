@@ -20,8 +20,7 @@ from fl.core.errors import VerificationError
 from fl.core.files import MIB, read_json, read_jsonl, sha256
 from fl.data.sources import EUROSAT_CLASSES
 from fl.deployment.beside import DeploymentFiles
-from fl.models.net import Net, initial_model
-from fl.quantization.model_file import save_state
+from fl.models.net import Net
 
 NAMES = ["fp32", "fp16", "int8", "int8_static"]
 SCHEMA = json.loads((REPOSITORY / "docs" / "quantization_comparison.schema.json").read_text())
@@ -408,22 +407,6 @@ def test_a_model_of_other_classes_is_compared_on_its_own_data(command, image_fol
     assert report["precisions"]["fp32"]["accuracy"] == 1 / 3 or report["precisions"]["fp32"]["accuracy"] > 1 / 3
 
 
-@pytest.mark.parametrize("name", ["os.system", "copy", "_x", "Net", "calibrate", 5])
-def test_a_file_cannot_name_what_is_built(name, tmp_path):
-    from fl.core.errors import ModelFileError
-
-    info = {"precision": name, "num_classes": 10}
-    content = {"model_state_dict": initial_model(10, 0).state_dict(), "quantization_info": info}
-    torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(ModelFileError, match="quantization_info cannot be used"):
-        fl.load_model(tmp_path / "m.pt")
-
-
-def test_a_state_dict_within_a_checkpoint_is_found(tmp_path):
-    torch.save({"model_state_dict": initial_model(10, 0).state_dict(), "epoch": 3}, tmp_path / "m.pt")
-    assert fl.load_model(tmp_path / "m.pt").quantization_info["precision"] == "fp32"
-
-
 def test_naming_the_runs_own_images_gives_the_runs_own_test_part(command, tmp_path):
     """Not the default seed's, most of which this run has trained on."""
     overrides = ["data=synthetic", "data.num_images=100", "num_clients=2", "num_rounds=1", "seed=7"]
@@ -449,11 +432,6 @@ def test_a_quantized_model_can_be_copied_after_it_ran(compared):
     x = torch.zeros(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(model(x), copy.deepcopy(model)(x))
-
-
-def test_a_plain_state_dict_loads_as_fp32(tmp_path):
-    save_state(tmp_path / "m.pt", initial_model(10, 0).state_dict())
-    assert fl.load_model(tmp_path / "m.pt").quantization_info["precision"] == "fp32"
 
 
 @pytest.mark.eurosat

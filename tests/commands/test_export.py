@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import SMALL, composed, train
+from federation.test_kept_models import kept
 
 import fl
 from fl.commands.export import parse
@@ -14,8 +15,7 @@ from fl.core.records import best_round
 from fl.core.run_folder import model_of_round
 from fl.deployment.export import export
 from fl.experiment.run import run
-from fl.federation.kept_models import keep_model
-from fl.models.net import Net, initial_model, to_input
+from fl.models.net import Net, to_input
 from fl.quantization.model_file import load_fp32, save_state
 
 VALIDATED = [*SMALL, "data.validation_fraction=0.1", "num_rounds=3"]
@@ -34,37 +34,6 @@ def validated_run(tmp_path_factory):
 def own_run(validated_run, tmp_path):
     """A copy of it to change."""
     return shutil.copytree(validated_run, tmp_path / "run")
-
-
-def kept(folder):
-    return sorted(int(path.stem.removeprefix("round_")) for path in (folder / "models").glob("*"))
-
-
-def records(*scores):
-    """Lines of rounds.jsonl with these validation accuracies and losses."""
-    return [
-        {"round": number, "validation_accuracy": accuracy, "validation_loss": loss}
-        for number, (accuracy, loss) in enumerate(scores, start=1)
-    ]
-
-
-def test_of_equal_rounds_the_other_score_decides_then_the_earlier():
-    scored = records((0.5, 1.0), (0.7, 0.6), (0.7, 0.5), (0.6, 0.5), (0.7, 0.5))
-    assert best_round(scored, "accuracy") == 3
-    assert best_round(scored, "loss") == 3
-    assert best_round(scored[:3] + records((0.9, 0.5))[:1], "loss") == 1
-    assert best_round([{"round": 1, "test_accuracy": 1.0, "test_loss": 0.0}], "accuracy") is None
-
-
-@pytest.mark.parametrize(
-    ("keep", "expected"),
-    [("last", []), ("best", [3]), ("all", [1, 2, 3, 4]), (1, [4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])],
-)
-def test_models_are_kept_as_asked(keep, expected, tmp_path):
-    scored, state = records((0.5, 1.0), (0.7, 0.6), (0.7, 0.5), (0.6, 0.5)), initial_model(10, 0).state_dict()
-    for done in range(1, 5):
-        keep_model(tmp_path, state, scored[:done], keep)
-    assert kept(tmp_path) == expected
 
 
 def test_a_run_keeps_the_models_of_its_rounds_and_a_resumed_one_too(validated_run, tmp_path):

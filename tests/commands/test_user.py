@@ -1,4 +1,4 @@
-"""What a new user meets: what commands say when something is typed otherwise, stopped early, or may not be written."""
+"""What a new user meets: what commands say, print as the next one, and do when they are stopped or may not write."""
 
 import json
 import os
@@ -12,13 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, composed
+from conftest import REPOSITORY, SMALL
 
-from fl.commands.arguments import Parser
-from fl.core.errors import ConfigError, counted, did_you_mean
+from fl.core.errors import counted
 from fl.core.files import read_json, read_jsonl
-from fl.core.run_folder import model_in
-from fl.experiment.composing import explained, literal, overrides_first
 
 ODD = """run mit ümlaut = it's "so" $HOME, 100% #1"""
 ONE = [*SMALL, "data.num_images=100", "num_clients=1", "num_rounds=1"]
@@ -81,128 +78,9 @@ def test_the_table_says_what_a_drop_is(odd_comparison):
     assert rows[place - 1].startswith("INT8 static")
 
 
-TEXTS = [
-    "run mit ümlaut",
-    "a=b",
-    "it's",
-    'so "it" goes',
-    "a,b",
-    "a(b)",
-    "1.50",
-    "true",
-    "[a",
-    "a;b & c|d",
-    "ends with \\",
-    "back\\'slash",
-    "$HOME {x} #1",
-    "卫星",
-    "'quoted' twice",
-    " spaces at both ends ",
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_arrives_as_it_was_typed(text):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    (override,) = literal([f"hydra.run.dir={text}"])
-    assert OverridesParser.create().parse_override(override).value() == text
-
-
-def test_what_hydra_can_read_stays_as_it_is():
-    kept = ["num_rounds=2,4", "lr=0.1", "data.path='a b'", "strategy=fedavg", "seed=range(1,3)", "+x.y=[1,2]", "~link"]
-    assert literal(kept) == kept
-    assert literal(["seed=rnge(1,3)"]) == ["seed=rnge(1,3)"]  # to be refused, not taken as a text
-    assert literal(["data.path=bilder/März"]) == ["data.path='bilder/März'"]
-    assert literal(["hydra.run.dir=${new_folder:outputs/x}"]) == ["hydra.run.dir='${new_folder:outputs/x}'"]
-
-
-def test_a_path_with_a_comma_that_is_there_is_one_path(tmp_path, monkeypatch):
-    (tmp_path / "a,b").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert literal(["data.path=a,b", "data.path=c,d"]) == ["data.path='a,b'", "data.path=c,d"]
-
-
-DASHES = {
-    "--num-rounds 3": "num_rounds=3",
-    "--num_rounds=3": "num_rounds=3",
-    "--rounds=3": "num_rounds=3",
-    "--clients 5": "num_clients=5",
-    "--lr 0.1": "lr=0.1",
-    "--learning-rate 0.1": "lr=0.1",
-    "--epochs 2": "local_epochs=2",
-    "--data.path x": "data.path=x",
-    "--data-path=x": "data.path=x",
-    "--update.bits 2": "update.bits=2",
-    "--codec int4": "codec@update=int4 codec@broadcast=int4",
-    "--strategy fedavg": "strategy=fedavg",
-    "--output here": "hydra.run.dir=here",
-    "--nonsense": "see python -m fl.train --help",
-    "-x": "see python -m fl.train --help",
-    "-rounds=3": "num_rounds=3",
-    "--cfg nonsense": "job",
-}
-
-
-@pytest.mark.parametrize("typed", DASHES)
-def test_a_setting_with_dashes_is_told_how_it_is_given(typed):
-    with pytest.raises(ConfigError) as caught:
-        overrides_first(["data=synthetic", *typed.split(), "seed=3"])
-    told = str(caught.value)
-    assert "\n" not in told
-    assert DASHES[typed] in told
-    assert typed in told or typed.startswith("--cfg")
-
-
-def test_hydras_own_options_pass_and_may_stand_anywhere():
-    assert overrides_first(["a=1", "-m", "b=2,3"]) == ["a=1", "b=2,3", "-m"]
-    assert overrides_first(["--cfg", "job", "a=1"]) == ["a=1", "--cfg", "job"]
-    for each in (["-h"], ["--help"], ["--multirun"], []):
-        assert overrides_first(each) == each
-
-
 def test_the_command_tells_it_in_one_line(refused, command):
     refused("fl.train", "--num-rounds", "3", words=["--num-rounds 3", "num_rounds=3", "--help"])
     assert command("fl.train", "-h", check=0).stdout == command("fl.train", "--help", check=0).stdout
-
-
-MEANT = {
-    "codec=int4": "codec@update=int4 codec@broadcast=int4",
-    "codec@up=int4": "codec@update=int4 codec@broadcast=int4",
-    "+codec=int4": "codec@update=int4 codec@broadcast=int4",
-    "codec@update=INT4": "codec@update=INT4: there is no such choice; did you mean int4?",
-    "strategy=FedAvg": "did you mean fedavg?",
-    "engine=inprocess": "did you mean in_process?",
-    "precision=int8": "compare_quantizations.py --precisions int8",
-    "rounds=3": "did you mean num_rounds?",
-    "+rounds=3": "did you mean num_rounds?",
-    "learning_rate=3": "did you mean lr?",
-    "Num_Rounds=3": "did you mean num_rounds?",
-    "link.train=3": "did you mean train_s?",
-    "partition.alpha=0.3": "partition=dirichlet has alpha",
-    "training.bits=4": "training=qat has bits",
-    "+strategy.proximal=1": "FedAvg has no such setting",
-    "data=folder": "data.path=DIR is needed",
-    "data.num_image=3": "there is no setting data.num_image",
-    "model=resnet": "there is no setting model",
-    "lr=ä": "lr=ä: input should be a valid number",
-    "seed=rnge(1,2)": "Unknown function 'rnge'",
-}
-
-
-@pytest.mark.parametrize("override", MEANT)
-def test_a_misspelt_setting_is_told_what_was_meant(override):
-    from fl.experiment.settings import settings_from
-
-    with pytest.raises(ConfigError) as caught, explained([override]):
-        settings_from(composed(*literal([override])))
-    assert MEANT[override] in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_word_is_recognised_whatever_its_case():
-    assert did_you_mean("FEDAVG", ["fedavg", "fedadam"]) == "fedavg"
-    assert did_you_mean("zzz", ["fedavg"]) is None
 
 
 @pytest.mark.parametrize(("way", "setting"), [([], "hydra.run.dir"), (["-m", "seed=1,2"], "hydra.sweep.dir")])
@@ -297,57 +175,6 @@ def test_a_stopped_sweep_shows_its_table_and_the_job_that_can_go_on(tmp_path):
     ]
 
 
-def test_a_run_folder_is_taken_for_its_model(small_run, tmp_path):
-    assert model_in(small_run) == small_run / "final_model.pt"
-    assert model_in(small_run / "final_model.pt") == small_run / "final_model.pt"
-    (tmp_path / "multirun.yaml").touch()
-    with pytest.raises(ConfigError, match=r"is a sweep.*none of them has a final model"):
-        model_in(tmp_path)
-    (tmp_path / "3").mkdir()
-    (tmp_path / "3" / "final_model.pt").touch()
-    with pytest.raises(ConfigError, match=f"is a sweep.*such as {tmp_path}/3"):
-        model_in(tmp_path)
-    (tmp_path / "new run").mkdir()
-    with pytest.raises(ConfigError, match="is no run folder"):
-        model_in(tmp_path / "new run")
-    (tmp_path / "new run" / "settings.json").touch()
-    with pytest.raises(ConfigError, match=r"no final_model.pt yet.*fl resume .*'"):
-        model_in(tmp_path / "new run")
-
-
-def test_one_word_means_one_thing_in_every_command():
-    from fl.commands import bench, communication, compare, export
-
-    assert compare.parse(["m", "--num-clients", "3", "--num-rounds", "4", "--format", "onnx"]) == (
-        compare.parse(["m", "--clients", "3", "--rounds", "4", "--formats", "onnx"])
-    )
-    assert compare.parse(["m", "--precision", "fp16"]).precisions == "fp16"
-    assert export.parse(["r", "--formats", "onnx"]) == export.parse(["r", "--format", "onnx"])
-    assert bench.parse(["m", "--batch-size", "4"]) == bench.parse(["m", "--batch-sizes", "4"])
-    sizes = ["--broadcast-bytes", "1", "--update-bytes", "1"]
-    assert communication.parse([*sizes, "--num-clients", "3", "--num-rounds", "4"]) == (
-        communication.parse([*sizes, "--clients", "3", "--rounds", "4"])
-    )
-
-
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
-        (["--roundz", "3", "x"], "error: --roundz: there is no such option; did you mean --rounds?; see prog --help"),
-        (["--rounds", "three", "x"], "error: --rounds/--num-rounds: invalid int value: 'three'; see prog --help"),
-        ([], "error: missing: place; see prog --help"),
-    ],
-)
-def test_a_mistake_in_options_is_one_line(typed, told, capsys):
-    parser = Parser(prog="prog")
-    parser.add_argument("place")
-    parser.add_argument("--rounds", type=int)
-    with pytest.raises(SystemExit) as ended:
-        parser.parse_args(typed)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"{told}\n"
-
-
 @pytest.mark.parametrize(
     ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
 )
@@ -364,13 +191,6 @@ def test_threads_sleep_soon_unless_the_user_says_otherwise(given, found):
     assert re.search(rf"GOMP_SPINCOUNT = '{found}'", done.stderr), done.stderr
 
 
-def test_the_demo_codes_its_traffic_and_fp32_does_not():
-    demo, fp32 = composed("experiment=demo"), composed("experiment=[demo,fp32]")
-    assert demo["broadcast"]["_target_"] == demo["update"]["_target_"] == "fl.codec.Ecq"
-    assert not fp32["broadcast"]
-    assert not fp32["update"]
-
-
 def test_make_ends_with_what_to_look_at_next(tmp_path):
     (tmp_path / "log").write_text("Model:   outputs/demo-3/final_model.pt\nTraffic: 1 MB: 30x fewer bytes\n")
     (tmp_path / "Makefile").write_text(f"include {REPOSITORY}/Makefile\nend:\n\t@$(call look,log)\n")
@@ -383,15 +203,3 @@ def test_make_ends_with_what_to_look_at_next(tmp_path):
     assert ("-m fl communication", "outputs/demo-3") in commands
     assert ("-m fl recommend", "outputs/demo-3") in commands
     assert shlex.split(done.stdout.splitlines()[-1].partition("#")[0])[1:3] == ["-m", "fl.train"]
-
-
-def test_sharing_images_among_many_clients_says_so(tmp_path, capsys):
-    import numpy as np
-
-    from fl.core.targets import Target
-    from fl.data.partition import share_images
-
-    labels = np.arange(600) % 10
-    for clients, said in ((2, ""), (200, "Sharing 600 training images among 200 clients...\n")):
-        share_images(tmp_path, Target("fl.data.partition.Iid"), labels, np.arange(600), clients, 1)
-        assert capsys.readouterr().out == said

@@ -1,8 +1,9 @@
-"""The built-in images are hard enough to need structure, and easy enough for a demo."""
+"""The built-in images are hard enough to need structure, easy enough for a demo, and the same for a seed."""
 
 import numpy as np
 import pytest
 from conftest import train
+from data.test_sources import opened
 
 from fl.core.files import read_jsonl
 from fl.data import Synthetic, open_images, split_images
@@ -28,3 +29,23 @@ def test_the_demo_ends_in_the_promised_band_well_above_colour(command, tmp_path,
     assert 0.70 <= accuracy <= 0.97
     assert colour_baseline <= accuracy - 0.15
     assert colour_baseline > 0.15, "colours should say something, as on real land cover"
+
+
+def test_synthetic_images_depend_on_seed_and_position_only(tmp_path):
+    small, large = opened(Synthetic(60), tmp_path), opened(Synthetic(90), tmp_path)
+    other = opened(Synthetic(60, seed=1), tmp_path)
+    assert np.array_equal(small.images, large.images[:60])
+    assert not np.array_equal(small.images, other.images)
+    assert "SYNTHETIC" in small.title
+    assert np.bincount(small.labels).tolist() == [6] * 10
+
+
+def test_images_of_a_class_differ(tmp_path):
+    images = opened(Synthetic(60), tmp_path)
+    assert len({image.tobytes() for image in images.images}) == 60
+
+
+@pytest.mark.parametrize("arguments", [{"num_images": 10}, {"num_images": 1.5}, {"seed": -1}])
+def test_impossible_synthetic_settings_are_refused(tmp_path, arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        Synthetic(**arguments)

@@ -1,22 +1,29 @@
-"""Every choice of every group builds; every misspelt or impossible override is refused with the valid choices."""
+"""Every choice of every group builds; whatever is typed otherwise is understood, or refused with what was meant."""
 
 import re
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL, composed
 
 from fl.core.errors import ConfigError
 from fl.core.targets import Target
-from fl.experiment.composing import explained, typed_targets
+from fl.experiment.composing import explained, literal, overrides_first, typed_targets
 from fl.experiment.settings import settings_from
 
 GROUPS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
     for group in ("data", "partition", "strategy", "optimizer", "codec", "link", "faults", "experiment")
 }
+
+
 NAMED = {"trimmed_mean": "trimmedavg", "norm_clipping": "normclipping"}
+
+
 PLACES = {"codec": ("codec@broadcast", "codec@update")}
+
+
 CHOICES = [(place, c) for group, choices in GROUPS.items() for place in PLACES.get(group, (group,)) for c in choices]
 
 
@@ -154,7 +161,6 @@ def test_a_refused_run_leaves_no_folder(refused, tmp_path):
 
 
 def test_cuda_where_there_is_none_is_refused(refused):
-    import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
@@ -188,3 +194,143 @@ def test_the_shown_configuration_is_what_help_promises(command):
 
 def test_this_python_is_supported():
     assert sys.version_info >= (3, 11)
+
+
+def test_run_folders_are_made_exclusively(tmp_path, monkeypatch):
+    from fl.experiment.composing import new_folder
+
+    monkeypatch.chdir(tmp_path)
+    assert new_folder("outputs/x") == new_folder("outputs/x") == "outputs/x"
+    new_folder.cache_clear()  # as another process would
+    assert new_folder("outputs/x") == "outputs/x-2"
+
+
+def test_a_missing_launcher_says_how_to_install_it():
+    from hydra.errors import MissingConfigException
+
+    with (
+        pytest.raises(Exception, match=r"submitit_slurm.*pip install -c constraints.txt -e '.\[slurm\]'"),
+        explained([]),
+    ):
+        raise MissingConfigException("missing", "hydra/launcher/submitit_slurm", ["basic"])
+
+
+TEXTS = [
+    "run mit ümlaut",
+    "a=b",
+    "it's",
+    'so "it" goes',
+    "a,b",
+    "a(b)",
+    "1.50",
+    "true",
+    "[a",
+    "a;b & c|d",
+    "ends with \\",
+    "back\\'slash",
+    "$HOME {x} #1",
+    "卫星",
+    "'quoted' twice",
+    " spaces at both ends ",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_arrives_as_it_was_typed(text):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (override,) = literal([f"hydra.run.dir={text}"])
+    assert OverridesParser.create().parse_override(override).value() == text
+
+
+def test_what_hydra_can_read_stays_as_it_is():
+    kept = ["num_rounds=2,4", "lr=0.1", "data.path='a b'", "strategy=fedavg", "seed=range(1,3)", "+x.y=[1,2]", "~link"]
+    assert literal(kept) == kept
+    assert literal(["seed=rnge(1,3)"]) == ["seed=rnge(1,3)"]  # to be refused, not taken as a text
+    assert literal(["data.path=bilder/März"]) == ["data.path='bilder/März'"]
+    assert literal(["hydra.run.dir=${new_folder:outputs/x}"]) == ["hydra.run.dir='${new_folder:outputs/x}'"]
+
+
+def test_a_path_with_a_comma_that_is_there_is_one_path(tmp_path, monkeypatch):
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert literal(["data.path=a,b", "data.path=c,d"]) == ["data.path='a,b'", "data.path=c,d"]
+
+
+DASHES = {
+    "--num-rounds 3": "num_rounds=3",
+    "--num_rounds=3": "num_rounds=3",
+    "--rounds=3": "num_rounds=3",
+    "--clients 5": "num_clients=5",
+    "--lr 0.1": "lr=0.1",
+    "--learning-rate 0.1": "lr=0.1",
+    "--epochs 2": "local_epochs=2",
+    "--data.path x": "data.path=x",
+    "--data-path=x": "data.path=x",
+    "--update.bits 2": "update.bits=2",
+    "--codec int4": "codec@update=int4 codec@broadcast=int4",
+    "--strategy fedavg": "strategy=fedavg",
+    "--output here": "hydra.run.dir=here",
+    "--nonsense": "see python -m fl.train --help",
+    "-x": "see python -m fl.train --help",
+    "-rounds=3": "num_rounds=3",
+    "--cfg nonsense": "job",
+}
+
+
+@pytest.mark.parametrize("typed", DASHES)
+def test_a_setting_with_dashes_is_told_how_it_is_given(typed):
+    with pytest.raises(ConfigError) as caught:
+        overrides_first(["data=synthetic", *typed.split(), "seed=3"])
+    told = str(caught.value)
+    assert "\n" not in told
+    assert DASHES[typed] in told
+    assert typed in told or typed.startswith("--cfg")
+
+
+def test_hydras_own_options_pass_and_may_stand_anywhere():
+    assert overrides_first(["a=1", "-m", "b=2,3"]) == ["a=1", "b=2,3", "-m"]
+    assert overrides_first(["--cfg", "job", "a=1"]) == ["a=1", "--cfg", "job"]
+    for each in (["-h"], ["--help"], ["--multirun"], []):
+        assert overrides_first(each) == each
+
+
+MEANT = {
+    "codec=int4": "codec@update=int4 codec@broadcast=int4",
+    "codec@up=int4": "codec@update=int4 codec@broadcast=int4",
+    "+codec=int4": "codec@update=int4 codec@broadcast=int4",
+    "codec@update=INT4": "codec@update=INT4: there is no such choice; did you mean int4?",
+    "strategy=FedAvg": "did you mean fedavg?",
+    "engine=inprocess": "did you mean in_process?",
+    "precision=int8": "compare_quantizations.py --precisions int8",
+    "rounds=3": "did you mean num_rounds?",
+    "+rounds=3": "did you mean num_rounds?",
+    "learning_rate=3": "did you mean lr?",
+    "Num_Rounds=3": "did you mean num_rounds?",
+    "link.train=3": "did you mean train_s?",
+    "partition.alpha=0.3": "partition=dirichlet has alpha",
+    "training.bits=4": "training=qat has bits",
+    "+strategy.proximal=1": "FedAvg has no such setting",
+    "data=folder": "data.path=DIR is needed",
+    "data.num_image=3": "there is no setting data.num_image",
+    "model=resnet": "there is no setting model",
+    "lr=ä": "lr=ä: input should be a valid number",
+    "seed=rnge(1,2)": "Unknown function 'rnge'",
+}
+
+
+@pytest.mark.parametrize("override", MEANT)
+def test_a_misspelt_setting_is_told_what_was_meant(override):
+    from fl.experiment.settings import settings_from
+
+    with pytest.raises(ConfigError) as caught, explained([override]):
+        settings_from(composed(*literal([override])))
+    assert MEANT[override] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_demo_codes_its_traffic_and_fp32_does_not():
+    demo, fp32 = composed("experiment=demo"), composed("experiment=[demo,fp32]")
+    assert demo["broadcast"]["_target_"] == demo["update"]["_target_"] == "fl.codec.Ecq"
+    assert not fp32["broadcast"]
+    assert not fp32["update"]

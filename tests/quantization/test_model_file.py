@@ -18,12 +18,16 @@ from fl.core.errors import VerificationError
 from fl.core.files import read_json
 from fl.deployment.beside import DeploymentFiles
 from fl.deployment.export import export
-from fl.models.net import Net, to_input
+from fl.models.net import Net, initial_model, to_input
 from fl.quantization import Precision
 from fl.quantization.model_file import load_fp32, save_model, save_state
 
 COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked", "bn3.num_batches_tracked")
+
+
 WRAPPERS = [(), ("state_dict",), ("model",), ("model_state_dict",), ("net",), ("checkpoint", "model"), ("a", "b", "c")]
+
+
 PREFIXES = {
     "": lambda name: name,
     "'module.'": lambda name: f"module.{name}",
@@ -36,8 +40,14 @@ PREFIXES = {
     "'model.'": lambda name: f"model.{name}",
     "'module.', 'net.', 'inner.'": lambda name: f"net.module.inner.{name}",
 }
+
+
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
 TYPES = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.uint8]
+
+
 GUIDE = """
 checkpoint = torch.load(path)
 model.load_state_dict(checkpoint['model_state_dict'])
@@ -293,3 +303,24 @@ def test_anothers_file_that_says_fp16_is_cast_and_its_words_are_not_ours(network
 
 def test_what_is_taken_from_elsewhere_changes_nothing_of_our_own(small_run):
     assert load_fp32(small_run / "final_model.pt")[1].notes == ()
+
+
+@pytest.mark.parametrize("name", ["os.system", "copy", "_x", "Net", "calibrate", 5])
+def test_a_file_cannot_name_what_is_built(name, tmp_path):
+    from fl.core.errors import ModelFileError
+
+    info = {"precision": name, "num_classes": 10}
+    content = {"model_state_dict": initial_model(10, 0).state_dict(), "quantization_info": info}
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(ModelFileError, match="quantization_info cannot be used"):
+        fl.load_model(tmp_path / "m.pt")
+
+
+def test_a_state_dict_within_a_checkpoint_is_found(tmp_path):
+    torch.save({"model_state_dict": initial_model(10, 0).state_dict(), "epoch": 3}, tmp_path / "m.pt")
+    assert fl.load_model(tmp_path / "m.pt").quantization_info["precision"] == "fp32"
+
+
+def test_a_plain_state_dict_loads_as_fp32(tmp_path):
+    save_state(tmp_path / "m.pt", initial_model(10, 0).state_dict())
+    assert fl.load_model(tmp_path / "m.pt").quantization_info["precision"] == "fp32"

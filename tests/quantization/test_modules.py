@@ -1,4 +1,4 @@
-"""Numbers agree with torch's own; INT8 kernels agree with the reference; converted models agree with FP32."""
+"""Converted models agree with FP32, run on integer kernels, and come back from their files as they were."""
 
 import copy
 import re
@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPOSITORY, uneven_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from fl.core.errors import ModelFileError
@@ -19,18 +17,11 @@ from fl.models.net import Net, initial_model, to_input
 from fl.quantization import Precision, QatNet, kernels, kernels_of, modules
 from fl.quantization.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization.numeric import (
-    GROUP_LEVELS,
-    IMAGE,
     QParams,
     choose_activation_qparams,
-    dequantize_activation,
     dequantize_weight,
-    int8_of_groups,
-    pack_levels,
     quantize_activation,
-    quantize_groups,
     quantize_weight,
-    unpack_levels,
 )
 from fl.quantization.rounding import quantize_weight_together
 
@@ -61,82 +52,6 @@ def executed_by(request, monkeypatch):
         pytest.skip("this CPU has no right oneDNN INT8 kernels")
     monkeypatch.setattr(modules, "cpu_kernels", lambda: request.param)
     return request.param
-
-
-@given(st.floats(-100, 100), st.floats(0, 100))
-def test_activation_parameters_are_those_of_torchs_observer(low, width):
-    from torch.ao.quantization import MinMaxObserver
-
-    observer = MinMaxObserver(dtype=torch.quint8, qscheme=torch.per_tensor_affine, quant_min=0, quant_max=255)
-    observer(torch.tensor([low, low + width], dtype=torch.float32))
-    scale, zero_point = observer.calculate_qparams()
-    ends = torch.tensor([low, low + width], dtype=torch.float32)
-    ours = choose_activation_qparams(ends[0].item(), ends[1].item())
-    assert ours.scale == pytest.approx(scale.item(), rel=1e-6)
-    assert abs(ours.zero_point - zero_point.item()) <= 1  # at exact halves float32 and float64 round apart
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
-def test_activations_come_back_within_half_a_step_and_zero_exactly(seed, size):
-    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * size
-    x[0] = 0
-    qparams = choose_activation_qparams(x.min().item(), x.max().item())
-    back = dequantize_activation(quantize_activation(x, qparams), qparams)
-    assert back[0] == 0
-    assert (back - x).abs().max() <= qparams.scale * 0.501 + 1e-6 * size
-
-
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 3, 5, 5), (7, 20), (1, 1)]))
-def test_weights_are_those_of_torchs_per_channel_quantization(seed, shape):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    ours, scale = quantize_weight(weight)
-    import warnings
-
-    with warnings.catch_warnings(action="ignore"):  # torch deprecates quantized tensors; here they are the oracle
-        theirs = torch.quantize_per_channel(weight, scale, torch.zeros(shape[0], dtype=torch.int64), 0, torch.qint8)
-    assert (ours.int() - theirs.int_repr().int()).abs().max() <= 1
-    assert (ours != theirs.int_repr()).float().mean() < 0.01  # torch multiplies by 1 / scale
-    assert (dequantize_weight(ours, scale) - weight).abs().max() <= 0.501 * scale.max()
-    assert ours.abs().amax() == 127
-
-
-def test_a_channel_of_zeros_stays_zero():
-    weight, scale = quantize_weight(torch.zeros(2, 3))
-    assert (scale > 0).all()
-    assert torch.equal(dequantize_weight(weight, scale), torch.zeros(2, 3))
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans(), st.integers(0, 255))
-def test_integer_kernels_agree_with_the_reference(seed, is_image, relu, zero_point):
-    if kernels.cpu_kernels() != kernels.ONEDNN:
-        pytest.skip("this CPU has no right oneDNN INT8 kernels")
-    generator = torch.Generator().manual_seed(seed)
-    weight, scale = quantize_weight(torch.randn((6, 4, 3, 3) if is_image else (6, 36), generator=generator))
-    shape = (3, 4, 7, 7) if is_image else (3, 36)
-    x = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    bias, incoming = torch.randn(6, generator=generator), QParams(0.01, zero_point)
-    packed = kernels.pack(weight, scale)
-    for outgoing in (None, QParams(0.05, 3)):
-        exact = kernels.run_reference(x, incoming, weight, scale, bias, relu=relu, outgoing=outgoing)
-        fast = kernels.run_onednn(x, incoming, packed, scale, bias, relu=relu, outgoing=outgoing)
-        tolerance = 1e-3 if outgoing is None else 1
-        assert (exact.double() - fast.double()).abs().max() <= tolerance
-
-
-def test_kernels_that_saturate_are_not_used(monkeypatch):
-    """A CPU whose kernels add in 16 bits gives other numbers; the reference takes over and the model says so."""
-    correct = kernels.run_onednn
-    monkeypatch.setattr(kernels, "run_onednn", lambda *a, **k: correct(*a, **k).clamp(-100, 100))
-    assert kernels.cpu_kernels.__wrapped__() == kernels.REFERENCE
-
-
-def test_missing_kernels_are_not_used(monkeypatch):
-    def absent(*args, **kwargs):
-        raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qconv_prepack'")
-
-    monkeypatch.setattr(kernels, "pack", absent)
-    assert kernels.cpu_kernels.__wrapped__() == kernels.REFERENCE
 
 
 def test_folding_batch_norm_changes_nothing(model, images):
@@ -258,43 +173,6 @@ def test_every_precision_runs_on_cuda(model, images, name):
     assert (on_cpu - on_cuda).norm() <= 0.1 * on_cpu.norm()
 
 
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([2, 4]),
-    st.sampled_from([(4, 3, 5, 5), (7, 33), (1, 1), (3, 16)]),
-    st.floats(1e-20, 1e20),
-)
-def test_weights_of_few_bits_are_the_nearest_levels_of_their_group(seed, bits, shape, size):
-    kind, weight = GROUP_LEVELS[bits], size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    index, multiplier, scale = quantize_groups(weight, kind)
-    assert index.max() < len(kind.levels) == 2**bits - (bits == 4)
-    integers = int8_of_groups(index, multiplier, kind)
-    unit = (multiplier.repeat_interleave(kind.group_size, 1)[:, : weight[0].numel()] * scale[:, None]).reshape(shape)
-    error = (dequantize_weight(integers, scale) - weight).abs()
-    largest = unit * kind.levels[-1]
-    inside = weight.abs() <= largest
-    assert (error <= unit * kind.step / 2 * 1.001)[inside].all()
-    assert (weight.abs() <= largest + scale.reshape(-1, *[1] * (len(shape) - 1)) * kind.levels[-1] * 0.501).all()
-
-
-@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4]), st.integers(1, 70))
-def test_packed_levels_come_back_and_take_their_bits(seed, bits, count):
-    index = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    packed = pack_levels(index, bits)
-    assert len(packed) == -(-count * bits // 8)
-    assert torch.equal(unpack_levels(packed, bits, index.shape), index)
-
-
-def test_zero_and_constant_weights_of_few_bits():
-    for kind in GROUP_LEVELS.values():
-        index, multiplier, scale = quantize_groups(torch.zeros(2, 40), kind)
-        assert multiplier.min() >= 1
-        assert dequantize_weight(int8_of_groups(index, multiplier, kind), scale).abs().max() < 1e-30
-        constant = torch.full((2, 40), -0.3)
-        index, multiplier, scale = quantize_groups(constant, kind)
-        assert torch.allclose(dequantize_weight(int8_of_groups(index, multiplier, kind), scale), constant, rtol=1e-6)
-
-
 @pytest.mark.parametrize(("name", "percent"), [("int4", 14.0), ("int2", 8.5)])
 def test_files_of_few_bits_are_really_packed(model, name, percent, tmp_path):
     save_model(tmp_path / "model.pt", PRECISIONS[name].convert(model), "0" * 64)
@@ -383,46 +261,6 @@ def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tm
         assert (answers.float() - model(to_input(images))).norm() <= 0.1 * model(to_input(images)).norm()
 
 
-def _steps(weight, integers, scale):
-    """Returns errors of a rounded weight, and how far it is from the nearest, in steps, float64 [out, ...]."""
-    exact = weight.double() / scale.double().reshape(-1, *[1] * (weight.dim() - 1))
-    return integers.double() - exact, (integers - quantize_weight(weight)[0]).abs()
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([((32, 3, 5, 5), True), ((6, 4, 5, 5), False), ((5, 8, 3, 3), False), ((4, 200), False)]),
-    st.floats(1e-3, 1e3),
-)
-def test_a_filters_rounding_errors_cancel(seed, kind, size):
-    shape, sees_image = kind
-    weight = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    integers, scale = quantize_weight_together(weight, sees_image)
-    error, moved = _steps(weight, integers, scale)
-    assert torch.equal(scale, quantize_weight(weight)[1])
-    assert error.flatten(1).sum(1).abs().max() <= 0.501
-    assert moved.max() <= 1  # from the nearest
-    assert integers.abs().max() <= 127
-    if len(shape) == 4 and not sees_image:
-        assert error.abs().max() < 1.001
-        assert (error.sum((2, 3)).abs() <= 0.501).double().mean() >= 0.7  # a kernel's
-
-
-def test_as_few_weights_as_possible_leave_the_nearest():
-    up = torch.tensor([127.0, 1.375, 2.375, 3.25, -4.0])
-    integers, scale = quantize_weight_together(torch.stack([up, -up, torch.tensor([127.0, 1.125, 2.25, 3.0, 4.0])]))
-    assert torch.equal(scale, torch.ones(3))
-    assert integers.tolist() == [[127, 2, 2, 3, -4], [-127, -2, -2, -3, 4], [127, 1, 2, 3, 4]]  # the first of equals
-
-
-def test_a_weight_of_few_values_and_one_of_zeros_are_rounded_as_they_are():
-    for weight in (torch.zeros(2, 3, 5, 5), torch.ones(2, 3, 5, 5), -torch.ones(4, 6)):
-        integers, scale = quantize_weight_together(weight, sees_image=weight.dim() == 4)
-        assert torch.equal(integers, quantize_weight(weight)[0])
-        assert torch.allclose(dequantize_weight(integers, scale), weight)
-
-
 def _smooth(channels, size, count=400):
     """Returns patches as they are everywhere: a level, slopes, little noise; colours are alike; [count, n]."""
     generator = torch.Generator().manual_seed(3)
@@ -443,20 +281,6 @@ def test_smooth_inputs_pass_rounded_filters_with_far_less_error(model, name, tim
     ]
     print(f"{name}: {errors[0] / errors[1]:.1f} times less")
     assert errors[1] <= errors[0] / times
-
-
-def test_the_image_is_not_rounded():
-    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(1, 16, 16, 3)
-    x = to_input(pixels)
-    integers = quantize_activation(x, IMAGE)
-    assert torch.equal(integers.permute(0, 2, 3, 1), pixels)
-    assert (dequantize_activation(integers, IMAGE) - x).abs().max() <= 1e-6
-
-
-def test_halves_of_a_step_go_to_the_even_side_of_a_whole_zero_point():
-    """As they did from the first: answers of stored files depend on it."""
-    x = torch.tensor([0.5, 1.5, 2.5, -0.5])
-    assert quantize_activation(x, QParams(1.0, 3)).tolist() == [3, 5, 5, 3]
 
 
 @pytest.mark.parametrize("name", INTEGER)
