@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fl.codec.base import Codec, is_statistic, is_vector
+from fl.codec.base import Codec
 from fl.codec.entropy import CHUNK
 from fl.codec.payload import Spec, Tensors, specs_of
+from fl.codec.tensors import is_statistic, is_vector
 from fl.core.errors import ConfigError, PayloadError
 
 _BITS = {2: "i2", 4: "i4", 8: "i8"}

@@ -9,10 +9,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fl.codec.base import Codec, fingerprint, is_value
-from fl.codec.chain import NOTHING, follow
+from fl.codec.base import Codec
+from fl.codec.broadcast import NOTHING, follow
 from fl.codec.changes import difference, fitted, lost, specs_of_difference, specs_of_earlier_difference
 from fl.codec.payload import Tensors, checksum_of, specs_of
+from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
     CANNOT,
     LINK,

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Codec, Decay
+from fl.codec.base import STRICT, Feedback, Packed, Rated
 from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
 from fl.codec.rate import BIN_BITS, Curve, largest_within
 from fl.core.errors import PayloadError
@@ -29,7 +29,7 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, config=STRICT)
-class Ecq(Codec):
+class Ecq(Feedback, Packed, Rated):
     """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element that it codes.
 
     A magnitude falls into bin `floor(x / step + offset)`, bin 0 is the dead zone, and each bin decodes to its mean. One
@@ -57,17 +57,12 @@ class Ecq(Codec):
         bits: per element that is coded, above 0: 1 means a 32nd of FP32.
         offset: 0.5 rounds to the nearest; less widens the dead zone.
         size_power: of a tensor's size in its step; 0 gives all tensors the same step.
-        entropy: how bins are packed; "none" takes whole bits for each, 2 at least, and may stay well below the rate.
-        error_feedback: see `Codec`.
-        decay: see `Codec`.
+        entropy: "none" takes whole bits for each bin, 2 at least, and may stay well below the rate.
     """
 
     bits: Annotated[float, Field(gt=0, le=32, allow_inf_nan=False)] = 1.0
     offset: Annotated[float, Field(ge=0, le=0.5)] = 0.4
     size_power: Annotated[float, Field(ge=0, le=1)] = 0.25
-    entropy: Entropy = "ans"
-    error_feedback: bool = False
-    decay: Decay = 1.0
 
     @field_validator("bits", mode="before")
     @classmethod
@@ -86,11 +81,6 @@ class Ecq(Codec):
     @property
     def description(self) -> str:
         return f"ecq(offset={self.offset})"
-
-    @property
-    def small_bytes(self) -> int:
-        """As few as are no coarser than what is coded."""
-        return 1 if self.bits < 4 else 2
 
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int

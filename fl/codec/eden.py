@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import field
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Annotated
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Codec, Decay
+from fl.codec.base import STRICT, Feedback, Packed, Rated
 from fl.codec.entropy import Entropy, pack, unpack
 from fl.core.errors import PayloadError
 
@@ -20,7 +21,7 @@ BLOCK, GROUP = 4096, 16
 
 
 @dataclass(frozen=True, config=STRICT)
-class Eden(Codec):
+class Eden(Feedback, Packed, Rated):
     """EDEN (arXiv 2108.08842): random rotation in blocks, then the best quantizer of a normal distribution.
 
     Rotation is a random sign per element and a Hadamard transform of up to 4,096 elements; padding is at most that of
@@ -30,23 +31,15 @@ class Eden(Codec):
 
     Args:
         bits: per element, 1 to 8.
-        entropy: how the integers are packed; rotated values are normal, which leaves little to gain at 1 bit.
-        error_feedback: see `Codec`.
-        decay: see `Codec`.
+        entropy: rotated values are normal, which leaves little to gain at 1 bit.
     """
 
     bits: Annotated[int, Field(ge=1, le=8, strict=True)] = 1
-    entropy: Entropy = "none"
-    error_feedback: bool = False
-    decay: Decay = 1.0
+    entropy: Entropy = field(default="none", kw_only=True)
 
     @property
     def description(self) -> str:
         return f"eden{self.bits}"
-
-    @property
-    def small_bytes(self) -> int:
-        return 1 if self.bits < 4 else 2
 
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int

@@ -17,6 +17,8 @@ _MODEL = struct.Struct("<8sIH")  # base, signature of the model, number of tenso
 _OLD_ROW = struct.Struct("<BI")  # of version 1: kind, length of the body
 _CHECKSUM = struct.Struct("<I")
 LONGEST, MOST_TENSORS = 2**32 - 1, 2**16 - 1
+PLAIN, PLANES, SCALED_HALF, CODED, SCALED_BYTE = range(5)
+"""How a body is laid out: bytes as they are; compressed; FP16 or a byte times a power of two; the codec's own."""
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -191,3 +193,38 @@ def base_of(payload: bytes) -> bytes:
     except struct.error as error:
         raise PayloadError("payload: ends within its header") from error
     return base
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a payload's bytes are.
+
+    Attributes:
+        coded_elements: elements of the tensors that the codec itself codes.
+        coded_bytes: of their bodies, histograms, steps and scales included.
+        small_bytes: of the bodies of all other tensors.
+        frame_bytes: of header, tensor table and checksum.
+    """
+
+    coded_elements: int
+    coded_bytes: int
+    small_bytes: int
+    frame_bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits for each element that the codec codes; 0 where it codes none."""
+        return 8 * self.coded_bytes / self.coded_elements if self.coded_elements else 0.0
+
+
+def composition(payload: bytes, specs: Mapping[str, Spec]) -> Composition:
+    """Returns what the bytes of a payload for this model are; their sum is its length.
+
+    Raises:
+        PayloadError: not a whole payload for this model.
+    """
+    _, bodies = dissect(payload, specs)
+    coded = [(spec.size, len(body)) for spec, (kind, body) in zip(specs.values(), bodies, strict=True) if kind == CODED]
+    all_bytes, coded_bytes = sum(len(body) for _, body in bodies), sum(length for _, length in coded)
+    elements = sum(size for size, _ in coded)
+    return Composition(elements, coded_bytes, all_bytes - coded_bytes, len(payload) - all_bytes)

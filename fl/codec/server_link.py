@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fl.codec.base import Codec, fingerprint, is_value
-from fl.codec.chain import NOTHING, BroadcastChain
+from fl.codec.base import Codec
+from fl.codec.broadcast import NOTHING, BroadcastChain
 from fl.codec.changes import applied, as_type, fitted, lost
 from fl.codec.payload import Tensors, base_of, checksum_of
+from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
     CANNOT,
     LINK,

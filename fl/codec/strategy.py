@@ -8,8 +8,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.codec.base import Codec, fingerprint
+from fl.codec.base import Codec
 from fl.codec.server_link import LOG, ServerLink
+from fl.codec.tensors import fingerprint
 from fl.codec.wire import CANNOT, NEEDED, STYPE, Initial, array_bytes, checked, start_of
 from fl.core.errors import ConfigError, PayloadError, QuantflError, RunError
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Codec, Decay
+from fl.codec.base import STRICT, Feedback
 from fl.codec.contexts import Reader, Writer, model_of
 from fl.codec.ecq import LARGEST, LEAST_SHARE, MOST_GAIN, TOLERANCE
 from fl.codec.entropy import read_varints, varints
@@ -29,7 +29,7 @@ _OFF = 127
 
 
 @dataclass(frozen=True, config=STRICT)
-class Tcq(Codec):
+class Tcq(Feedback):
     """Trellis-coded quantization, entropy coded, to a given number of bits per element that it codes.
 
     As `ecq`, with two quantizers in the place of one, which take turns by the parity of what was sent
@@ -40,14 +40,10 @@ class Tcq(Codec):
     Args:
         bits: per element that is coded, above 0 and up to 4: 1 means a 32nd of FP32.
         size_power: of a tensor's size in its step; 0 gives all tensors the same step.
-        error_feedback: see `Codec`.
-        decay: see `Codec`.
     """
 
     bits: Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)] = 1.0
     size_power: Annotated[float, Field(ge=0, le=1)] = 0.25
-    error_feedback: bool = False
-    decay: Decay = 1.0
     small_bytes = 1
 
     @property

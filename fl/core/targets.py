@@ -17,6 +17,7 @@ FOLDERS = {"broadcast": "codec", "update": "codec"}
 """Of groups that are not called as their folder in `conf/`."""
 
 RENAMED = {
+    **{f"fl.codec.codecs.{name}": f"fl.codec.{name}" for name in ("Fp16", "Raw", "Stc", "Uniform")},
     "fl.engine.InProcess": "fl.federation.engine.InProcess",
     "fl.engine.Ray": "fl.federation.engine.Ray",
     **{

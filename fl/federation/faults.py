@@ -10,9 +10,10 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from fl.codec.tensors import is_statistic
 from fl.core.errors import counted
 from fl.core.seeds import numpy_generator
-from fl.federation.messages import ARRAYS, arrays_of, config_of, is_statistic, number
+from fl.federation.messages import ARRAYS, arrays_of, config_of, number
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fl.codec.tensors import is_statistic
 from fl.communication.ledger import communication
 from fl.communication.tables import show_traffic
 from fl.core.console import say
@@ -19,7 +20,6 @@ from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT
 from fl.data.images import ImageSet, Split
 from fl.federation.checkpoint import Checkpoint
 from fl.federation.kept_models import keep_model
-from fl.federation.messages import is_statistic
 from fl.federation.plots import plot_rounds
 from fl.federation.task import ServerTask
 from fl.models.net import Network, num_parameters

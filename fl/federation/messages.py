@@ -7,6 +7,8 @@ from typing import Any, cast
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
+from fl.codec.tensors import is_statistic
+
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 
 NUM_EXAMPLES = "num-examples"
@@ -92,11 +94,6 @@ def number(record: ConfigRecord | MetricRecord, key: str, default: float | None 
     if not isinstance(value, int | float):
         raise ValueError(f"{key} is {value!r}, not a number")
     return value
-
-
-def is_statistic(name: str) -> bool:
-    """Tells BatchNorm's running statistics and counters, which are averaged and never optimized, by their names."""
-    return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
 
 
 def split_statistics(arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:

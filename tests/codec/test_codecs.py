@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fl.codec import Ecq, Eden, Fp16, PayloadError, Raw, Stc, Tcq, Uniform, entropy
-from fl.codec.base import CODED, composition, encode_exact
 from fl.codec.entropy import _ans, _best_split, pack, plain_bytes, unpack
-from fl.codec.payload import Header, assemble, dissect, specs_of
+from fl.codec.payload import CODED, Header, assemble, composition, dissect, specs_of
+from fl.codec.tensors import encode_exact
 from fl.models.net import initial_model
 
 CODECS = {

@@ -19,8 +19,8 @@ from conftest import REPOSITORY, composed
 from hydra.utils import instantiate
 
 from fl.codec import Codec, Ecq, PayloadError, Tcq, Uniform
-from fl.codec.base import CODED, PLANES, fingerprint
-from fl.codec.payload import assemble, base_of, dissect, seal, specs_of, varint
+from fl.codec.payload import CODED, PLANES, assemble, base_of, dissect, seal, specs_of, varint
+from fl.codec.tensors import fingerprint
 from fl.models.net import initial_model
 
 FILES = sorted((REPOSITORY / "conf" / "codec").glob("*.yaml"))

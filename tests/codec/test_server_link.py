@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fl.codec import CodecStrategy, Raw, ServerLink, Uniform, codec_mod, fingerprint
-from fl.codec.chain import BroadcastChain, follow
+from fl.codec.broadcast import BroadcastChain, follow
 from fl.codec.changes import applied, difference, lost, specs_of_difference
 from fl.codec.client_mod import REFERENCE
 from fl.codec.payload import base_of, specs_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fl.codec import Codec, Ecq
-from fl.codec.chain import BroadcastChain
+from fl.codec.broadcast import BroadcastChain
 from fl.codec.payload import specs_of
 
 CLIENTS, SAMPLES, ROUNDS = 4, 300, 10

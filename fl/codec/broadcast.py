@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.codec.base import Codec, fingerprint
+from fl.codec.base import Codec
 from fl.codec.changes import applied, difference, without_rounding
-from fl.codec.codecs import Raw
 from fl.codec.payload import NO_STATE, Tensors, base_of, specs_of
+from fl.codec.tensors import fingerprint
+from fl.codec.uniform import Raw
 from fl.core.errors import PayloadError
 from fl.core.seeds import numpy_generator
 

@@ -1,14 +1,16 @@
-"""Codecs that work on one element after another: raw, FP16, integers with scales, sparse ternary."""
+"""Codecs that work on one element after another: raw, FP16, integers with scales."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Codec, Decay
-from fl.codec.entropy import Entropy, pack, unpack
+from fl.codec.base import STRICT, Codec, Feedback, Packed, Rated
+from fl.codec.entropy import pack, unpack
+from fl.codec.payload import NO_STATE, Header, Tensors, assemble, specs_of
+from fl.codec.tensors import encode_exact, refuse_impossible
 from fl.core.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
@@ -25,30 +27,29 @@ class Raw(Codec):
     """Exact: every tensor of any dtype, compressed where that is shorter; NaN is refused as everywhere."""
 
     exact = True
+    encode_large = decode_large = cast(Any, None)  # no tensor is the codec's own where all are exact
 
     @property
     def description(self) -> str:
         return "raw"
 
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
-        raise AssertionError("no tensor is the codec's own where all are exact")
+    def travels_as_value(self, name: str, dtype: np.dtype) -> bool:
+        return True
 
-    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        raise AssertionError("no tensor is the codec's own where all are exact")
+    def encode(self, tensors: Tensors, rng: np.random.Generator, *, base: bytes = NO_STATE) -> bytes:
+        refuse_impossible(tensors)
+        bodies = [encode_exact(array) for array in tensors.values()]
+        return assemble(Header(self.description, base), specs_of(tensors), bodies)
 
 
 @dataclass(frozen=True, config=STRICT)
-class Fp16(Codec):
+class Fp16(Feedback):
     """IEEE half precision, 11 significant bits; values beyond 65,504 are refused.
 
     A tensor without an element of `SMALL_HALF` is sent times a power of two: the smaller FP16 is, the fewer of its bits
     are significant, and below 3e-8 it is 0.
     """
 
-    error_feedback: bool = False
-    decay: Decay = 1.0
     tiny = 0
 
     @property
@@ -79,7 +80,7 @@ class Fp16(Codec):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Uniform(Codec):
+class Uniform(Feedback, Packed, Rated):
     """Symmetric integers with one FP32 scale per channel (the first axis), which its largest magnitude decides.
 
     Channels of one element share a scale, for scales of their own would be longer than the elements.
@@ -90,25 +91,15 @@ class Uniform(Codec):
         bits: of an integer, 2 to 8; int8 holds -127 to 127.
         rounding: "nearest", or "stochastic": up with the probability of the fraction.
         scales: "channel", or "tensor": one for all channels, which entropy coding turns into fewer bytes.
-        entropy: how the integers are packed.
-        error_feedback: see `Codec`.
-        decay: see `Codec`.
     """
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)] = 8
     rounding: Literal["nearest", "stochastic"] = "nearest"
     scales: Literal["channel", "tensor"] = "channel"
-    entropy: Entropy = "ans"
-    error_feedback: bool = False
-    decay: Decay = 1.0
 
     @property
     def description(self) -> str:
         return f"int{self.bits} per {self.scales}"
-
-    @property
-    def small_bytes(self) -> int:
-        return 1 if self.bits < 4 else 2
 
     def encode_large(
         self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
@@ -157,89 +148,3 @@ def _blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     for row in range(0, shape[0], rows):
         for column in range(0, shape[1], columns):
             yield slice(row, row + rows), slice(column, column + columns)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Stc(Codec):
-    """Sparse ternary compression (arXiv 1903.02891): the largest elements, each as plus or minus their tensor's mean.
-
-    A tensor without any of them sends its largest element, so that none is silent beside others.
-
-    Args:
-        fraction: of the elements of all tensors that are sent, those largest ones of a tensor beside.
-        entropy: how the signs and gaps are packed.
-        error_feedback: see `Codec`; the published baseline needs it.
-        decay: see `Codec`.
-    """
-
-    fraction: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.01
-    entropy: Entropy = "ans"
-    error_feedback: bool = True
-    decay: Decay = 1.0
-    small_bytes = 1
-
-    @property
-    def description(self) -> str:
-        return "stc"
-
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
-        size = sum(array.size for array in arrays)
-        least, equal = _least_of_largest(arrays, max(1, round(self.fraction * size)))
-        bodies = []
-        for array in arrays:
-            body, taken = self._body(array, least, equal)
-            bodies.append(body)
-            equal -= taken
-        return bodies
-
-    def _body(self, array: np.ndarray, least: int, equal: int) -> tuple[bytes, int]:
-        """Returns the body of all beyond `least` and the first `equal` of those that are it, and of how many."""
-        vector, symbols = array.reshape(-1), np.zeros(array.size, np.int8)
-        chosen, taken = [], 0
-        for start in range(0, len(vector), BLOCK):
-            part = vector[start : start + BLOCK]
-            bits = _magnitude_bits(part)
-            kept = bits > least
-            first = np.flatnonzero((bits == least) & (bits > 0))[: equal - taken]  # nothing of what is 0
-            kept[first] = True
-            taken += len(first)
-            symbols[start : start + BLOCK] = kept * np.sign(part)
-            chosen.append(np.abs(part[kept]))
-        magnitudes = np.concatenate(chosen)
-        if not len(magnitudes):
-            highest = min(map(int, (vector.argmax(), vector.argmin())), key=lambda at: (-abs(vector[at]), at))
-            symbols[highest], magnitudes = np.sign(vector[highest]), np.abs(vector[highest : highest + 1])
-        mean = magnitudes.mean(dtype=np.float64)
-        return np.array([mean], "<f4").tobytes() + pack(symbols.reshape(array.shape), self.entropy), taken
-
-    def decode_large(self, body: memoryview, shape: tuple[int, int]) -> np.ndarray:
-        if len(body) < 4:
-            raise PayloadError("payload: ends within the mean magnitude")
-        symbols = unpack(body[4:], shape[0] * shape[1], shape[1]).reshape(shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return symbols.astype(np.float32) * np.frombuffer(body[:4], "<f4")[0]
-
-
-def _magnitude_bits(array: np.ndarray) -> np.ndarray:
-    """Returns the bits of the magnitudes of float32, which are in the order of these."""
-    return array.view(np.uint32) & np.uint32(0x7FFFFFFF)
-
-
-def _least_of_largest(arrays: Sequence[np.ndarray], kept: int) -> tuple[int, int]:
-    """Returns the bits of the smallest of the `kept` largest magnitudes, and how many as large are among these."""
-    high, place = 0, 0
-    for shift in (16, 0):  # the first half of the bits, then the second of those that begin so
-        counts = np.zeros(1 << 16, np.int64)
-        for array in arrays:
-            flat = array.reshape(-1)
-            for start in range(0, len(flat), BLOCK):
-                bits = _magnitude_bits(flat[start : start + BLOCK])
-                bits = bits[bits >> 16 == high] & 0xFFFF if shift == 0 else bits >> 16
-                counts += np.bincount(bits, minlength=len(counts))
-        beyond = np.cumsum(counts[::-1])[::-1]
-        place = int(np.flatnonzero(beyond >= kept)[-1])
-        kept -= int(beyond[place] - counts[place])
-        high = place if shift else high
-    return high << 16 | place, kept
