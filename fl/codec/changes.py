@@ -57,7 +57,7 @@ def specs_of_earlier_difference(model: Tensors, differed: Collection[str]) -> di
 
 
 def applied(codec: Codec, payload: bytes, base: Tensors) -> dict[str, np.ndarray]:
-    """Returns `base` with what a payload holds; both ends of a link come to the same bits.
+    """Returns `base` with what a payload holds; both ends come to the same bits.
 
     Raises:
         PayloadError: damaged, for another model, of another codec, or not finite.

@@ -16,7 +16,7 @@ from fl.codec.payload import Tensors, checksum_of, specs_of
 from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
     CANNOT,
-    LINK,
+    WIRE,
     Initial,
     bytes_in,
     checked,
@@ -64,17 +64,17 @@ def codec_mod(
     client = _Client(broadcast, update, initial, seed)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if LINK not in message.content.config_records:
+        if WIRE not in message.content.config_records:
             with _in_its_name():
                 client.refuse_plain(message)
             return call_next(message, context)
-        told = message.content.config_records[LINK]
+        told = message.content.config_records[WIRE]
         with _in_its_name():
             key, received, held = client.received(message, told, context)
         if received is None:
-            return Message(RecordDict({LINK: ConfigRecord({"holds": held})}), reply_to=message)
+            return Message(RecordDict({WIRE: ConfigRecord({"holds": held})}), reply_to=message)
         message.content = RecordDict({**message.content, key: record_of(received)})
-        del message.content[LINK]
+        del message.content[WIRE]
         stream = _stream(message, context)
         reply = call_next(message, context)
         if not reply.has_error():
@@ -142,7 +142,7 @@ class _Client:
             context.state[REFERENCE] = record_of(received)
         evaluates = reply.metadata.message_type.startswith("evaluate")  # whose arrays are no trained model
         if self._update is None or not reply.content.array_records or evaluates:
-            reply.content[LINK] = ConfigRecord()  # so that the server sees that this mod was there
+            reply.content[WIRE] = ConfigRecord()  # so that the server sees that this mod was there
             return
         key = model_key(reply.content.array_records, sent_as)
         trained = fitted(tensors_of(reply.content.array_records[key]), received)
@@ -170,7 +170,7 @@ def _coded(
     payload = update.encode(change, rng, base=fingerprint(received))
     arriving = update.decode(payload, specs_of_difference(received))
     context.state[RESIDUAL] = record_of({n: lost(a, arriving[n]) for n, a in change.items() if n in fed_back})
-    context.state[LINK] = ConfigRecord({"sent": payload})
+    context.state[WIRE] = ConfigRecord({"sent": payload})
     return payload
 
 
@@ -181,7 +181,7 @@ def _undelivered(context: Context, told: ConfigRecord, update: Codec, received: 
     missing, specs = tensors_of(context.state.array_records[RESIDUAL]), specs_of(received)
     if any(specs.get(name) != spec for name, spec in specs_of(missing).items()):
         return {}
-    sent = bytes_in(context.state.config_records[LINK], "sent")
+    sent = bytes_in(context.state.config_records[WIRE], "sent")
     if checksum_of(sent) != told.get("accepted"):
         arrived = update.decode(sent, specs_of_earlier_difference(received, missing))
         missing = {name: array + arrived[name] for name, array in missing.items()}

@@ -1,4 +1,4 @@
-"""The server's end of the link: codes what is sent, decodes what arrives, knows what each node holds."""
+"""The server link: codes what is sent, decodes what arrives, knows what each node holds."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,9 @@ from fl.codec.payload import Tensors, base_of, checksum_of
 from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
     CANNOT,
-    LINK,
     NEEDED,
     STYPE,
+    WIRE,
     Initial,
     bytes_in,
     model_key,
@@ -149,7 +149,7 @@ class ServerLink:
         for message in coded if self.active else ():
             node, records = message.metadata.dst_node_id, message.content.array_records
             self._asked.pop(node, None)
-            if not records or LINK in message.content:
+            if not records or WIRE in message.content:
                 continue
             sent = self._recognized(records)
             told = ConfigRecord({"reference": sent.id, "accepted": self._accepted.get(node, -1)})
@@ -158,7 +158,7 @@ class ServerLink:
                 told["chain"] = False
             if len(records) > 1:
                 told["record"] = sent.key
-            content = RecordDict({**message.content, LINK: told})  # one for each: strategies share theirs
+            content = RecordDict({**message.content, WIRE: told})  # one for each: strategies share theirs
             content[sent.key] = self._broadcast_to(node) if sent.on_chain else records[sent.key]
             message.content = content
             self._asked[node], self.key = sent, sent.key
@@ -193,9 +193,9 @@ class ServerLink:
         if not self.active or reply.has_error():
             return
         node, content = reply.metadata.src_node_id, reply.content
-        told = content.config_records.get(LINK)
+        told = content.config_records.get(WIRE)
         if told is not None:
-            del content[LINK]
+            del content[WIRE]
         if told is not None and "holds" in told:
             known, self._holds[node] = node in self._holds, bytes_in(told, "holds")
             why = "" if known or not self._at_first else "; initial must return the same bits in every process"

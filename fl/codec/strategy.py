@@ -60,9 +60,9 @@ class CodecStrategy(Strategy):
         if initial is not None and fingerprint(start_of(initial)) != fingerprint(start_of(initial)):
             raise ConfigError("CodecStrategy(initial=...): returned two different models; seed it")
         self._codec_inner = inner
-        link = ServerLink(broadcast, update, initial=initial, seed=seed)
-        link.key = getattr(inner, "arrayrecord_key", link.key)
-        self._codec_run = _Run(link)
+        server_link = ServerLink(broadcast, update, initial=initial, seed=seed)
+        server_link.key = getattr(inner, "arrayrecord_key", server_link.key)
+        self._codec_run = _Run(server_link)
 
     def start(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the inner strategy's own `start`.
@@ -128,8 +128,8 @@ def _check(inner: object) -> None:
 class _Run:
     """What a wrapped strategy's messages went through in one training."""
 
-    def __init__(self, link: ServerLink) -> None:
-        self.link, self.log = link, LOG
+    def __init__(self, server_link: ServerLink) -> None:
+        self.server_link, self.log = server_link, LOG
         self.begin()
 
     def begin(self) -> None:
@@ -141,7 +141,7 @@ class _Run:
     def model(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
         """Returns the model that the strategy is to move; see `ServerLink.begin`."""
         try:
-            return self.link.begin(arrays)
+            return self.server_link.begin(arrays)
         except PayloadError as error:
             raise RunError(f"round {server_round}: the strategy's model cannot be sent: {error}") from error
 
@@ -150,7 +150,7 @@ class _Run:
         plain = list(messages)
         before = array_bytes(plain)
         try:
-            coded = self.link.send(plain)
+            coded = self.server_link.send(plain)
         except QuantflError as error:
             raise RunError(f"round {server_round}: the strategy's messages cannot be sent: {error}") from error
         self._count("sent", array_bytes(coded), before)
@@ -169,7 +169,7 @@ class _Run:
             if problem is None or reply.has_error():
                 readable.append(reply)
             if problem is None:
-                self.link.accept(reply)
+                self.server_link.accept(reply)
                 self._count("received", coded, array_bytes([reply]))
                 hopeless = False
                 continue
@@ -186,7 +186,7 @@ class _Run:
         """Decodes a reply; returns what is wrong with it, None if it can be used."""
         if not reply.has_error():
             try:
-                self.link.receive(reply)
+                self.server_link.receive(reply)
             except PayloadError as error:
                 return str(error)
             return None

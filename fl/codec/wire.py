@@ -11,7 +11,7 @@ from fl.codec.changes import as_tensors
 from fl.codec.payload import Tensors
 from fl.core.errors import ConfigError, PayloadError
 
-LINK = "quantfl.link"
+WIRE = "quantfl.link"
 """Record in messages and in a client's state."""
 STYPE = "quantfl.payload"
 """Serialization type of an array that is a payload: whoever does not decode it fails loudly."""
@@ -81,7 +81,7 @@ def checked(end: str, broadcast: object, update: object, initial: object, seed: 
     """Refuses arguments of another kind.
 
     Args:
-        end: of the link, for the error.
+        end: of the wire, for the error.
         broadcast: should be a codec or None.
         update: the same.
         initial: should be a function or None.

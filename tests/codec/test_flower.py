@@ -13,7 +13,7 @@ from torch import nn
 from fl.codec import CodecStrategy, Ecq, Eden, Fp16, PayloadError, Raw, ServerLink, Uniform, codec_mod, fingerprint
 from fl.codec.client_mod import REFERENCE, RESIDUAL
 from fl.codec.payload import specs_of
-from fl.codec.wire import LINK
+from fl.codec.wire import WIRE
 from fl.core.errors import QuantflError
 from fl.core.files import read_json, read_jsonl
 from fl.core.run_folder import COMMUNICATION
@@ -71,7 +71,7 @@ def rounds(link, grid, asked, drop=()):
         content = RecordDict({"arrays": record(exact), "config": ConfigRecord({"server-round": server_round})})
         exact = {name: array.numpy() for name, array in link.begin(record(exact)).items()}
         messages = link.send([Message(content, 2 + client, "train") for client in clients])
-        sent = messages[0].content[LINK]["reference"]
+        sent = messages[0].content[WIRE]["reference"]
         changes = []
         for reply in grid.send_and_receive(messages):
             if (server_round, reply.metadata.src_node_id - 2) in drop:
@@ -413,7 +413,7 @@ def test_records_of_the_link_never_reach_an_app():
         (reply,) = grid.send_and_receive(link.send([Message(content, 2, "train")]))
         link.receive(reply)
     assert seen == [{"arrays", "config"}]
-    assert LINK not in reply.content
+    assert WIRE not in reply.content
     assert REFERENCE not in grid.states.get(2)
     for name, array in reply.content["arrays"].items():
         np.testing.assert_array_equal(array.numpy(), start()[name])

@@ -11,7 +11,7 @@ from fl.codec.broadcast import BroadcastChain, follow
 from fl.codec.changes import applied, difference, lost, specs_of_difference
 from fl.codec.client_mod import REFERENCE
 from fl.codec.payload import base_of, specs_of
-from fl.codec.wire import LINK, STYPE
+from fl.codec.wire import STYPE, WIRE
 from fl.core.errors import PayloadError
 from fl.federation.engine.in_process import InProcess
 
@@ -183,7 +183,7 @@ def test_messages_without_a_model_pass_both_ends():
 
     @app.train("count")
     def count(message, context):
-        assert LINK not in message.content
+        assert WIRE not in message.content
         return Message(RecordDict({"arrays": record(model())}), reply_to=message)
 
     with InProcess().open(app, 1) as grid:
@@ -306,7 +306,7 @@ def test_who_has_some_of_the_frames_begins_at_the_one_it_lacks():
 def test_a_link_says_where_its_records_are():
     link = ServerLink(BOTH["broadcast"], INT8, initial=model)
     (message,) = sent_by(link, model())
-    told = message.content.config_records[LINK]
+    told = message.content.config_records[WIRE]
     assert told["reference"] == fingerprint(model())
     assert told["settings"] == "broadcast=int8 per channel, update=int8 per channel, initial=given"
     assert isinstance(message.content["arrays"], ArrayRecord)

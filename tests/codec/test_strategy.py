@@ -18,7 +18,7 @@ from fl.codec import CodecStrategy, Ecq, Eden, PayloadError, Raw, ServerLink, Un
 from fl.codec.client_mod import RESIDUAL
 from fl.codec.entropy import pack
 from fl.codec.payload import specs_of
-from fl.codec.wire import LINK, STYPE, payload_array
+from fl.codec.wire import STYPE, WIRE, payload_array
 from fl.core.errors import ConfigError, QuantflError, RunError
 from fl.federation.engine.in_process import InProcess
 
@@ -619,7 +619,7 @@ def test_who_is_asked_twice_for_one_model_answers_twice():
         list(grid.send_and_receive(sent_by(link, model())))
         for _ in range(2):
             (reply,) = grid.send_and_receive(sent_by(link, moved))
-            assert "holds" not in reply.content.config_records.get(LINK, {})
+            assert "holds" not in reply.content.config_records.get(WIRE, {})
         link.receive(reply)
     assert specs_of(arrays_in(reply.content["arrays"])) == specs_of(moved)
 
