@@ -13,6 +13,7 @@ from fl.codec.payload import CODED, NO_STATE, Header, Spec, Tensors, assemble, d
 from fl.codec.tensors import decode_small, encode_small, is_value, is_vector, not_finite, refuse_impossible, within
 from fl.core.errors import PayloadError
 
+Arrays = Sequence[np.ndarray]
 STRICT = ConfigDict(extra="forbid")
 """Of every codec's class: a setting that it does not have is an error."""
 TINY = 1024
@@ -30,7 +31,7 @@ class Codec(ABC):
     Attributes:
         error_feedback: whether a sender adds what was lost to what it sends next (arXiv 1901.09847).
         decay: what is kept of the loss until then, from 0 to 1.
-        exact: whether every tensor travels as it is, and no difference is taken, as with `Raw`.
+        exact: whether no difference is taken and no tensor is the codec's own; who sets it overrides `encode`.
         tiny: tensors with fewer elements are never the codec's, nor, unless it is 0, is any `is_vector`.
         small_bytes: for each element of those: 2, or 1 where the codec's own have less than half a byte.
     """
@@ -51,9 +52,7 @@ class Codec(ABC):
         """ASCII, with every setting that a decoder must know."""
 
     @abstractmethod
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
         """Returns a body for each array.
 
         Args:
@@ -73,7 +72,7 @@ class Codec(ABC):
 
     def travels_as_value(self, name: str, dtype: np.dtype) -> bool:
         """Tells the tensors that travel as values; of all others the difference to the base does."""
-        return is_value(name, dtype)
+        return self.exact or is_value(name, dtype)
 
     def differences(self, new: Tensors, base: Tensors) -> dict[str, np.ndarray]:
         """Returns what has to travel for who holds `base` to come to `new`; zeros where `base` is not finite.
@@ -171,7 +170,7 @@ class Codec(ABC):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Feedback(Codec):
-    """The settings of a codec that loses something: see `Codec`."""
+    """The settings of a codec that loses something; `Codec` says what they do."""
 
     error_feedback: bool = False
     decay: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
@@ -179,21 +178,13 @@ class Feedback(Codec):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Packed(Codec):
-    """The setting of a codec that makes integers.
-
-    Args:
-        entropy: how they are packed.
-    """
+    """The setting of a codec that makes integers: how they are packed."""
 
     entropy: Entropy = "ans"
 
 
 class Rated(Codec):
-    """A codec with a rate.
-
-    Attributes:
-        bits: for each element that it codes.
-    """
+    """A codec of so many bits for each element that it codes."""
 
     bits: float
 

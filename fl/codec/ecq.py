@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Feedback, Packed, Rated
-from fl.codec.entropy import WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
-from fl.codec.rate import BIN_BITS, Curve, largest_within
+from fl.codec.base import STRICT, Arrays, Feedback, Packed, Rated
+from fl.codec.entropy import CHUNK, WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
+from fl.codec.rate import Curve, Steps, bodies_within, largest_within
 from fl.core.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
@@ -24,8 +24,6 @@ LEAST_SHARE = 0.25
 TOLERANCE = 0.005
 HEAD_BYTES = 15
 """Of a body: step, number of bins, and the head of its symbols."""
-CHUNK = 1 << 16
-"""Elements that are worked on together: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,52 +80,35 @@ class Ecq(Feedback, Packed, Rated):
     def description(self) -> str:
         return f"ecq(offset={self.offset})"
 
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
-        wanted = target = self.bits * sum(array.size for array in arrays) / 8
-        bodies: list[bytes] = []
-        while not bodies:
-            bodies = self._found(arrays, target, rng).bodies()
-            if (excess := sum(map(len, bodies)) - wanted) > 0:  # entropies tell what is coded to a few bytes
-                bodies, target = [], target - excess
-        return bodies
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
+        wanted = self.bits * sum(array.size for array in arrays) / 8
+        return bodies_within(wanted, lambda target: self._found(arrays, target, rng).bodies())
 
-    def _found(self, arrays: Sequence[np.ndarray], wanted: float, rng: np.random.Generator) -> "_Attempt":
+    def _found(self, arrays: Arrays, wanted: float, rng: np.random.Generator) -> "_Attempt":
         """Returns the tensors quantized so finely that they take about so many bytes."""
-        biggest = max(array.size for array in arrays)
         curves = [Curve(array, self.offset) for array in arrays]
-        finer = [(array.size / biggest) ** self.size_power for array in arrays]
-        coarsest = [curve.coarsest for curve in curves]
-        begin = max(math.log2(each / f) for each, f in zip(coarsest, finer, strict=True))
+        fair = Steps(curves, [self._fair(curve) for curve in curves], self.size_power)
+        coarsest = Steps(curves, [curve.coarsest for curve in curves], self.size_power)
         slack = max(TOLERANCE * wanted, 4 * len(arrays))
         if self.entropy == "none":  # three bins at least
             self._refuse_below(sum(HEAD_BYTES + 1 + math.ceil(array.size / 4) for array in arrays), arrays, wanted)
-        for limits in ([self._fair(curve) for curve in curves], coarsest):
-
-            def steps(exponent: float) -> list[float]:
-                return [min(2.0**exponent * f, limit) for f, limit in zip(finer, limits, strict=True)]  # noqa: B023
-
-            def expected(exponent: float) -> float:
-                return sum(curve.expected_bytes(step) for curve, step in zip(curves, steps(exponent), strict=True))
-
-            ends = begin - BIN_BITS, begin
-            if found := largest_within(
-                lambda each: _Attempt(self, arrays, curves, steps(each)), expected, wanted, slack, ends
-            ):
+        for steps in (fair, coarsest):
+            found = steps.largest_within(lambda each: _Attempt(self, arrays, curves, each), wanted, slack, coarsest.end)
+            if found:
                 return found
         seed = int(rng.integers(2**32))  # many elements are as large as the largest: only some are sent
-        self._refuse_below(_Attempt(self, arrays, curves, coarsest, 0.0, seed).size, arrays, wanted)
+        fewest = _Attempt(self, arrays, curves, coarsest.limits, 0.0, seed)
+        self._refuse_below(fewest.size, arrays, wanted)
         some = largest_within(
-            lambda each: _Attempt(self, arrays, curves, coarsest, 2.0**-each, seed),
-            lambda each: 25 * len(arrays) + expected(begin) * 2.0**-each,
+            lambda each: _Attempt(self, arrays, curves, coarsest.limits, 2.0**-each, seed),
+            lambda each: 25 * len(arrays) + coarsest.expected_bytes(coarsest.end) * 2.0**-each,
             wanted,
             slack,
             (0.0, 40.0),
         )
-        return some or _Attempt(self, arrays, curves, coarsest, 0.0, seed)
+        return some or fewest
 
-    def _refuse_below(self, least: float, arrays: Sequence[np.ndarray], wanted: float) -> None:
+    def _refuse_below(self, least: float, arrays: Arrays, wanted: float) -> None:
         if least > wanted:
             floor = math.ceil(1.02 * 8000 * least / sum(array.size for array in arrays)) / 1000
             raise PayloadError(
@@ -224,7 +205,7 @@ class _Attempt:
     def __init__(
         self,
         codec: Ecq,
-        arrays: Sequence[np.ndarray],
+        arrays: Arrays,
         curves: Sequence[Curve],
         steps: Sequence[float],
         part: float = 1.0,

@@ -1,7 +1,7 @@
 """EDEN: random rotation, then the best quantizer of what every rotated vector looks like."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import field
 from functools import lru_cache
 from statistics import NormalDist
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Feedback, Packed, Rated
+from fl.codec.base import STRICT, Arrays, Feedback, Packed, Rated
 from fl.codec.entropy import Entropy, pack, unpack
 from fl.core.errors import PayloadError
 
@@ -41,9 +41,7 @@ class Eden(Feedback, Packed, Rated):
     def description(self) -> str:
         return f"eden{self.bits}"
 
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
         return [self._encode(array.reshape(-1), int(rng.integers(2**32))) for array in arrays]
 
     def _encode(self, vector: np.ndarray, seed: int) -> bytes:

@@ -15,7 +15,7 @@ MODEL_BITS = 9
 """Fewer than 2 ** 9 different symbols have a histogram; of more, the high bits are coded and the rest is packed."""
 ZSTD_LEVEL = 9
 CHUNK = 1 << 16
-"""Symbols packed at a time: they stay in the processor's cache, and fill whole bytes."""
+"""Elements that are worked on together: they stay in the processor's cache, and fill whole bytes."""
 WIDE_CHUNK = 1 << 12
 """The same where each symbol takes many bytes in between."""
 _HEAD = struct.Struct("<BBiI")  # mode, bits packed plainly beneath the coded ones, lowest symbol, span
@@ -100,11 +100,15 @@ def _offsets(symbols: np.ndarray, low: int, span: int) -> np.ndarray:
     return (unsigned - unsigned.dtype.type(low % 2 ** (8 * symbols.itemsize))).astype(_unsigned(span), copy=False)
 
 
+def entropy_bits(counts: np.ndarray, total: int | None = None) -> float:
+    """Returns the bits that symbols take at least which come so often, of `total` if others come too."""
+    used = counts[counts > 0]
+    return float((used * np.log2((total or used.sum()) / used)).sum())
+
+
 def _expected_bytes(counts: np.ndarray) -> float:
     """Returns about how long symbols become that are coded with their histogram."""
-    used = counts[counts > 0]
-    bits = float((used * np.log2(used.sum() / used)).sum())
-    return _HEAD.size + len(varints(counts)) + bits / 8 + 8
+    return _HEAD.size + len(varints(counts)) + entropy_bits(counts) / 8 + 8
 
 
 def _columns(symbols: np.ndarray, low: int, counts: np.ndarray) -> ColumnCoding | None:

@@ -1,15 +1,16 @@
 """How many bytes quantized tensors take at a step, told from histograms of their magnitudes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from fl.codec.entropy import CHUNK, entropy_bits
+
 CELLS = 4096
 """Bins whose elements are counted one by one; in those beyond, elements are taken to lie evenly."""
-CHUNK = 1 << 16
 BIN_BITS = 30
 """Of the finest bins."""
 BISECTIONS, TRIES = 24, 30
@@ -62,10 +63,10 @@ class Curve:
         below = np.interp(edges, *self._below)
         found = below - np.concatenate([[0.0], below[:-1]])
         beyond = self._low >= edges[-1]
-        bits = _entropy(found, self.size) + below[-1] - found[0]
+        bits = entropy_bits(found, self.size) + below[-1] - found[0]
         if beyond.any():
             inside = np.maximum((self._high[beyond] - self._low[beyond]) / step, 1)
-            bits += _entropy(self._counts[beyond], self.size)
+            bits += entropy_bits(self._counts[beyond], self.size)
             bits += float((self._counts[beyond] * (1 + np.log2(inside))).sum())
         return bits
 
@@ -77,11 +78,6 @@ class Curve:
         """Returns the largest step at which all elements together take so many bits, `coarsest` at most."""
         end = math.log2(self.coarsest)
         return float(2.0 ** inverse(lambda exponent: self.bits(2.0**exponent), bits, end - BIN_BITS, end))
-
-
-def _entropy(counts: np.ndarray, total: int) -> float:
-    used = counts[counts > 0]
-    return float((used * np.log2(total / used)).sum())
 
 
 def inverse(falling: Callable[[float], float], wanted: float, low: float, high: float) -> float:
@@ -138,3 +134,45 @@ def largest_within(
             break
         ratio = tried.size / max(expected(exponent), 1)
     return found
+
+
+def bodies_within(wanted: float, bodies_for: Callable[[float], list[bytes]]) -> list[bytes]:
+    """Returns bodies of at most `wanted` bytes: what they are made for is off by a few, as entropies are."""
+    target = wanted
+    while True:
+        bodies = bodies_for(target)
+        if (excess := sum(map(len, bodies)) - wanted) <= 0:
+            return bodies
+        target -= excess
+
+
+class Steps:
+    """A step for each of several tensors: a power of two times a power of the tensor's size, and limited.
+
+    Args:
+        curves: of the tensors.
+        limits: their largest steps.
+        size_power: of a tensor's part of the largest one's size.
+        wider: by how much a step is wider than the one of a curve that takes as many bytes.
+    """
+
+    def __init__(self, curves: Sequence[Curve], limits: Sequence[float], size_power: float, wider: float = 1.0) -> None:
+        biggest = max(curve.size for curve in curves)
+        self._curves, self.limits, self._wider = curves, limits, wider
+        self._finer = [(curve.size / biggest) ** size_power for curve in curves]
+        self.end = max(math.log2(limit / f) for limit, f in zip(limits, self._finer, strict=True))
+
+    def _at(self, exponent: float) -> list[float]:
+        return [min(2.0**exponent * f, limit) for f, limit in zip(self._finer, self.limits, strict=True)]
+
+    def expected_bytes(self, exponent: float) -> float:
+        """Returns about how long all bodies are; from the exponent `end` on steps are at their limits."""
+        several = zip(self._curves, self._at(exponent), strict=True)
+        return sum(curve.expected_bytes(step / self._wider) for curve, step in several)
+
+    def largest_within(
+        self, attempt: Callable[[list[float]], Tried], wanted: float, slack: float, end: float
+    ) -> Tried | None:
+        """Returns the attempt with the largest steps, up to those of an exponent; see the function of this name."""
+        ends = end - BIN_BITS, end
+        return largest_within(lambda each: attempt(self._at(each)), self.expected_bytes, wanted, slack, ends)

@@ -1,6 +1,5 @@
 """Sparse ternary compression: the largest elements alone."""
 
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated
 
@@ -8,12 +7,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Feedback, Packed
-from fl.codec.entropy import pack, unpack
+from fl.codec.base import STRICT, Arrays, Feedback, Packed
+from fl.codec.entropy import CHUNK, pack, unpack
 from fl.core.errors import PayloadError
-
-BLOCK = 1 << 16
-"""Elements that are worked on together: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,15 +25,9 @@ class Stc(Feedback, Packed):
 
     fraction: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.01
     error_feedback: bool = field(default=True, kw_only=True)
-    small_bytes = 1
+    description, small_bytes = "stc", 1
 
-    @property
-    def description(self) -> str:
-        return "stc"
-
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
         size = sum(array.size for array in arrays)
         least, equal = _least_of_largest(arrays, max(1, round(self.fraction * size)))
         bodies = []
@@ -51,14 +41,14 @@ class Stc(Feedback, Packed):
         """Returns the body of all beyond `least` and the first `equal` of those that are it, and of how many."""
         vector, symbols = array.reshape(-1), np.zeros(array.size, np.int8)
         chosen, taken = [], 0
-        for start in range(0, len(vector), BLOCK):
-            part = vector[start : start + BLOCK]
+        for start in range(0, len(vector), CHUNK):
+            part = vector[start : start + CHUNK]
             bits = _magnitude_bits(part)
             kept = bits > least
             first = np.flatnonzero((bits == least) & (bits > 0))[: equal - taken]  # nothing of what is 0
             kept[first] = True
             taken += len(first)
-            symbols[start : start + BLOCK] = kept * np.sign(part)
+            symbols[start : start + CHUNK] = kept * np.sign(part)
             chosen.append(np.abs(part[kept]))
         magnitudes = np.concatenate(chosen)
         if not len(magnitudes):
@@ -80,15 +70,15 @@ def _magnitude_bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
-def _least_of_largest(arrays: Sequence[np.ndarray], kept: int) -> tuple[int, int]:
+def _least_of_largest(arrays: Arrays, kept: int) -> tuple[int, int]:
     """Returns the bits of the smallest of the `kept` largest magnitudes, and how many as large are among these."""
     high, place = 0, 0
     for shift in (16, 0):  # the first half of the bits, then the second of those that begin so
         counts = np.zeros(1 << 16, np.int64)
         for array in arrays:
             flat = array.reshape(-1)
-            for start in range(0, len(flat), BLOCK):
-                bits = _magnitude_bits(flat[start : start + BLOCK])
+            for start in range(0, len(flat), CHUNK):
+                bits = _magnitude_bits(flat[start : start + CHUNK])
                 bits = bits[bits >> 16 == high] & 0xFFFF if shift == 0 else bits >> 16
                 counts += np.bincount(bits, minlength=len(counts))
         beyond = np.cumsum(counts[::-1])[::-1]

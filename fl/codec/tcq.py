@@ -9,12 +9,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Feedback
+from fl.codec.base import STRICT, Arrays, Feedback
 from fl.codec.contexts import Reader, Writer, model_of
 from fl.codec.ecq import LARGEST, LEAST_SHARE, MOST_GAIN, TOLERANCE
-from fl.codec.entropy import read_varints, varints
-from fl.codec.rate import BIN_BITS, Curve, largest_within
-from fl.codec.trellis import CENTRED, MOST, NEXT, NOMINAL, Prices, best_path, entropy, in_lanes, lanes_of, out_of_lanes
+from fl.codec.entropy import entropy_bits, read_varints, varints
+from fl.codec.rate import Curve, Steps, bodies_within
+from fl.codec.trellis import CENTRED, MOST, NEXT, NOMINAL, Prices, best_path, in_lanes, lanes_of, out_of_lanes
 from fl.core.errors import PayloadError
 
 OFFSET, WIDER = 0.4, 0.55
@@ -44,42 +44,26 @@ class Tcq(Feedback):
 
     bits: Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)] = 1.0
     size_power: Annotated[float, Field(ge=0, le=1)] = 0.25
-    small_bytes = 1
+    description, small_bytes = "tcq", 1
 
-    @property
-    def description(self) -> str:
-        return "tcq"
-
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
-        elements, biggest = sum(array.size for array in arrays), max(array.size for array in arrays)
-        wanted = target = self.bits * elements / 8
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
+        elements = sum(array.size for array in arrays)
+        wanted = self.bits * elements / 8
         curves = [Curve(array, OFFSET) for array in arrays]
-        finer = [(array.size / biggest) ** self.size_power for array in arrays]
-        limits = [self._coarsest(curve) for curve in curves]
+        steps = Steps(curves, [self._coarsest(curve) for curve in curves], self.size_power, WIDER)
         parts = [_Part(array.reshape(-1)) for array in arrays]
-
-        def steps(exponent: float) -> list[float]:
-            return [min(2.0**exponent * f, limit) for f, limit in zip(finer, limits, strict=True)]
-
-        def expected(exponent: float) -> float:
-            return sum(c.expected_bytes(s / WIDER) for c, s in zip(curves, steps(exponent), strict=True))
-
-        begin = max(math.log2(limit / f) for limit, f in zip(limits, finer, strict=True))
         slack = max(TOLERANCE * wanted, 4 * len(arrays))
-        while True:
-            ends = begin - BIN_BITS, begin
-            found = largest_within(lambda each: _Attempt(parts, steps(each)), expected, target, slack, ends)
+
+        def bodies(target: float) -> list[bytes]:
+            found = steps.largest_within(lambda each: _Attempt(parts, each), target, slack, steps.end)
             if found is None:
-                floor = math.ceil(1.02 * 8000 * _Attempt(parts, limits).size / elements) / 1000
+                floor = math.ceil(1.02 * 8000 * _Attempt(parts, steps.limits).size / elements) / 1000
                 raise PayloadError(
                     f"tcq: bits={self.bits:g} is less than these tensors take; choose at least {floor:g}"
                 )
-            bodies = [part.body(self.error_feedback) for part in found.parts]
-            if (excess := sum(map(len, bodies)) - wanted) <= 0:  # entropies tell what is coded to a few bytes
-                return bodies
-            target -= excess
+            return [part.body(self.error_feedback) for part in found.parts]
+
+        return bodies_within(wanted, bodies)
 
     def _coarsest(self, curve: Curve) -> float:
         """Returns the step at which a tensor has its share, or its largest element an index of about eight."""
@@ -115,7 +99,7 @@ class _Quantized:
         self._signs = np.array([self._negative.size - negative, negative])
         histograms = (self._signs, *(each[: self._used + 1] for each in self._counts))
         self._head = b"".join(varints(each) for each in histograms)
-        bits = self._path.bits() + entropy(self._signs)
+        bits = self._path.bits() + entropy_bits(self._signs)
         self.size = _HEAD.size + len(self._head) + bits / 8 + 8
 
     def body(self, shrunk: bool) -> bytes:
@@ -195,7 +179,7 @@ def _decode(body: memoryview, size: int) -> np.ndarray:
     return out_of_lanes(values.reshape(steps, lanes), size)
 
 
-def _read_path(reader: Reader, counts: Sequence[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _read_path(reader: Reader, counts: Arrays, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Returns indices and quantizers, uint8 [steps, lanes]."""
     models = [model_of(each) if each.any() else None for each in counts]
     indices, quantizers = np.empty(shape, np.uint8), np.empty(shape, np.uint8)

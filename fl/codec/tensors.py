@@ -79,15 +79,7 @@ def encode_exact(array: np.ndarray) -> tuple[int, bytes]:
 
 
 def encode_small(name: str, array: np.ndarray, num_bytes: int) -> tuple[int, bytes]:
-    """Returns kind and body of an array that loses little: FP16, or a byte, times a power of two.
-
-    Integers and booleans are exact, and so are statistics that this would move far.
-
-    Args:
-        name: of the tensor.
-        array: finite.
-        num_bytes: of an element, 1 or 2.
-    """
+    """Returns kind and body of a finite array: FP16 or a byte times a power of two, exact where `Codec` says so."""
     if not array.size or not np.issubdtype(array.dtype, np.floating) or array.dtype.itemsize > 8:
         return encode_exact(array)
     largest = float(np.abs(array).max())
@@ -122,11 +114,7 @@ def _byte_body(array: np.ndarray, exponent: int) -> bytes:
 
 
 def decode_small(kind: int, body: memoryview, spec: Spec) -> np.ndarray:
-    """Returns the array, new, of which this is kind and body.
-
-    Raises:
-        PayloadError: they are none of such an array.
-    """
+    """Returns the array, new; raises `PayloadError` where kind and body are none of such an array."""
     width = {PLAIN: spec.dtype.itemsize, SCALED_HALF: 2, SCALED_BYTE: 1}.get(kind)
     offset = 2 if kind in (SCALED_HALF, SCALED_BYTE) else 0
     if kind == PLANES:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl.codec.entropy import entropy_bits
+
 LANE = 256
 MOST = 127
 """The largest index."""
@@ -81,13 +83,7 @@ class Path:
 
     def bits(self) -> float:
         """Returns what the indices take at least without their signs, each quantizer with a histogram of its own."""
-        return sum(entropy(counts) for counts in self.counts())
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Returns the bits that symbols take which come so often."""
-    used = counts[counts > 0]
-    return float((used * np.log2(used.sum() / used)).sum())
+        return sum(entropy_bits(counts) for counts in self.counts())
 
 
 def in_lanes(vector: np.ndarray, lane: int = LANE) -> np.ndarray:

@@ -1,21 +1,19 @@
 """Codecs that work on one element after another: raw, FP16, integers with scales."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Codec, Feedback, Packed, Rated
-from fl.codec.entropy import pack, unpack
+from fl.codec.base import STRICT, Arrays, Codec, Feedback, Packed, Rated
+from fl.codec.entropy import CHUNK, pack, unpack
 from fl.codec.payload import NO_STATE, Header, Tensors, assemble, specs_of
 from fl.codec.tensors import encode_exact, refuse_impossible
 from fl.core.errors import PayloadError
 
 LARGEST, SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
-BLOCK = 1 << 16
-"""Elements quantized at a time: they stay in the processor's cache."""
 SMALL_HALF = 2.0**-13
 """Where FP16's own rounding of the largest element comes to less than what it makes of the smallest."""
 LONE = bytes(4)
@@ -26,15 +24,8 @@ LONE = bytes(4)
 class Raw(Codec):
     """Exact: every tensor of any dtype, compressed where that is shorter; NaN is refused as everywhere."""
 
-    exact = True
+    description, exact = "raw", True
     encode_large = decode_large = cast(Any, None)  # no tensor is the codec's own where all are exact
-
-    @property
-    def description(self) -> str:
-        return "raw"
-
-    def travels_as_value(self, name: str, dtype: np.dtype) -> bool:
-        return True
 
     def encode(self, tensors: Tensors, rng: np.random.Generator, *, base: bytes = NO_STATE) -> bytes:
         refuse_impossible(tensors)
@@ -50,15 +41,9 @@ class Fp16(Feedback):
     are significant, and below 3e-8 it is 0.
     """
 
-    tiny = 0
+    description, tiny = "fp16", 0
 
-    @property
-    def description(self) -> str:
-        return "fp16"
-
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
         bodies = []
         for array in arrays:
             if (largest := max(array.max(), -array.min())) >= 65520:  # what is nearer to the next power than to 65,504
@@ -101,9 +86,7 @@ class Uniform(Feedback, Packed, Rated):
     def description(self) -> str:
         return f"int{self.bits} per {self.scales}"
 
-    def encode_large(
-        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, other_bytes: int, total: int
-    ) -> list[bytes]:
+    def encode_large(self, arrays: Arrays, rng: np.random.Generator, other_bytes: int, total: int) -> list[bytes]:
         return [self._encode(array, rng) for array in arrays]
 
     def _encode(self, array: np.ndarray, rng: np.random.Generator) -> bytes:
@@ -143,8 +126,8 @@ class Uniform(Feedback, Packed, Rated):
 
 
 def _blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Yields pieces of a matrix of about `BLOCK` elements."""
-    rows, columns = max(1, BLOCK // shape[1]), min(BLOCK, shape[1])
+    """Yields pieces of a matrix of about `CHUNK` elements."""
+    rows, columns = max(1, CHUNK // shape[1]), min(CHUNK, shape[1])
     for row in range(0, shape[0], rows):
         for column in range(0, shape[1], columns):
             yield slice(row, row + rows), slice(column, column + columns)
