@@ -3,8 +3,6 @@
 import gc
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -75,29 +73,15 @@ def preloaded():
 
 @pytest.fixture
 def command(tmp_path, preloaded):
-    """Runs a command of the project from another folder; returns the finished process.
+    """Runs a command of the project from another folder, with this environment; returns the finished process."""
 
-    An environment of its own may change what libraries do when they are loaded, so that takes a new interpreter.
-    """
-
-    def run(*arguments, cwd=tmp_path, check=None, environment=None, timeout=PATIENCE_S):
+    def run(*arguments, cwd=tmp_path, check=None, timeout=PATIENCE_S):
         arguments = [str(each) for each in arguments]
         if arguments[0].endswith(".py"):
             arguments[0] = str(REPOSITORY / arguments[0])
         else:
             arguments.insert(0, "-m")
-        if environment:
-            done = subprocess.run(
-                [sys.executable, *arguments],
-                cwd=cwd,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | environment,
-            )
-        else:
-            done = preloaded.run(arguments, cwd, timeout)
+        done = preloaded.run(arguments, cwd, timeout)
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import REPOSITORY, SMALL, composed, train
+from conftest import REPOSITORY, SMALL, composed, run_small, train
 
 from fl.core.files import read_json, write_json
 from fl.core.targets import RENAMED, Target, known_classes
@@ -30,20 +30,21 @@ def test_an_old_name_is_that_of_a_class_of_today(old):
 
 
 def test_a_run_folder_with_old_names_is_resumed_compared_and_verified(command, tmp_path):
-    own = train(command, *SMALL, "num_rounds=1", "strategy=nesterov", cwd=tmp_path)
-    config = with_old_names(composed(*SMALL, "num_rounds=1", "strategy=nesterov"))
+    overrides = ["num_rounds=1", "data.num_images=100", "strategy=nesterov"]
+    own = run_small(tmp_path / "run", *overrides)
+    config = with_old_names(composed(*SMALL, *overrides))
     assert config["strategy"]["_target_"] == "fl.strategy.FedAvgNesterov"
     assert len({name for name in OLD.values() if name in json.dumps(config)}) >= 6
     folder = tmp_path / "old"
     folder.mkdir()
     write_json(folder / "settings.json", config)
     command("fl", "resume", folder, check=0)
-    assert (folder / "final_model.pt").read_bytes() == (own / "final_model.pt").read_bytes()
+    assert (folder / "final_model.pt").read_bytes() == own.read_bytes()
     shutil.copy(folder / "checkpoint.pt", tmp_path)
     for name in ("final_model.pt", "summary.json", "communication.json"):  # killed before they were written
         (folder / name).unlink()
     command("fl", "resume", folder, check=0)
-    assert (folder / "final_model.pt").read_bytes() == (own / "final_model.pt").read_bytes()
+    assert (folder / "final_model.pt").read_bytes() == own.read_bytes()
     command("compare_quantizations.py", folder, "--precisions", "int8", check=0)
     command("compare_quantizations.py", folder, "--verify", check=0)
     report = read_json(folder / "quantization_comparison.json")

@@ -112,13 +112,13 @@ def test_who_has_the_damaged_one_open_keeps_it(source, tmp_path):
     assert np.array_equal(before.images, expected)
 
 
-def test_a_run_on_damaged_pixels_gives_the_same_bytes(small_run, tmp_path, command):
-    own = {"QUANTFL_CACHE": str(tmp_path / "cache")}
+def test_a_run_on_damaged_pixels_gives_the_same_bytes(small_run, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("QUANTFL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "one").mkdir()
-    train(command, *SMALL, cwd=tmp_path / "one", environment=own)
+    train(command, *SMALL, cwd=tmp_path / "one")
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.name.startswith("synthetic") and path.is_dir())
     flipped(folder / "images.npy", -1, keep_times=True)
-    done = command("fl.train", *SMALL, f"hydra.run.dir={tmp_path / 'two'}", environment=own, check=0)
+    done = command("fl.train", *SMALL, f"hydra.run.dir={tmp_path / 'two'}", check=0)
     assert "decoding it again" in done.stdout
     assert (tmp_path / "two" / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
 

@@ -31,7 +31,7 @@ LONG = [pytest.param(f"strategy={name}", marks=pytest.mark.long) for name in ("f
 
 
 @pytest.mark.parametrize("kind", [*LONG, f"strategy=nesterov {FEEDBACK}"])
-def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, command):
     overrides = [*SMALL, "num_rounds=4", "data.num_images=200", *kind.split()]
     whole = run_small(tmp_path / "whole", *overrides[len(SMALL) :])
     killed = tmp_path / "killed"
@@ -44,8 +44,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path):
     process.wait()
     assert not (killed / "final_model.pt").exists(), "killed too late to show anything"
     assert 1 <= len(read_jsonl(records)) < 4
-    done = subprocess.run([sys.executable, "-m", "fl", "resume", killed], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command("fl", "resume", killed, check=0)
     assert (killed / "final_model.pt").read_bytes() == whole.read_bytes()
     assert numbers_only(killed) == numbers_only(tmp_path / "whole")
 

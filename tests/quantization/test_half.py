@@ -134,16 +134,18 @@ def test_the_command_line_wins_over_the_variable_and_that_over_auto(variable, ty
     assert settings_from(composed(*SMALL, *typed)).compute.inference.fp16 is expected
 
 
-def test_a_run_evaluates_as_told_and_trains_the_same_model(command, small_run, tmp_path):
-    folder = train(command, *SMALL, "fraction_evaluate=0.5", cwd=tmp_path, environment={"USE_FP16": "Yes"})
+def test_a_run_evaluates_as_told_and_trains_the_same_model(command, small_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("USE_FP16", "Yes")
+    folder = train(command, *SMALL, "fraction_evaluate=0.5", cwd=tmp_path)
     assert read_json(folder / "summary.json")["evaluated_in"] == "float16"
     assert read_json(small_run / "summary.json")["evaluated_in"] == "float32"
     assert (folder / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
 
 
-def test_a_wrong_word_is_refused_before_training(refused):
+def test_a_wrong_word_is_refused_before_training(refused, monkeypatch):
     refused("fl.train", *SMALL, "inference.fp16=maybe", words=["inference.fp16=maybe", "auto", "enable", "disable"])
-    refused("fl.train", *SMALL, environment={"USE_FP16": "fast"}, words=["inference.fp16=fast", "USE_FP16"])
+    monkeypatch.setenv("USE_FP16", "fast")
+    refused("fl.train", *SMALL, words=["inference.fp16=fast", "USE_FP16"])
 
 
 def test_a_file_is_loaded_in_the_precision_asked_for(model, x, tmp_path, capsys):
