@@ -8,6 +8,7 @@ Processes are forks of this one, which has imported everything and done nothing.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -92,6 +93,7 @@ def outcome(folder):
 
 
 def main():
+    gc.freeze()  # else each fork copies the libraries' pages as soon as it collects garbage
     root = Path(sys.argv[1])
     config = read_json(root / "config.json")
     whole, count = root / "whole", root / "count"
