@@ -11,6 +11,7 @@ from fl.core.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -29,10 +30,15 @@ SHARES = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """Returns a figure of this size in inches and its axes side by side."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # now: a sweep's table is drawn by the door, whose --help needs none of it
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(np.ravel(figure.subplots(1, columns)))
+
+
+def whole_numbers(axis: "Axis") -> None:
+    """Puts an axis' ticks at whole numbers alone."""
+    axis.get_major_locator().set_params(integer=True, nbins=10, steps=None)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.figures import COLOURS, label_points, new_figure, save_figure
+from fl.core.figures import COLOURS, label_points, new_figure, save_figure, whole_numbers
 from fl.core.files import MIB
 
 Records = Mapping[int, Sequence[Mapping[str, Any]]]
@@ -60,8 +60,6 @@ def _name(row: Mapping[str, Any], settings: Sequence[str]) -> str:
 
 def _curves(path: Path, document: Mapping[str, Any], settings: list[str], records: Records) -> bool:
     """Accuracy over rounds for each value, and the last accuracy over values; seeds as mean and standard deviation."""
-    from matplotlib.ticker import MaxNLocator
-
     done = [row for row in document["jobs"] if row["state"] in ("completed", "time_limit")]
     rows = done or [row for row in document["jobs"] if records[row["job"]]]
     if not rows:
@@ -83,7 +81,7 @@ def _curves(path: Path, document: Mapping[str, Any], settings: list[str], record
         if spread is not None:
             over_rounds.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.2)
     over_rounds.set(xlabel="round", ylabel="test accuracy (%)")
-    over_rounds.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(over_rounds.xaxis)
     over_rounds.legend()
     over_values.set_xticks(range(len(names)), [name.rpartition("=")[2] for name in names])
     over_values.set(xlabel=settings[0] if settings else "", ylabel="test accuracy after the last round (%)")

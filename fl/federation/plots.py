@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.figures import COLOURS, new_figure, save_figure
+from fl.core.figures import COLOURS, new_figure, save_figure, whole_numbers
 from fl.core.files import MIB
 from fl.core.records import traffic
 
@@ -15,8 +15,6 @@ DIRECTIONS = ("broadcast", "update")
 
 def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: str) -> None:
     """Draws accuracy and loss over rounds, and accuracy over what was sent, from the lines of `rounds.jsonl`."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, (accuracy, loss, sent) = new_figure(15, 4, columns=3)
     each_round = [sum(traffic(record, way)["payload_bytes"] for way in DIRECTIONS) for record in records]
     so_far = {record["round"]: mb for record, mb in zip(records, np.cumsum(each_round) / MIB, strict=True)}
@@ -35,7 +33,7 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
     sent.set(xlabel="payload sent until then, both directions (MB)", ylabel="accuracy (%)")
     sent.set_xlim(left=0)
     for axes in (accuracy, loss):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     for axes in (accuracy, loss, sent):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -45,13 +43,11 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
 
 def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequence[str], data_title: str) -> None:
     """Draws how many images of each class each client holds, from int [clients, classes]."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, (axes,) = new_figure(1.5 + 0.5 * len(class_names), 1.5 + 0.3 * min(len(counts), 60))
     image = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0)
     axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     axes.set(ylabel="client", title=f"Training images per client, {data_title}")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.yaxis)
     if len(counts) <= 20:
         for (client, label), count in np.ndenumerate(counts):
             shade = "white" if count > 0.6 * counts.max() else "black"
