@@ -23,7 +23,7 @@ from fl.core.errors import RunError, one_line_errors
 from fl.core.files import read_json
 from fl.core.machine import compute_with
 from fl.core.seeds import derive, torch_generator
-from fl.data.partition import share_images
+from fl.data.partition import Sharing, share_images
 from fl.data.settings import open_data
 from fl.experiment.composing import composed
 from fl.experiment.run import run
@@ -47,8 +47,9 @@ class Bare:
             derive(self.settings.rounds.seed, "partition"),
             self.settings.data.cache_dir.expanduser() / "shares",
         )
-        sharing = self.settings.partition, self.images.labels, self.split.train, self.settings.rounds.num_clients, seed
-        with np.load(share_images(cache.absolute(), *sharing)) as stored:
+        num_clients = self.settings.rounds.num_clients
+        sharing = Sharing(self.settings.partition, self.images.labels, self.split.train, num_clients, seed)
+        with np.load(share_images(cache.absolute(), sharing)) as stored:
             self.shares = [stored[str(client)] for client in range(len(stored.files))]
         self.initial = self.model().state_dict()
         self.sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self.initial.items()}

@@ -1,10 +1,12 @@
 """How the training images are shared out among clients, by flwr-datasets."""
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -52,13 +54,9 @@ class Dirichlet:
     min_images: Annotated[int, Field(ge=1)] = 10
 
     def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
-        from flwr_datasets.partitioner import DirichletPartitioner
-
-        partitioner = DirichletPartitioner(
-            num_clients, "label", self.alpha, min_partition_size=self.min_images, seed=seed % 2**32
-        )
+        settings = {"alpha": self.alpha, "min_partition_size": self.min_images}
         try:
-            return _load(partitioner, labels)
+            return _shared("DirichletPartitioner", labels, num_clients, seed, settings)
         except ValueError as error:
             raise ConfigError(
                 f"partition.alpha={self.alpha}: ten draws left some of {num_clients} clients with fewer than "
@@ -78,17 +76,13 @@ class Shards:
     shards_per_client: Annotated[int, Field(ge=1)] = 2
 
     def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
-        from flwr_datasets.partitioner import ShardPartitioner
-
         if num_clients * self.shards_per_client > len(labels):
             raise ConfigError(
                 f"partition.shards_per_client={self.shards_per_client}: {num_clients} clients need "
                 f"{num_clients * self.shards_per_client} shards, but there are {len(labels)} training images"
             )
-        partitioner = ShardPartitioner(
-            num_clients, "label", num_shards_per_partition=self.shards_per_client, seed=seed % 2**32
-        )
-        return _load(partitioner, labels)
+        settings = {"num_shards_per_partition": self.shards_per_client}
+        return _shared("ShardPartitioner", labels, num_clients, seed, settings)
 
 
 def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
@@ -112,42 +106,60 @@ def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: i
     return shares
 
 
-def share_images(
-    folder: Path,
-    partition: Target,
-    labels: np.ndarray,
-    positions: np.ndarray,
-    num_clients: int,
-    seed: int,
-    otherwise: Path | None = None,
-) -> Path:
-    """Returns a file in `folder` with one sorted int64 array of image positions per client, named "0", "1", ...
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """All that decides who gets which images.
+
+    Attributes:
+        partition: names a `Partition`.
+        labels: int64, of every image.
+        positions: int64 [n], of the images to share out.
+        num_clients: how many clients.
+        seed: for this purpose, from `fl.core.seeds.derive`.
+    """
+
+    partition: Target
+    labels: np.ndarray
+    positions: np.ndarray
+    num_clients: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """A hash of it, of this code and of the libraries' versions."""
+        code = Path(__file__).read_bytes()
+        versions = [importlib.metadata.version(name) for name in ("flwr-datasets", "numpy")]
+        target, parameters = self.partition.target, dict(self.partition.parameters)
+        decides = [target, parameters, self.num_clients, self.seed, versions]
+        return f"{sha256(json.dumps(decides).encode(), code, self.labels, self.positions)[:32]}.npz"
+
+    def shares(self) -> dict[str, np.ndarray]:
+        """Returns a sorted int64 array of image positions per client, "0", "1", ...; see `split_among_clients`."""
+        if self.num_clients >= MANY_CLIENTS:
+            say(f"Sharing {counted(len(self.positions), 'training image')} among {self.num_clients:,} clients...")
+        labels = self.labels[self.positions]
+        shares = split_among_clients(self.partition.build(), labels, self.num_clients, self.seed)
+        return {str(client): self.positions[share] for client, share in enumerate(shares)}
+
+
+def share_images(folder: Path, sharing: Sharing, otherwise: Path | None = None) -> Path:
+    """Returns a file in `folder` that holds the shares.
 
     The file's name is a hash of all that decides its content, so an existing one is used as it is; for a class that is
     not the project's own it is made again, because its code may have changed.
 
     Args:
         folder: made when it is missing.
-        partition: names a `Partition`.
-        labels: int64, of every image.
-        positions: int64 [n], of the images to share out.
-        num_clients: how many clients.
-        seed: for this purpose, from `fl.core.seeds.derive`.
+        sharing: who gets which images.
         otherwise: where to write if `folder` cannot be written.
 
     Raises:
         ConfigError: see `split_among_clients`.
         DataError: `folder` cannot be written.
     """
-    code = Path(__file__).read_bytes()
-    versions = [importlib.metadata.version(name) for name in ("flwr-datasets", "numpy")]
-    decides = [partition.target, dict(partition.parameters), num_clients, seed, versions]
-    path = folder / f"{sha256(json.dumps(decides).encode(), code, labels, positions)[:32]}.npz"
-    if not path.exists() or not partition.target.startswith("fl.data.partition."):
-        if num_clients >= MANY_CLIENTS:
-            say(f"Sharing {counted(len(positions), 'training image')} among {num_clients:,} clients...")
-        shares = split_among_clients(partition.build(), labels[positions], num_clients, seed)
-        arrays = {str(client): positions[share] for client, share in enumerate(shares)}
+    path = folder / sharing.file_name
+    if not path.exists() or not sharing.partition.target.startswith("fl.data.partition."):
+        arrays = sharing.shares()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_npz(path, arrays)
@@ -172,9 +184,14 @@ def read_shares(path: Path) -> list[np.ndarray]:
         raise DataError(f"{path}: is damaged ({error}); delete this file and run again") from error
 
 
-def _load(partitioner: Any, labels: np.ndarray) -> list[np.ndarray]:
-    import datasets
+def _shared(
+    kind: str, labels: np.ndarray, num_clients: int, seed: int, settings: Mapping[str, Any]
+) -> list[np.ndarray]:
+    """Returns the shares that a partitioner of flwr-datasets makes; see `Partition.split`."""
+    import datasets  # now: with pandas and pyarrow it takes seconds, and most runs find their shares in the cache
+    from flwr_datasets import partitioner as kinds
 
+    partitioner: Any = getattr(kinds, kind)(num_clients, "label", seed=seed % 2**32, **settings)
     partitioner.dataset = datasets.Dataset.from_dict({"position": np.arange(len(labels)), "label": labels})
     loaded = []
     quiet = warnings.catch_warnings(action="ignore")  # one per new Dirichlet draw, and pyarrow's deprecations

@@ -13,7 +13,7 @@ from fl.core.files import read_json, sha256, write_json, write_npz
 from fl.core.run_folder import INDICES, PARTITION, PARTITION_PLOT, SHARES
 from fl.core.seeds import derive
 from fl.data import ImageSet, Split
-from fl.data.partition import label_distribution, read_shares, share_images
+from fl.data.partition import Sharing, label_distribution, read_shares, share_images
 from fl.experiment.settings import Settings
 from fl.federation.plots import plot_label_distribution
 
@@ -93,5 +93,5 @@ def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Pat
     """
     seed, num_clients = derive(settings.rounds.seed, "partition"), settings.rounds.num_clients
     folder = settings.data.cache_dir.expanduser().absolute() / "shares"
-    drawn = share_images(folder, settings.partition, images.labels, split.train, num_clients, seed, otherwise)
-    return Inputs(images, split, drawn)
+    sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed)
+    return Inputs(images, split, share_images(folder, sharing, otherwise))

@@ -5,7 +5,16 @@ import pytest
 
 from fl.core.errors import ConfigError, DataError
 from fl.core.targets import Target
-from fl.data.partition import Dirichlet, Iid, Shards, label_distribution, read_shares, share_images, split_among_clients
+from fl.data.partition import (
+    Dirichlet,
+    Iid,
+    Shards,
+    Sharing,
+    label_distribution,
+    read_shares,
+    share_images,
+    split_among_clients,
+)
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
 
@@ -57,9 +66,9 @@ def test_values_out_of_range_are_refused(kind, arguments):
         kind(**arguments)
 
 
-def shared(folder, **options):
+def shared(folder, otherwise=None, **options):
     arguments = {"partition": Target("fl.data.partition.Iid"), "num_clients": 5, "seed": 1} | options
-    return share_images(folder, labels=LABELS, positions=np.flatnonzero(LABELS < 8), **arguments)
+    return share_images(folder, Sharing(labels=LABELS, positions=np.flatnonzero(LABELS < 8), **arguments), otherwise)
 
 
 def test_shares_are_made_once_and_read_as_they_were(tmp_path):
@@ -77,7 +86,7 @@ def test_shares_are_of_the_images_that_may_be_trained_on(tmp_path):
     positions = np.flatnonzero(LABELS < 8)[::2]
     for kind in ("Iid", "Dirichlet"):
         target = Target(f"fl.data.partition.{kind}")
-        shares = read_shares(share_images(tmp_path, target, LABELS, positions, num_clients=5, seed=1))
+        shares = read_shares(share_images(tmp_path, Sharing(target, LABELS, positions, num_clients=5, seed=1)))
         assert sorted(np.concatenate(shares)) == list(positions)
         assert all(share.dtype == np.int64 and (np.diff(share) > 0).all() for share in shares)
         direct = split_among_clients(target.build(), LABELS[positions], 5, seed=1)
@@ -87,7 +96,7 @@ def test_shares_are_of_the_images_that_may_be_trained_on(tmp_path):
 def test_a_cached_split_is_of_these_images_and_settings_only(tmp_path):
     def path(parameters=(("alpha", 1.0),), labels=LABELS, positions=range(300)):
         target = Target("fl.data.partition.Dirichlet", dict(parameters))
-        return share_images(tmp_path, target, labels, np.array(positions), num_clients=3, seed=1)
+        return share_images(tmp_path, Sharing(target, labels, np.array(positions), num_clients=3, seed=1))
 
     others = [path(parameters=(("alpha", 2.0),)), path(labels=LABELS[::-1].copy()), path(positions=range(1, 301))]
     assert len({path(), *others}) == 4
@@ -141,5 +150,5 @@ def test_sharing_images_among_many_clients_says_so(tmp_path, capsys):
 
     labels = np.arange(600) % 10
     for clients, said in ((2, ""), (200, "Sharing 600 training images among 200 clients...\n")):
-        share_images(tmp_path, Target("fl.data.partition.Iid"), labels, np.arange(600), clients, 1)
+        share_images(tmp_path, Sharing(Target("fl.data.partition.Iid"), labels, np.arange(600), clients, 1))
         assert capsys.readouterr().out == said
