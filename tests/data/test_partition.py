@@ -143,11 +143,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 
 def test_sharing_images_among_many_clients_says_so(tmp_path, capsys):
-    import numpy as np
-
-    from fl.core.targets import Target
-    from fl.data.partition import share_images
-
     labels = np.arange(600) % 10
     for clients, said in ((2, ""), (200, "Sharing 600 training images among 200 clients...\n")):
         share_images(tmp_path, Sharing(Target("fl.data.partition.Iid"), labels, np.arange(600), clients, 1))

@@ -63,19 +63,6 @@ class LiteRt(Format):
         return sum(model.Buffers(number).DataLength() for number in used)
 
 
-def _ranges(whole: Path, calibration: Tensor) -> dict[str, Any]:
-    """Returns the smallest and largest value of every tensor, over all images (the library averages them otherwise)."""
-    from ai_edge_quantizer.calibrator import CalibrationInterpreter, CalibrationMode
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update
-
-    seen = CalibrationInterpreter(str(whole), CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS, min_max_update)
-    runner = seen.get_signature_runner()
-    for image in calibration.contiguous().split(1):
-        runner(**{INPUT: image.numpy()})
-    found: dict[str, Any] = seen.get_calibration_results()
-    return found
-
-
 def _to_integers(x: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
     """Returns `x` as the file wants it: float32, or integers with a scale."""
     scale, zero_point = details["quantization"]
@@ -92,19 +79,23 @@ def _to_floats(x: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
 
 def _quantized(precision: str, whole: Path, calibration: Tensor) -> bytes:
     """Returns the file's content with weights in fewer bits."""
-    from ai_edge_quantizer import quantizer, recipe
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName
+    from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe
 
     with quiet():
         work: Any = quantizer.Quantizer(str(whole))
         ranges = None
         if precision == "fp16":
-            every = TFLOperationName.ALL_SUPPORTED
-            work.add_weight_only_config(".*", every, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+            every, cast = qtyping.TFLOperationName.ALL_SUPPORTED, algorithm_manager.AlgorithmName.FLOAT_CASTING
+            work.add_weight_only_config(".*", every, num_bits=16, algorithm_key=cast)
         elif precision == "int8":
             work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         else:
             work.load_quantization_recipe(recipe.static_wi8_ai8())
-            ranges = _ranges(whole, calibration)
+            every_tensor = calibrator.CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS
+            smallest_and_largest = calibrator.qsv_utils.min_max_update  # over all images; averaged otherwise
+            seen = calibrator.CalibrationInterpreter(str(whole), every_tensor, smallest_and_largest)
+            runner = seen.get_signature_runner()
+            for image in calibration.contiguous().split(1):
+                runner(**{INPUT: image.numpy()})
+            ranges = seen.get_calibration_results()
         return bytes(work.quantize(ranges).quantized_model)

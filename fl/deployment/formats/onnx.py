@@ -2,7 +2,6 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,11 @@ class Onnx(Format):
             _write(folded, target)
             return
         with tempfile.TemporaryDirectory() as scratch, quiet():
-            from onnxruntime.quantization import shape_inference
-
-            whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
-            static = precision == "int8_static"
+            whole, static = Path(scratch) / "whole.onnx", precision == "int8_static"
             _write(folded if static else _scaled_after(folded), whole)
-            shape_inference.quant_pre_process(str(whole), str(prepared), skip_optimization=not static)
-            (_static if static else _dynamic)(prepared, target, calibration)
+            _quantize(whole, target, calibration if static else None)
 
     def load(self, path: Path, threads: int) -> Executor:
-        import onnx
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -53,17 +47,21 @@ class Onnx(Format):
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")  # of threads when an answer is there
         content = path.read_bytes()
-        _refuse_other_files(onnx.load_from_string(content))
+        _refuse_other_files(_parsed(content))
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
 
     def weight_bytes(self, path: Path) -> int:
-        import onnx
+        from onnx.numpy_helper import to_array
 
-        return sum(
-            onnx.numpy_helper.to_array(tensor).nbytes
-            for tensor in onnx.load_from_string(path.read_bytes()).graph.initializer
-        )
+        return sum(to_array(tensor).nbytes for tensor in _parsed(path.read_bytes()).graph.initializer)
+
+
+def _parsed(content: bytes) -> Any:
+    """Returns the model in a file's content, as onnx reads it."""
+    import onnx
+
+    return onnx.load_from_string(content)
 
 
 def _refuse_other_files(message: Any) -> None:
@@ -112,8 +110,6 @@ def _scaled_after(folded: Net) -> Net:
 
 def _write(network: nn.Module, path: Path) -> None:
     """Writes a network with a batch of any size, weights inside the file, without the lines it was traced through."""
-    import onnx
-
     with quiet():
         torch.onnx.export(
             network.eval(),
@@ -126,36 +122,36 @@ def _write(network: nn.Module, path: Path) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
-    model = onnx.load(path)
+    model = _parsed(path.read_bytes())
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
-    onnx.save(model, path)
+    path.write_bytes(model.SerializeToString())
 
 
-def _dynamic(prepared: Path, target: Path, calibration: Tensor) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def _quantize(whole: Path, target: Path, calibration: Tensor | None) -> None:
+    """Writes a model in INT8, with ranges found at run time or, where there are images to calibrate on, with theirs."""
+    from onnxruntime import quantization
 
-    quantize_dynamic(prepared, target, per_channel=False, weight_type=QuantType.QUInt8)
+    prepared = whole.with_name("prepared.onnx")
+    quantization.quant_pre_process(str(whole), str(prepared), skip_optimization=calibration is None)
+    if calibration is None:
+        quantization.quantize_dynamic(prepared, target, per_channel=False, weight_type=quantization.QuantType.QUInt8)
+        return
+    batches = iter(calibration.split(CALIBRATION_BATCH))
 
-
-def _static(prepared: Path, target: Path, calibration: Tensor) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(calibration.split(CALIBRATION_BATCH))
-
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
+            batch = next(batches, None)
             return None if batch is None else {INPUT: batch.contiguous().numpy()}
 
-    quantize_static(
+    quantization.quantize_static(
         prepared,
         target,
         Reader(),
-        quant_format=QuantFormat.QDQ,
+        quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QUInt8,  # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, cut off
+        activation_type=quantization.QuantType.QUInt8,
+        # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, cut off
+        weight_type=quantization.QuantType.QUInt8,
     )
