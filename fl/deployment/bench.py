@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fl.core.console import progress, say, show_table
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import sha256, write_json
 from fl.core.machine import available_cores, compute_with, environment
-from fl.data.provenance import find_inputs, find_run
+from fl.data.provenance import TestSet, find_inputs, find_run
 from fl.deployment.candidates import Candidate, opened
 from fl.deployment.files import deployed
 from fl.deployment.formats import FORMATS
@@ -95,102 +95,100 @@ def compared(timing: Timing, baseline: Timing, labels: np.ndarray, batch_size: i
     }
 
 
+@dataclass(frozen=True)
+class Race:
+    """Models that answer the same images in turns, on the same machine.
+
+    Attributes:
+        candidates: the models.
+        baseline: which of them the others are compared with.
+        test: the images that are used.
+        batch_sizes: in order, none larger than there are images.
+        device: of our own model files; the others run on the CPU.
+        threads: of every runtime.
+    """
+
+    candidates: Sequence[Candidate]
+    baseline: int
+    test: TestSet
+    batch_sizes: Sequence[int]
+    device: torch.device
+    threads: int
+
+    def tell(self) -> None:
+        """Says what is measured on what."""
+        where = ", ".join(sorted({each.device for each in self.candidates}))
+        sizes = ", ".join(map(str, self.batch_sizes))
+        told = f"{counted(len(self.test.labels), 'image')} of {self.test.title}, {counted(self.threads, 'thread')}"
+        say(f"{told}, {where}, batch size{'s' if len(self.batch_sizes) > 1 else ''} {sizes}")
+
+    def run(self, peaks: Mapping[Path, Mapping[int, int | None]]) -> list[list[dict[str, Any]]]:
+        """Returns the figures of each model at each batch size.
+
+        Args:
+            peaks: memory by batch size, as far as it is known; the rest is measured.
+        """
+        results: list[list[dict[str, Any]]] = [[] for _ in self.candidates]
+        with progress("batch sizes", len(self.batch_sizes) + len(self.candidates)) as advance:
+            for size in self.batch_sizes:
+                timings = take_turns(self.candidates, self.test.images, size)
+                for timing, own in zip(timings, results, strict=True):
+                    own.append(compared(timing, timings[self.baseline], self.test.labels, size))
+                advance(1)
+            for each, own in zip(self.candidates, results, strict=True):
+                peak = dict(peaks.get(each.path, {}))
+                if left := [size for size in self.batch_sizes if size not in peak]:
+                    peak |= peak_memory(each.path, self.device.type, self.threads, left)
+                for entry in own:
+                    entry["peak_memory_bytes"] = peak[entry["batch_size"]]
+                advance(1)
+        return results
+
+    def report(self, results: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Returns the content of the JSON."""
+        test = self.test
+        return {
+            "baseline": str(self.candidates[self.baseline].path),
+            "test_set": {"title": test.title, "synthetic": test.synthetic, "num_images": len(test.labels)},
+            "models": [
+                {
+                    "model_path": str(each.path),
+                    "file_size_bytes": each.path.stat().st_size,
+                    "file_sha256": sha256(each.path.read_bytes()),
+                    "weight_bytes": each.weight_bytes,
+                    "device": each.device,
+                    "results": own,
+                }
+                for each, own in zip(self.candidates, results, strict=True)
+            ],
+            "environment": environment(self.device.type, self.threads),
+        }
+
+
 def bench(options: argparse.Namespace) -> Path:
     """Measures every model at every batch size and writes JSON and plot; returns the path of the JSON.
 
     Raises:
         QuantflError: an option, a file or the test images are at fault.
     """
-    options.models = [model for place in options.models for model in _models_in(place)]
-    output, batch_sizes = _place(options), sorted(set(options.batch_sizes))
-    for name in ("threads", "images"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    threads = options.threads or available_cores()
-    if options.plain_memory:
-        torch.set_num_threads(threads)
-    else:
-        compute_with(threads)
-    small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
-    foreign = [path for path in options.models if deployed(path)]
-    with progress("trying each in a process of its own", len(foreign)) as advance:
-        peaks = {}
-        for path in foreign:
-            peaks[path] = peak_memory(path, "cpu", threads, small)
-            advance(1)
-    candidates = [opened(path, device, threads) for path in options.models]
+    models = [model for place in options.models for model in _models_in(place)]
+    output, batch_sizes = _place(options.output, models), sorted(set(options.batch_sizes))
+    device, threads = _machine(options)
+    peaks = _tried_apart(models, threads, batch_sizes)
+    candidates = [opened(path, device, threads) for path in models]
     for each in candidates:
         each.tell(each.path)
-    baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
-    if baseline is None:
-        raise ConfigError(
-            f"{', '.join(map(str, options.models))}: none is an FP32 model, which the others are compared with"
-        )
-
-    one_image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    classes = [each.run(one_image).shape[1] for each in candidates]
-    if len(set(classes)) > 1:
-        told = ", ".join(f"{each.path} has {count}" for each, count in zip(candidates, classes, strict=True))
-        raise ConfigError(f"models of different classes cannot be compared: {told}")
-    runs = (find_run(each.path, each.made_from) for each in candidates if each.made_from)
-    run = next((found for found in runs if found), None)
-    inputs = find_inputs(run, options.data, classes[0])
-    if run is None:
-        say("note: no run lies beside these models, so their training images are not known")
-    test = inputs.test
-    every = math.ceil(len(test.labels) / (options.images or len(test.labels)))
-    images, labels = test.images[::every], test.labels[::every]
-    if too_large := [size for size in batch_sizes if size > len(labels)]:
-        batch_sizes = [size for size in batch_sizes if size <= len(labels)]
-        if not batch_sizes:
-            raise ConfigError(f"--batch-sizes {too_large[0]}: there are only {counted(len(labels), 'image')}")
-        say(
-            f"note: {', '.join(map(str, too_large))} left out, more than the {counted(len(labels), 'image')} in a batch"
-        )
-    where = ", ".join(sorted({each.device for each in candidates}))
-    sizes = ", ".join(map(str, batch_sizes))
-    told = f"{counted(len(labels), 'image')} of {test.title}, {counted(threads, 'thread')}, {where}"
-    say(f"{told}, batch size{'s' if len(batch_sizes) > 1 else ''} {sizes}")
-
-    results: list[list[dict[str, Any]]] = [[] for _ in candidates]
-    with progress("batch sizes", len(batch_sizes) + len(candidates)) as advance:
-        for size in batch_sizes:
-            timings = take_turns(candidates, images, size)
-            for timing, own in zip(timings, results, strict=True):
-                own.append(compared(timing, timings[baseline], labels, size))
-            advance(1)
-        for each, own in zip(candidates, results, strict=True):
-            peak = peaks.get(each.path, {})
-            if left := [size for size in batch_sizes if size not in peak]:
-                peak |= peak_memory(each.path, device.type, threads, left)
-            for entry in own:
-                entry["peak_memory_bytes"] = peak[entry["batch_size"]]
-            advance(1)
-    report = {
-        "baseline": str(options.models[baseline]),
-        "test_set": {"title": test.title, "synthetic": test.synthetic, "num_images": len(labels)},
-        "models": [
-            {
-                "model_path": str(each.path),
-                "file_size_bytes": each.path.stat().st_size,
-                "file_sha256": sha256(each.path.read_bytes()),
-                "weight_bytes": each.weight_bytes,
-                "device": each.device,
-                "results": own,
-            }
-            for each, own in zip(candidates, results, strict=True)
-        ],
-        "environment": environment(device.type, threads),
-    }
+    baseline = _baseline(candidates)
+    test = _test_images(candidates, options.data, options.images)
+    race = Race(candidates, baseline, test, _fitting(batch_sizes, len(test.labels)), device, threads)
+    race.tell()
+    report = race.report(race.run(peaks))
     write_json(output, report)
     plot_bench(output.with_suffix(".png"), report)
     show_table(COLUMNS, table_rows(report), keys=2)
     say(
-        f"p: McNemar's, exact, against {options.models[baseline].name}; memory: growth of the process at its peak, on "
-        "CUDA what torch allocated there"
+        f"p: McNemar's, exact, against {models[baseline].name}; memory: growth of the process at its peak, on CUDA "
+        "what torch allocated there"
     )
     say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}")
     return output
@@ -246,10 +244,73 @@ def _models_in(place: Path) -> list[Path]:
     return found
 
 
-def _place(options: argparse.Namespace) -> Path:
+def _place(output: Path | None, models: Sequence[Path]) -> Path:
     """Returns the path of the JSON, which must be one that can be written."""
-    output: Path = options.output or options.models[0].parent / "bench.json"
+    output = output or models[0].parent / "bench.json"
     if output.suffix != ".json" or output.is_dir():
         raise ConfigError(f"--output {output}: must be the path of a file that ends in .json")
     writable_folder(output.parent, "--output FILE.json")
     return output
+
+
+def _machine(options: argparse.Namespace) -> tuple[torch.device, int]:
+    """Returns the device and the threads to compute with, and sets those of this process."""
+    for name in ("threads", "images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    threads = options.threads or available_cores()
+    if options.plain_memory:
+        torch.set_num_threads(threads)
+    else:
+        compute_with(threads)
+    return device, threads
+
+
+def _tried_apart(models: Sequence[Path], threads: int, batch_sizes: Sequence[int]) -> dict[Path, dict[int, int | None]]:
+    """Returns the peak memory of each deployment file: before it is opened here, it was in a process of its own."""
+    small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
+    foreign = [path for path in models if deployed(path)]
+    peaks = {}
+    with progress("trying each in a process of its own", len(foreign)) as advance:
+        for path in foreign:
+            peaks[path] = peak_memory(path, "cpu", threads, small)
+            advance(1)
+    return peaks
+
+
+def _baseline(candidates: Sequence[Candidate]) -> int:
+    """Returns which model is the first in FP32."""
+    baseline = next((number for number, each in enumerate(candidates) if each.is_fp32), None)
+    if baseline is None:
+        told = ", ".join(str(each.path) for each in candidates)
+        raise ConfigError(f"{told}: none is an FP32 model, which the others are compared with")
+    return baseline
+
+
+def _test_images(candidates: Sequence[Candidate], data: str | None, most: int | None) -> TestSet:
+    """Returns the test images of the models' run, or of `data`, evenly thinned to no more than `most`."""
+    one_image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    classes = [each.run(one_image).shape[1] for each in candidates]
+    if len(set(classes)) > 1:
+        told = ", ".join(f"{each.path} has {count}" for each, count in zip(candidates, classes, strict=True))
+        raise ConfigError(f"models of different classes cannot be compared: {told}")
+    runs = (find_run(each.path, each.made_from) for each in candidates if each.made_from)
+    run = next((found for found in runs if found), None)
+    test = find_inputs(run, data, classes[0]).test
+    if run is None:
+        say("note: no run lies beside these models, so their training images are not known")
+    every = math.ceil(len(test.labels) / (most or len(test.labels)))
+    return replace(test, images=test.images[::every], labels=test.labels[::every])
+
+
+def _fitting(batch_sizes: Sequence[int], num_images: int) -> list[int]:
+    """Returns the batch sizes that there are images for, and says which are left out."""
+    if too_large := [size for size in batch_sizes if size > num_images]:
+        there = counted(num_images, "image")
+        if len(too_large) == len(batch_sizes):
+            raise ConfigError(f"--batch-sizes {too_large[0]}: there are only {there}")
+        say(f"note: {', '.join(map(str, too_large))} left out, more than the {there} in a batch")
+    return [size for size in batch_sizes if size <= num_images]

@@ -2,8 +2,8 @@
 
 import argparse
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,49 @@ from fl.core.run_folder import FORMATS_FILE, MODEL, ROUNDS, SUMMARY
 from fl.data.provenance import find_inputs, find_run
 from fl.deployment.choice import choose_round
 from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
-from fl.deployment.formats import formats
+from fl.deployment.formats import Format, formats
 from fl.deployment.plots import plot_selection
+from fl.models.net import Net, Network
 from fl.quantization import Precision
-from fl.quantization.model_file import load_fp32, read_file, save_model
+from fl.quantization.model_file import LoadedFile, load_fp32, read_file, save_model
 
 FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
 
 BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A model, and what it was converted to.
+
+    Attributes:
+        path: of the model.
+        source: what was read from there.
+        model: as it was trained.
+        converted: what is shipped.
+    """
+
+    path: Path
+    source: LoadedFile
+    model: Net
+    converted: Network
+
+    @property
+    def file_name(self) -> str:
+        """Of what is shipped."""
+        return f"model_{self.converted.quantization_info['precision']}.pt"
+
+    def metadata(self, content: bytes) -> dict[str, Any]:
+        """Returns where the file with this content comes from and what it is."""
+        return {
+            "made_from": str(self.path),
+            "made_from_sha256": self.source.sha256,
+            "made_from_bytes": self.source.num_bytes,
+            "file": self.file_name,
+            "file_size_bytes": len(content),
+            "file_sha256": sha256(content),
+            "quantization_info": self.converted.quantization_info,
+        }
 
 
 def export(options: argparse.Namespace) -> Path:
@@ -34,34 +69,18 @@ def export(options: argparse.Namespace) -> Path:
         QuantflError: the folder is no finished run, or what was asked for cannot be had.
     """
     chosen_formats = formats(options.format, "--format")
+    _check(options)
     run_dir: Path = options.run_dir
-    missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (run_dir / name).is_file()]
-    if missing:
-        raise ConfigError(f"{run_dir}: is no finished run, it has no {', '.join(missing)}")
-    if options.data and not chosen_formats:
-        raise ConfigError(f"--data {options.data}: nothing is evaluated without --format")
-    if options.keep_batchnorm_fp32 and options.quantize == "none":
-        raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
     summary, records = read_json(run_dir / SUMMARY), read_rounds(run_dir / ROUNDS)
     with reading(run_dir / SUMMARY):
         data = {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")}
     choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
-    model, source = load_fp32(choice.path)
-    source.tell(choice.path)
-    name = "fp16" if options.quantize == "fp16" else "fp32"
-    kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
-    exported = Precision(name).convert(model, None, **kept)
-    info: Any = exported.quantization_info
-    info.update(tensor_counts(source.state, exported.state_dict()))
-
-    folder: Path = options.output or run_dir / FOLDER
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder}: is a file; give a folder")
-    writable_folder(folder, "--output DIR")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as scratch:
-        path = Path(scratch) / f"model_{name}.pt"
-        save_model(path, exported, source.sha256)
-        content = path.read_bytes()
+    shipment = _converted(choice.path, options)
+    folder = _folder(options.output or run_dir / FOLDER)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
+        scratch = Path(name)
+        save_model(scratch / shipment.file_name, shipment.converted, shipment.source.sha256)
+        content = (scratch / shipment.file_name).read_bytes()
         metadata: dict[str, Any] = {
             "run_dir": str(run_dir),
             "round": choice.round,
@@ -70,41 +89,71 @@ def export(options: argparse.Namespace) -> Path:
             "reason": choice.reason,
             "candidates": choice.candidates,
             "data": data,
-            "made_from": str(choice.path),
-            "made_from_sha256": source.sha256,
-            "made_from_bytes": source.num_bytes,
-            "file": path.name,
-            "file_size_bytes": len(content),
-            "file_sha256": sha256(content),
-            "quantization_info": info,
+            **shipment.metadata(content),
         }
-        write_bytes(Path(scratch) / README, readme(metadata, path.name).encode())
+        write_bytes(scratch / README, readme(metadata, shipment.file_name).encode())
         if options.plot:
-            plot_selection(Path(scratch) / PLOT, records, choice.round, options.metric)
-        rows: list[list[str]] = []
-        if chosen_formats:
-            run = find_run(run_dir / MODEL, read_file(run_dir / MODEL).sha256)
-            inputs = find_inputs(run, options.data, model.num_classes)
-            say(f"Writing and evaluating {', '.join(f.name for f in chosen_formats)} on {inputs.test.title}...")
-            files = write_files(model, chosen_formats, inputs.calibration, Path(scratch))
-            measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
-            answers = same_precision(model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
-            measured = [replace(each, path=folder / each.path.name) for each in measured]
-            report = entries(measured, answers, run.trained_for if run else lambda precision: None)
-            write_json(Path(scratch) / FORMATS_FILE, {"made_from_sha256": source.sha256, "formats": report})
-            rows = list(table_rows(report))
-        metadata["files"] = sorted({METADATA, *(file.name for file in Path(scratch).iterdir())})
-        write_json(Path(scratch) / METADATA, metadata)
+            plot_selection(scratch / PLOT, records, choice.round, options.metric)
+        report = _deployed(shipment, chosen_formats, options, scratch, folder) if chosen_formats else {}
+        metadata["files"] = sorted({METADATA, *(file.name for file in scratch.iterdir())})
+        write_json(scratch / METADATA, metadata)
         _remove_older(folder, metadata["files"])
-        for file in Path(scratch).iterdir():
+        for file in scratch.iterdir():
             file.replace(folder / file.name)
-    if rows:
-        show_table(COLUMNS, rows, keys=2)
+    if report:
+        show_table(COLUMNS, table_rows(report), keys=2)
     say(f"Round {choice.round}: {choice.reason}")
-    ratio = source.num_bytes / len(content)
-    say(f"{folder / path.name}: {len(content):,} bytes, {ratio:.2f}x smaller than the FP32 file ({source.num_bytes:,})")
-    say(f"Why: {folder / METADATA}")
+    before, after = shipment.source.num_bytes, len(content)
+    told = f"{after:,} bytes, {before / after:.2f}x smaller than the FP32 file ({before:,})"
+    say(f"{folder / shipment.file_name}: {told}\nWhy: {folder / METADATA}")
     return folder
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses a folder that is no finished run, and options that do not go together."""
+    missing = [name for name in (MODEL, ROUNDS, SUMMARY) if not (options.run_dir / name).is_file()]
+    if missing:
+        raise ConfigError(f"{options.run_dir}: is no finished run, it has no {', '.join(missing)}")
+    if options.data and not options.format:
+        raise ConfigError(f"--data {options.data}: nothing is evaluated without --format")
+    if options.keep_batchnorm_fp32 and options.quantize == "none":
+        raise ConfigError("--keep-batchnorm-fp32: everything stays FP32 with --quantize none")
+
+
+def _converted(path: Path, options: argparse.Namespace) -> Shipment:
+    """Reads a model, says what it is, and converts it as asked."""
+    model, source = load_fp32(path)
+    source.tell(path)
+    kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
+    converted = Precision("fp16" if options.quantize == "fp16" else "fp32").convert(model, None, **kept)
+    counts = tensor_counts(source.state, converted.state_dict())
+    converted.quantization_info = {**converted.quantization_info, **counts}
+    return Shipment(path, source, model, converted)
+
+
+def _folder(folder: Path) -> Path:
+    """Returns the folder for the files, made where it is missing."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file; give a folder")
+    writable_folder(folder, "--output DIR")
+    return folder
+
+
+def _deployed(
+    shipment: Shipment, chosen: Sequence[Format], options: argparse.Namespace, scratch: Path, folder: Path
+) -> dict[str, Any]:
+    """Writes and evaluates deployment files in `scratch`; returns their entries, as they will lie in `folder`."""
+    final = options.run_dir / MODEL
+    run = find_run(final, read_file(final).sha256)
+    inputs = find_inputs(run, options.data, shipment.model.num_classes)
+    say(f"Writing and evaluating {', '.join(f.name for f in chosen)} on {inputs.test.title}...")
+    files = write_files(shipment.model, chosen, inputs.calibration, scratch)
+    measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
+    measured = [replace(each, path=folder / each.path.name) for each in measured]
+    answers = same_precision(shipment.model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
+    report = entries(measured, answers, run.trained_for if run else lambda precision: None)
+    write_json(scratch / FORMATS_FILE, {"made_from_sha256": shipment.source.sha256, "formats": report})
+    return report
 
 
 def _remove_older(folder: Path, new: Collection[str]) -> None:
