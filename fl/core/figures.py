@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure",
 
 def whole_numbers(axis: "Axis") -> None:
     """Puts an axis' ticks at whole numbers alone."""
-    axis.get_major_locator().set_params(integer=True, nbins=10, steps=None)
+    locator: Any = axis.get_major_locator()
+    locator.set_params(integer=True, nbins=10, steps=None)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

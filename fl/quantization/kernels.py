@@ -54,7 +54,7 @@ def _agrees(weight_shape: tuple[int, ...], is_image: bool) -> bool:
 def run_reference(
     x: Tensor, incoming: QParams, weight: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
 ) -> Tensor:
-    """Returns the layer's output, computed in float32.
+    """Returns the layer's output, computed in float32; it has as many arguments as the kernel that it stands for.
 
     Args:
         x: uint8 [n, in, height, width] for a convolution (stride 1, no padding), [n, in] for a linear layer.
