@@ -23,7 +23,7 @@ from fl.data.settings import open_data
 from fl.experiment.composing import composed
 from fl.experiment.settings import settings_from
 from fl.models.net import channels_last, to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.kernels import max_pool
 from fl.quantization.model_file import load_fp32
 from fl.quantization.modules import CONVOLUTIONS, LAYERS
@@ -52,7 +52,7 @@ def main() -> None:
         images, split = open_data(settings.data, settings.seed)
         model = channels_last(load_fp32(MODEL)[0])
         calibration = to_input(torch.from_numpy(images.images[split.train[:CALIBRATION]]))
-        static: Any = Precision("int8_static").convert(model, calibration)
+        static: Any = precision_of("int8_static").convert(model, calibration)
         batch = torch.from_numpy(images.images[split.test[:BATCH_SIZE]])
         with torch.inference_mode():
             table = layers(model, static, batch, options.repeats)

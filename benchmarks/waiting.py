@@ -28,7 +28,7 @@ import json, statistics, sys, time
 import torch
 from fl.core.machine import compute_with
 from fl.models.net import channels_last, initial_model, to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 
 compute_with(2)
 images = torch.randint(0, 256, (512, 64, 64, 3), dtype=torch.uint8)
@@ -48,7 +48,7 @@ for name, steps in json.loads(sys.argv[1]).items():
         step = lambda: train(int(batch))
     else:
         net.eval()
-        model = Precision("fp32" if kind == "FP32" else "int8_static").convert(net, to_input(images[:64]))
+        model = precision_of("fp32" if kind == "FP32" else "int8_static").convert(net, to_input(images[:64]))
         step = lambda: model(to_input(images[: int(batch)]))
     with torch.set_grad_enabled(kind == "training"):
         step()

@@ -20,7 +20,7 @@ from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, 
 from fl.deployment.formats import Format, formats
 from fl.deployment.plots import plot_selection
 from fl.models.net import Net, Network
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.model_file import LoadedFile, load_fp32, read_file, save_model
 
 FOLDER, METADATA, README, PLOT = "export", "selection_metadata.json", "README.md", "selection.png"
@@ -125,7 +125,7 @@ def _converted(path: Path, options: argparse.Namespace) -> Shipment:
     model, source = load_fp32(path)
     source.tell(path)
     kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
-    converted = Precision("fp16" if options.quantize == "fp16" else "fp32").convert(model, None, **kept)
+    converted = precision_of("fp16" if options.quantize == "fp16" else "fp32").convert(model, None, **kept)
     counts = tensor_counts(source.state, converted.state_dict())
     converted.quantization_info = {**converted.quantization_info, **counts}
     return Shipment(path, source, model, converted)

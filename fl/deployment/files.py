@@ -15,7 +15,7 @@ from fl.core.run_folder import COMPARISON, FORMATS_FILE
 from fl.data.provenance import TestSet
 from fl.deployment.formats import FORMATS, Executor, Format
 from fl.models.net import Net, to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.training.evaluation import Evaluation, evaluate, warm_up
 
 CPU = torch.device("cpu")
@@ -121,7 +121,7 @@ def same_precision(
     def answers(precision: str) -> Evaluation:
         if precision not in cache:
             inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else None
-            network = Precision(precision).convert(model, inputs)
+            network = precision_of(precision).convert(model, inputs)
             cache[precision] = evaluate(network, test.images, test.labels, batch_size=batch_size, device=CPU)
         return cache[precision]
 

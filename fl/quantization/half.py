@@ -6,7 +6,7 @@ import torch
 
 from fl.core.errors import ConfigError
 from fl.models.net import Net, Network, channels_last
-from fl.quantization import Precision
+from fl.quantization import precision_of
 
 YES, NO = ("1", "true", "yes", "enable"), ("0", "false", "no", "disable")
 
@@ -46,7 +46,7 @@ def prepare(
     if not (device.type == "cuda" if fp16 is None else fp16):
         return whole
     try:
-        half = Precision("fp16").convert(model, None, **options).to(device)
+        half = precision_of("fp16").convert(model, None, **options).to(device)
         with torch.inference_mode():
             if not half(torch.zeros(1, 3, 64, 64, device=device)).isfinite().all():
                 raise ValueError("its outputs are not finite")

@@ -19,7 +19,7 @@ from fl.core.console import say
 from fl.core.errors import ModelFileError, printable
 from fl.core.files import sha256, write_bytes
 from fl.models.net import Net, Network
-from fl.quantization import Precision, empty_model
+from fl.quantization import empty_model, precision_of
 from fl.quantization.file_content import read
 from fl.quantization.half import fp16_wanted, prepare
 from fl.quantization.precisions import SHORT, word
@@ -154,7 +154,7 @@ def load_with_info(path: Path, device: torch.device) -> tuple[Network, LoadedFil
     file = read_file(path)
     if not file.info:
         network, file = load_fp32(path)
-        return Precision("fp32").convert(network).to(device), file
+        return precision_of("fp32").convert(network).to(device), file
     with _about(path):
         try:
             if file.num_bytes * BITS_PER_BYTE < Net.features * int(file.info["num_classes"]):

@@ -1,7 +1,6 @@
-"""A precision: a function of `methods.py`, and how tables call it. A new one is a function there and one YAML."""
+"""A precision: one of `METHODS`, and how tables call it. A new one is a function in `methods.py` and one YAML."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from fl.core.errors import ConfigError
 from fl.core.presets import choices, preset
 from fl.core.targets import Target
 from fl.models.net import Net, Network, num_parameters
-from fl.quantization import methods
+from fl.quantization.methods import METHODS
 from fl.quantization.modules import QuantizedNet
 
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -31,13 +30,12 @@ class Precision:
     """
 
     name: str
-    title: str = ""
-    method: str = ""
+    title: str
+    method: str
     num_calibration_images: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_method(self.name):
-            raise ValueError(f"fl/quantization/methods.py has no function {self.name!r}")
+        _check(self.name)
 
     def convert(self, model: Net, calibration: Tensor | None = None, **options: bool) -> Network:
         """Returns a new model in evaluation mode with `quantization_info` and `input_dtype`; `model` stays as it is.
@@ -47,7 +45,7 @@ class Precision:
             calibration: float [n, 3, 64, 64] from training images, where `num_calibration_images` asks for them.
             **options: of the method.
         """
-        converted = _method(self.name)(model, calibration, **options)
+        converted = METHODS[self.name](model, calibration, **options)
         info: dict[str, Any] = {
             "precision": self.name,
             "dtype": word(self.name),
@@ -64,23 +62,35 @@ class Precision:
         return converted.eval()
 
 
+def precision_of(name: str) -> Precision:
+    """Returns a precision as its file in `conf/precision/` says.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    _check(name)
+    return _read(name)
+
+
 def empty_model(info: Mapping[str, Any]) -> Network:
     """Returns a model that a stored state dict fits, from the file's `quantization_info`.
 
     Raises:
         ValueError: it names no precision, or a layout of a newer version.
     """
-    precision, network = Precision(str(info["precision"])), Net(int(info["num_classes"])).eval()
-    model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
+    network = Net(int(info["num_classes"])).eval()
+    model = precision_of(str(info["precision"])).convert(
+        network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {}))
+    )
     if isinstance(model, QuantizedNet):
         model.use_layout(int(info.get("layout", 1)))
     model.quantization_info = dict(info)
     return model
 
 
-def word(precision: str) -> str:
+def word(name: str) -> str:
     """Returns the word for what a precision's weights are, as users' loaders ask for it; of int8_static it is int8."""
-    return precision.partition("_")[0]
+    return name.partition("_")[0]
 
 
 def kernels_of(model: Network) -> str:
@@ -89,17 +99,14 @@ def kernels_of(model: Network) -> str:
     return str(getattr(model, "kernels", f"{device}-{SHORT.get(dtype, dtype)}"))
 
 
-def _is_method(name: str) -> bool:
-    found = vars(methods).get(name)
-    return not name.startswith("_") and inspect.isfunction(found) and found.__module__ == methods.__name__
+def _check(name: str) -> None:
+    if name not in METHODS:
+        raise ValueError(f"fl/quantization/methods.py has no function {name!r}")
 
 
-def _method(name: str) -> Callable[..., Network]:
-    method: Callable[..., Network] = vars(methods)[name]
-    return method
-
-
-USUAL_ORDER = ("fp32", "fp16", "int8", "int8_static", "int4", "int2")
+def _read(name: str) -> Precision:
+    found: Precision = Target.from_config(f"precision/{name}", preset("precision", name)).build(name=name)
+    return found
 
 
 def precisions(names: list[str]) -> dict[str, Precision]:
@@ -110,14 +117,10 @@ def precisions(names: list[str]) -> dict[str, Precision]:
     """
     known = choices("precision")
     if "all" in names:
-        usual = [name for name in USUAL_ORDER if name in known]
+        usual = [name for name in METHODS if name in known]
         named = [name for name in names if name != "all"]
         names = list(dict.fromkeys([*named, *usual, *known]))
     for name in names:
         if name not in known:
             raise ConfigError(f"--precisions {name}: is no precision; valid choices: all, {', '.join(known)}")
-    found = {}
-    for name in names:
-        target = Target.from_config(f"precision/{name}", preset("precision", name))
-        found[name] = target.build(name=name)
-    return found
+    return {name: _read(name) for name in names}

@@ -1,6 +1,7 @@
 """What the comparison derives from what it measured, and what a file beside it may say; no command is started."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fl.core.files import MIB, sha256
 from fl.data import provenance
 from fl.data.provenance import Inputs
 from fl.models.net import to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.model_file import load_fp32, load_model, read_file, save_model, save_state
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def report(some, tmp_path_factory):
     trained_with = {"int2": "qat int2"}
     measured = {}
     for name in ("fp32", "fp16", "int2"):
-        path = convert_and_save(model, "5" * 64, Precision(name), folder, None, trained_with.get(name))
+        path = convert_and_save(model, "5" * 64, precision_of(name), folder, None, trained_with.get(name))
         measured[name] = measure(path, test, batch_size=8, device=CPU)
     subject = Comparison(
         model_path="m.pt",
@@ -111,7 +112,7 @@ def test_validation_images_are_measured_apart_from_test_images(some, tmp_path):
     validation = provenance.TestSet(images, labels, "held out", True, ())
     measured = {}
     for name in ("fp32", "int2"):
-        path = convert_and_save(model, "5" * 64, Precision(name), tmp_path, None)
+        path = convert_and_save(model, "5" * 64, precision_of(name), tmp_path, None)
         measured[name] = measure(path, test, validation, batch_size=8, device=CPU)
     entry = comparison._entry(measured["int2"], measured["fp32"], test, validation)
     accuracy = (measured["int2"].validation.predictions == labels).mean()
@@ -127,18 +128,18 @@ def test_a_loss_that_is_not_finite_is_no_measurement(some, tmp_path):
     broken = uneven_model(torch.from_numpy(test.images))
     broken.fc3.bias.data[0] = 3e38
     broken.fc3.weight.data[0] = 3e38
-    path = convert_and_save(broken, "5" * 64, Precision("fp32"), tmp_path, None)
+    path = convert_and_save(broken, "5" * 64, precision_of("fp32"), tmp_path, None)
     with pytest.raises(ModelFileError, match=r"model_fp32\.pt: its loss is not finite"):
         measure(path, test, batch_size=8, device=CPU)
 
 
 def test_calibration_uses_as_many_images_as_the_precision_asks_for(some, tmp_path):
     test, model = some
-    few = Precision("int8_static", num_calibration_images=5)
+    few = replace(precision_of("int8_static"), num_calibration_images=5)
     one = convert_and_save(model, "5" * 64, few, tmp_path, test.images).read_bytes()
     assert load_model(tmp_path / "model_int8_static.pt").quantization_info["num_calibration_images"] == 5
     assert convert_and_save(model, "5" * 64, few, tmp_path, test.images[:5]).read_bytes() == one
-    more = Precision("int8_static", num_calibration_images=23)
+    more = replace(precision_of("int8_static"), num_calibration_images=23)
     assert convert_and_save(model, "5" * 64, more, tmp_path, test.images).read_bytes() != one
 
 
@@ -151,7 +152,7 @@ def test_a_file_says_what_it_holds(some, tmp_path):
     plain = read_file(tmp_path / "plain.pt")
     assert (plain.info, plain.made_from) == ({}, None)
     assert plain.num_bytes == (tmp_path / "plain.pt").stat().st_size
-    save_model(tmp_path / "model.pt", Precision("int8").convert(model), "7" * 64)
+    save_model(tmp_path / "model.pt", precision_of("int8").convert(model), "7" * 64)
     stored = read_file(tmp_path / "model.pt")
     assert stored.made_from == "7" * 64
     told = {"precision": "int8", "num_parameters": 434_602, "num_classes": 10}

@@ -18,7 +18,7 @@ from fl.core.files import read_json
 from fl.deployment.files import deployed, measure_file, open_file
 from fl.deployment.formats import FORMATS, formats
 from fl.models.net import to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.model_file import load_fp32
 
 EVERY = [(each, precision) for each in FORMATS for precision in each.precisions]
@@ -62,7 +62,7 @@ def executor(files):
 @pytest.mark.parametrize(("each", "precision"), EVERY, ids=lambda value: getattr(value, "name", value))
 def test_a_file_answers_batches_of_any_size_as_the_model_does(each, precision, executor, model, images):
     execute, x = executor(each, precision), to_input(images)
-    ours = Precision(precision).convert(model, x)
+    ours = precision_of(precision).convert(model, x)
     with torch.inference_mode():
         exact = model(x)
         answers = execute(x)

@@ -10,7 +10,7 @@ from fl.core.errors import ConfigError, ModelFileError
 from fl.core.files import read_json
 from fl.experiment.settings import settings_from
 from fl.models.net import initial_model, to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.half import fp16_wanted, prepare
 from fl.quantization.model_file import save_model
 from fl.training.evaluation import evaluate_as_told
@@ -149,9 +149,9 @@ def test_a_wrong_word_is_refused_before_training(refused, monkeypatch):
 
 
 def test_a_file_is_loaded_in_the_precision_asked_for(model, x, tmp_path, capsys):
-    save_model(tmp_path / "half.pt", Precision("fp16").convert(model), "0" * 64)
-    save_model(tmp_path / "whole.pt", Precision("fp32").convert(model), "0" * 64)
-    save_model(tmp_path / "int8.pt", Precision("int8").convert(model), "0" * 64)
+    save_model(tmp_path / "half.pt", precision_of("fp16").convert(model), "0" * 64)
+    save_model(tmp_path / "whole.pt", precision_of("fp32").convert(model), "0" * 64)
+    save_model(tmp_path / "int8.pt", precision_of("int8").convert(model), "0" * 64)
     for name in ("half.pt", "whole.pt"):
         for fp16, dtype in (("yes", torch.float16), ("no", torch.float32), ("auto", torch.float32)):
             loaded = fl.load_model(tmp_path / name, device="cpu", fp16=fp16)

@@ -19,7 +19,7 @@ from fl.core.files import read_json
 from fl.deployment.beside import DeploymentFiles
 from fl.deployment.export import export
 from fl.models.net import Net, initial_model, to_input
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.model_file import load_fp32, save_model, save_state
 
 COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked", "bn3.num_batches_tracked")
@@ -169,7 +169,7 @@ def test_loading_says_in_one_line_what_was_done_and_nothing_of_a_usual_file(netw
         with torch.inference_mode():
             assert torch.allclose(model(to_input(images)), network(to_input(images)), atol=0.05)
     save_state(folder / "final_model.pt", network.state_dict())
-    save_model(folder / "model_fp32.pt", Precision("fp32").convert(network), "0" * 64)
+    save_model(folder / "model_fp32.pt", precision_of("fp32").convert(network), "0" * 64)
     for name in ("final_model.pt", "model_fp32.pt"):
         fl.load_model(folder / name, device="cpu")
         assert not capsys.readouterr().out
@@ -267,7 +267,7 @@ WORDS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8_static": "int8", 
 @pytest.mark.parametrize("name", WORDS)
 def test_every_file_says_its_type_in_the_guides_words(name, network, images, folder):
     assert {path.stem for path in (REPOSITORY / "conf" / "precision").glob("*.yaml")} == WORDS.keys()
-    save_model(folder / "word.pt", Precision(name).convert(network, to_input(images)), "0" * 64)
+    save_model(folder / "word.pt", precision_of(name).convert(network, to_input(images)), "0" * 64)
     assert torch.load(folder / "word.pt")["quantization_info"]["dtype"] == WORDS[name]
     assert fl.load_model(folder / "word.pt", device="cpu").quantization_info["dtype"] == WORDS[name]
 
@@ -282,7 +282,7 @@ def test_the_words_of_an_export_are_those_of_its_file(exported):
 @pytest.mark.parametrize("old", ["float16", "float32", None])
 @pytest.mark.parametrize("name", ["fp16", "fp32", "int8"])
 def test_files_with_the_old_word_or_none_load_and_speak_the_new_one(name, old, network, images, folder):
-    model = Precision(name).convert(network)
+    model = precision_of(name).convert(network)
     expected = model(to_input(images, model.input_dtype))
     model.quantization_info = {key: value for key, value in model.quantization_info.items() if key != "dtype"}
     model.quantization_info |= {"dtype": old} if old else {}

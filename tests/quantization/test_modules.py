@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, uneven_model
 from torch.profiler import ProfilerActivity, profile
 
+from fl.core import presets
 from fl.core.errors import ModelFileError
 from fl.data.provenance import find_inputs
 from fl.models.net import Net, initial_model, to_input
-from fl.quantization import Precision, QatNet, kernels, kernels_of, modules
+from fl.quantization import Precision, QatNet, kernels, kernels_of, methods, modules, precision_of
 from fl.quantization.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization.numeric import (
     QParams,
@@ -23,12 +25,10 @@ from fl.quantization.numeric import (
     quantize_activation,
     quantize_weight,
 )
+from fl.quantization.precisions import precisions
 from fl.quantization.rounding import quantize_weight_together
 
-PRECISIONS = {
-    name: Precision(name, num_calibration_images=512 if name == "int8_static" else 0)
-    for name in ("fp32", "fp16", "int8", "int8_static", "int4", "int2")
-}
+PRECISIONS = {name: precision_of(name) for name in ("fp32", "fp16", "int8", "int8_static", "int4", "int2")}
 INTEGER = ["int8", "int8_static", "int4", "int2"]
 """Precisions that run on INT8 kernels."""
 CLOSE = {"int8": 0.02, "int8_static": 0.02, "int4": 0.3, "int2": 1.2}
@@ -233,27 +233,37 @@ def test_values_beyond_fp16_are_refused_and_named(model):
     PRECISIONS["fp16"].convert(large, keep_batchnorm_fp32=True)
 
 
-@pytest.mark.parametrize("name", ["_is_method", "Net", "copy", "calibrate", "nothing"])
+@pytest.mark.parametrize("name", ["method", "Net", "copy", "calibrate", "../precision/int8", "nothing"])
 def test_only_methods_are_precisions(name):
     with pytest.raises(ValueError, match="has no function"):
-        Precision(name)
+        Precision(name, "Title", "Method")
+    with pytest.raises(ValueError, match="has no function"):
+        precision_of(name)
 
 
 def test_number_of_parameters():
     assert sum(p.numel() for p in Net().parameters()) == 434_602
 
 
-def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tmp_path):
-    """Runs the documentation's own text as if it stood in methods.py."""
-    from fl.quantization import methods
+def test_precisions_are_in_the_order_of_the_methods_and_all_have_a_title():
+    assert list(precisions(["all"])) == list(methods.METHODS) == list(PRECISIONS)
+    assert list(precisions(["int4", "all"])) == ["int4", "fp32", "fp16", "int8", "int8_static", "int2"]
+    assert all(each.title and each.method for each in PRECISIONS.values())
 
+
+def test_the_precision_that_the_readme_adds_works(model, images, monkeypatch, tmp_path):
+    """Runs the documentation's own texts as if they stood in methods.py and conf/."""
     readme = (REPOSITORY / "docs" / "precisions.md").read_text()
-    (text,) = re.findall(r"```python\n(def bf16.*?)```", readme, re.DOTALL)
-    names = dict(vars(methods))
-    exec(text, names)
-    monkeypatch.setattr(methods, "bf16", names["bf16"], raising=False)
-    converted = Precision("bf16").convert(model)
-    save_model(tmp_path / "model_bf16.pt", converted, "0" * 64)
+    (text,) = re.findall(r"```python\n(@method\ndef bf16.*?)```", readme, re.DOTALL)
+    (title,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    shutil.copytree(presets.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "precision" / "bf16.yaml").write_text(title)
+    monkeypatch.setattr(presets, "CONF", tmp_path / "conf")
+    monkeypatch.setitem(methods.METHODS, "bf16", None)  # it is gone again after this
+    exec(text, dict(vars(methods)))
+    assert list(precisions(["all"])) == [*PRECISIONS, "bf16"]
+    assert precision_of("bf16").title == "BF16"
+    save_model(tmp_path / "model_bf16.pt", precision_of("bf16").convert(model), "0" * 64)
     loaded = load_model(tmp_path / "model_bf16.pt")
     with torch.inference_mode():
         answers = loaded(to_input(images, loaded.input_dtype))

@@ -18,7 +18,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader
 from fl.core.files import write_bytes
 from fl.deployment.formats.base import Executor, Format, example_input, quiet, tensor_bytes
 from fl.models.net import Net
-from fl.quantization import Precision
+from fl.quantization import precision_of
 from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
 from fl.quantization.numeric import dequantize_weight
 
@@ -77,7 +77,7 @@ class RecordableNet(nn.Module):
 
 def recordable(precision: str, model: Net, calibration: Tensor) -> nn.Module:
     """Returns a network in evaluation mode that can be recorded."""
-    converted = Precision(precision).convert(model, calibration)
+    converted = precision_of(precision).convert(model, calibration)
     return RecordableNet(converted).eval() if isinstance(converted, QuantizedNet) else converted
 
 
