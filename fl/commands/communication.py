@@ -5,16 +5,14 @@ started minutes, not bytes, set the price. docs/measured-and-modelled.md has eve
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fl.commands.arguments import Parser
 from fl.core.console import say
-from fl.core.errors import ConfigError, one_line_errors, writable_folder
+from fl.core.errors import one_line_errors, writable_folder
 from fl.core.files import write_json
-from fl.core.presets import choices
 from fl.core.run_folder import COMPARISON
 
 
@@ -45,45 +43,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check(options: argparse.Namespace) -> None:
-    """Refuses options that are out of range or do not go together.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    from fl.communication.link import LONGEST_S
-
-    for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if options.train_s is not None and not 0 <= options.train_s <= LONGEST_S:
-        raise ConfigError(f"--train-s {options.train_s:g}: must be a number of seconds from 0 to {LONGEST_S:g}")
-    sizes = [options.broadcast_bytes, options.update_bytes]
-    if options.runs and any(each is not None for each in (*sizes, options.fp32_bytes, options.clients, options.rounds)):
-        raise ConfigError(
-            f"{options.runs[0]}: a run has its own sizes, clients and rounds; give runs, or --broadcast-bytes and "
-            "--update-bytes with --fp32-bytes, --clients and --rounds, not both"
-        )
-    if not options.runs and None in sizes:
-        raise ConfigError("RUN_DIR: give the folder of a run, or both --broadcast-bytes and --update-bytes")
-    if options.precisions and not options.runs:
-        raise ConfigError("--precisions: needs the folder of a run")
-
-
 def main() -> None:
     """Prints the tables, and writes the JSON that was asked for."""
     options = parse()
     with one_line_errors():
-        from fl.communication.pricing import load_link, traffic_of_run, traffic_of_sizes
+        from fl.communication.pricing import check, load_links, traffic_of_run, traffic_of_sizes
         from fl.communication.tables import show_traffic
 
         check(options)
-        chosen = options.link or choices("link")
-        links = [load_link(each, options.train_s) for each in chosen]
-        for name, times in Counter(link.name for link in links).items():
-            if times > 1:
-                raise ConfigError(f"--link: {times} links have the name {name}; give each once, or another name")
+        links = load_links(options.link, options.train_s)
         if options.json:
             writable_folder(options.json.parent, "--json FILE")
 

@@ -1,12 +1,13 @@
 """What given traffic takes over satellite links: that of a finished run, or messages of a given size."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fl.communication.ledger import communication, exchanges, fp32_exchanges, modelled
-from fl.communication.link import Link
+from fl.communication.link import LONGEST_S, Link
 from fl.communication.trip import Exchange
 from fl.core.errors import ConfigError
 from fl.core.files import read_json
@@ -14,6 +15,43 @@ from fl.core.presets import CONF, choices, yaml_file
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON, ROUNDS
 from fl.core.targets import Target, renamed
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses options that are out of range or do not go together.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if options.train_s is not None and not 0 <= options.train_s <= LONGEST_S:
+        raise ConfigError(f"--train-s {options.train_s:g}: must be a number of seconds from 0 to {LONGEST_S:g}")
+    sizes = [options.broadcast_bytes, options.update_bytes]
+    if options.runs and any(each is not None for each in (*sizes, options.fp32_bytes, options.clients, options.rounds)):
+        raise ConfigError(
+            f"{options.runs[0]}: a run has its own sizes, clients and rounds; give runs, or --broadcast-bytes and "
+            "--update-bytes with --fp32-bytes, --clients and --rounds, not both"
+        )
+    if not options.runs and None in sizes:
+        raise ConfigError("RUN_DIR: give the folder of a run, or both --broadcast-bytes and --update-bytes")
+    if options.precisions and not options.runs:
+        raise ConfigError("--precisions: needs the folder of a run")
+
+
+def load_links(names: Sequence[str] | None, train_s: float | None) -> list[Link]:
+    """Returns the links of these names, see `load_link`, or all of `conf/link/`.
+
+    Raises:
+        ConfigError: there is none, or two have one name.
+    """
+    links = [load_link(each, train_s) for each in names or choices("link")]
+    for name, times in Counter(link.name for link in links).items():
+        if times > 1:
+            raise ConfigError(f"--link: {times} links have the name {name}; give each once, or another name")
+    return links
 
 
 def load_link(choice: str, train_s: float | None = None) -> Link:
