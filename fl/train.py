@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fl.core.console import label_lines, say
+from fl.core.cores import available_cores
 from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path
 from fl.core.files import MIB, read_json
-from fl.core.machine import available_cores
 from fl.core.presets import CONF
 from fl.core.run_folder import COMMUNICATION, SUMMARY, stopped
 from fl.experiment.composing import explained, literal, new_folder, overrides_first, typed_targets

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import fl
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -22,8 +24,6 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         device: "cpu" or "cuda".
         threads: that torch computes with.
     """
-    import torch
-
     return {
         "quantfl": fl.__version__,
         "python": platform.python_version(),
@@ -42,18 +42,11 @@ def compute_with(threads: int) -> None:
 
     Otherwise every batch's activations go back to the system and are mapped and zeroed again, page by page.
     """
-    import torch
-
     torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def available_cores() -> int:
-    """Returns how many cores this process may use, which a scheduler can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from fl.core.files import yaml_text
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -29,8 +31,6 @@ def yaml_file(path: Path, resolve: bool = True) -> Any:
     Raises:
         ValueError: it is none; the message is one line.
     """
-    from omegaconf import OmegaConf
-
     try:
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(yaml_text(path))), resolve=resolve)
     except Exception as error:  # whatever the parser makes of it

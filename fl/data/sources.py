@@ -255,7 +255,7 @@ def _download(cache_dir: Path) -> Path:
     target = cache_dir / "downloads" / "EuroSAT.zip"
     if target.is_file():
         return target
-    from fl.data.torchvision_import import EuroSAT
+    from fl.data.torchvision_import import EuroSAT  # now: it loads torchvision, which nothing but a download needs
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

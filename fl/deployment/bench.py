@@ -14,9 +14,10 @@ import torch
 from scipy.stats import binomtest
 
 from fl.core.console import progress, say, show_table
+from fl.core.cores import available_cores
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import sha256, write_json
-from fl.core.machine import available_cores, compute_with, environment
+from fl.core.machine import compute_with, environment
 from fl.data.provenance import TestSet, find_inputs, find_run
 from fl.deployment.candidates import Candidate, opened
 from fl.deployment.files import deployed

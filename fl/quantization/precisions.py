@@ -78,10 +78,8 @@ def empty_model(info: Mapping[str, Any]) -> Network:
     Raises:
         ValueError: it names no precision, or a layout of a newer version.
     """
-    network = Net(int(info["num_classes"])).eval()
-    model = precision_of(str(info["precision"])).convert(
-        network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {}))
-    )
+    precision, network = precision_of(str(info["precision"])), Net(int(info["num_classes"])).eval()
+    model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
     if isinstance(model, QuantizedNet):
         model.use_layout(int(info.get("layout", 1)))
     model.quantization_info = dict(info)
