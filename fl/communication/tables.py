@@ -30,11 +30,12 @@ def show_traffic(documents: Documents) -> None:
         if name != label:
             say(f"{name}: {label}")
     documents = {names[label]: document for label, document in documents.items()}
-    if any("measured" in document for document in documents.values()):
+    measured = {label: document for label, document in documents.items() if "measured" in document}
+    if measured:
         say("\nMeasured: payload bytes that travelled")
         show_table(
             ["traffic", "broadcast", "update", "total", "against FP32", "shared start", "of it evaluation", "control"],
-            _sizes(documents),
+            _sizes(measured),
         )
     say("\nModelled: the same traffic over each link (a lower bound: no satellite waits for another's antenna)")
     columns = ["traffic", "link", "wire up", "wire down", "round median", "p95", "straggler", "idle", "contacts"]
@@ -55,10 +56,10 @@ def show_traffic(documents: Documents) -> None:
     show_table(columns, _savings(documents), keys=2)
     for line in (*verdicts(documents), *_shared_starts(documents), *_prices(documents)):
         say(line)
-    if any("measured" in document for document in documents.values()):
+    if measured:
         say("\nTo reach a test accuracy: measured payload, modelled cost")
         columns = ["traffic", "by", *(f"{percent} %" for percent in MILESTONES_PERCENT)]
-        show_table(columns, _reached(documents), keys=2)
+        show_table(columns, _reached(measured), keys=2)
 
 
 def short_names(labels: Sequence[str]) -> dict[str, str]:
@@ -118,8 +119,6 @@ def _prices(documents: Documents) -> list[str]:
 
 def _sizes(documents: Documents) -> Iterator[list[str]]:
     for label, document in documents.items():
-        if "measured" not in document:
-            continue
         told = document["measured"]
         sizes = [_megabytes(told[name]["payload_bytes"]) for name in (*DIRECTIONS, "total")]
         ratio = told["total"]["compression_ratio"]
@@ -165,8 +164,6 @@ def _savings(documents: Documents) -> Iterator[list[str]]:
 
 def _reached(documents: Documents) -> Iterator[list[str]]:
     for label, document in documents.items():
-        if "measured" not in document:
-            continue
         keys = [str(percent) for percent in MILESTONES_PERCENT]
         reached = document["measured"]["reached"]
         yield [label, "payload", *(_megabytes(reached[k]["payload_bytes"]) if reached[k] else ABSENT for k in keys)]

@@ -16,7 +16,7 @@ from fl.comparison.report import BASELINE, Comparison
 from fl.core.console import heading, say
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import write_json
-from fl.core.machine import compute_with
+from fl.core.machine import compute_with, device_of
 from fl.core.run_folder import COMPARISON, COMPARISON_PLOT
 from fl.data.provenance import Inputs, Run, find_inputs, find_run
 from fl.models.net import num_parameters
@@ -171,13 +171,6 @@ def answers_of(measured: Mapping[str, Measured], device: torch.device) -> dict[s
 def can_calibrate(method: Precision, inputs: Inputs) -> bool:
     """Tells whether there are the training images that a precision needs."""
     return not method.num_calibration_images or inputs.calibration is not None
-
-
-def device_of(name: str) -> torch.device:
-    """Returns the device that `--device` means."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def places(model_path: Path, output: Path | None) -> tuple[Path, Path]:

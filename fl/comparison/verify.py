@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl.comparison.compare import DeploymentFiles, answers_of, assumptions_of, can_calibrate, device_of, places
+from fl.comparison.compare import DeploymentFiles, answers_of, assumptions_of, can_calibrate, places
 from fl.comparison.costs import CostAssumptions
 from fl.comparison.measure import measure
 from fl.comparison.report import BASELINE, Comparison
 from fl.core.console import say
 from fl.core.errors import ConfigError, VerificationError
 from fl.core.files import read_json
+from fl.core.machine import device_of
 from fl.data.provenance import find_inputs, find_run
 from fl.quantization.model_file import load_fp32, read_file
 from fl.quantization.precisions import precisions

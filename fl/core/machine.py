@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import fl
+from fl.core.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
@@ -47,6 +48,17 @@ def compute_with(threads: int) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def device_of(name: str) -> torch.device:
+    """Returns the device that `--device` means.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _cpu_name() -> str:

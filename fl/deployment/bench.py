@@ -17,7 +17,7 @@ from fl.core.console import progress, say, show_table
 from fl.core.cores import available_cores
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import sha256, write_json
-from fl.core.machine import compute_with, environment
+from fl.core.machine import compute_with, device_of, environment
 from fl.data.provenance import TestSet, find_inputs, find_run
 from fl.deployment.candidates import Candidate, opened
 from fl.deployment.files import deployed
@@ -259,10 +259,7 @@ def _machine(options: argparse.Namespace) -> tuple[torch.device, int]:
     for name in ("threads", "images"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    threads = options.threads or available_cores()
+    device, threads = device_of(options.device), options.threads or available_cores()
     if options.plain_memory:
         torch.set_num_threads(threads)
     else:
