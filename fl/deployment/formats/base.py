@@ -21,7 +21,7 @@ Executor = Callable[[Tensor], Tensor]
 
 
 class Format(ABC):
-    """A way of shipping the network. One class, one line in `fl/formats/__init__.py`.
+    """A way of shipping the network. One class, one line in `fl/deployment/formats/__init__.py`.
 
     Attributes:
         name: on the command line.
