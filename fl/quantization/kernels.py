@@ -51,10 +51,10 @@ def _agrees(weight_shape: tuple[int, ...], is_image: bool) -> bool:
     return bool(torch.allclose(exact, fast, rtol=1e-4, atol=1e-3) and difference <= 1)
 
 
-def run_reference(
+def run_reference(  # seven: those of the kernel that it stands for
     x: Tensor, incoming: QParams, weight: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
 ) -> Tensor:
-    """Returns the layer's output, computed in float32; it has as many arguments as the kernel that it stands for.
+    """Returns the layer's output, computed in float32.
 
     Args:
         x: uint8 [n, in, height, width] for a convolution (stride 1, no padding), [n, in] for a linear layer.
@@ -78,7 +78,7 @@ def pack(weight: Tensor, scale: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
-def run_onednn(
+def run_onednn(  # seven: those of torch's kernel
     x: Tensor, incoming: QParams, packed: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
 ) -> Tensor:
     """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points."""

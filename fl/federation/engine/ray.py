@@ -15,8 +15,8 @@ from flwr.clientapp import ClientApp
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl.core.cores import available_cores
 from fl.core.errors import ConfigError, RunError
-from fl.core.machine import available_cores
 from fl.federation.engine.local import LocalGrid
 
 if TYPE_CHECKING:
