@@ -11,7 +11,7 @@ import torch
 from fl.comparison.costs import CostAssumptions
 from fl.comparison.measure import Measured, convert_and_save, measure
 from fl.comparison.plots import plot_comparison
-from fl.comparison.printed import costs, measured_traffic, opening, precision_section, summary
+from fl.comparison.printed import costs, opening, precision_section, show_measured, summary
 from fl.comparison.report import BASELINE, Comparison
 from fl.core.console import heading, say
 from fl.core.errors import ConfigError, counted, writable_folder
@@ -130,7 +130,7 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
         heading("DEPLOYMENT FORMATS (on the CPU)")
         formats.show(written, report["precisions"] if device.type == "cpu" else None)
     costs(report["communication"], titles)
-    measured_traffic(report["communication"], titles)
+    show_measured(report["communication"], titles)
     heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(COMPARISON_PLOT)}")
     say("\nDone!")
     return json_path

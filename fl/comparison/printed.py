@@ -80,7 +80,7 @@ def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
             say(f"{scale['num_rounds']:>8}{scale['num_clients']:>9}{figures}")
 
 
-def measured_traffic(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+def show_measured(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Prints what really travelled while the model was trained, beside the hypothetical costs."""
     told = communication["measured"]
     heading("MEASURED TRAFFIC OF THE RUN")

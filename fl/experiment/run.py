@@ -18,7 +18,7 @@ from fl.core.run_folder import CLIENTS, HYDRA_FOLDER, MODEL, MODELS, SETTINGS, S
 from fl.core.run_lock import sole_writer
 from fl.core.seeds import numpy_generator
 from fl.data.settings import open_data
-from fl.experiment.inputs import Inputs, share_out
+from fl.experiment.run_images import RunImages, share_out
 from fl.experiment.settings import Settings, settings_from
 from fl.federation.client_app import ClientSettings, make_client_app
 from fl.federation.engine import LocalGrid, RemoteGrid
@@ -80,7 +80,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
     return run_dir / MODEL
 
 
-def _open_inputs(settings: Settings, otherwise: Path) -> Inputs:
+def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
     """Opens the images, refuses what of the settings does not go with them, and shares them out."""
     images, split = open_data(settings.data, settings.rounds.seed)
     if settings.server.checkpoint.keep == "best" and not len(split.validation):
@@ -92,7 +92,7 @@ def _open_inputs(settings: Settings, otherwise: Path) -> Inputs:
     return share_out(settings, images, split, otherwise)
 
 
-def _task(settings: Settings, inputs: Inputs, run_dir: Path, config: dict[str, Any]) -> ServerTask:
+def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str, Any]) -> ServerTask:
     """Returns what the server is given, and says what is about to be trained."""
     device, rounds = settings.compute.chosen(settings.engine.reaches_gpu), settings.rounds
     clients = f"{rounds.clients_per_round} of {counted(rounds.num_clients, 'client')} per round"
@@ -153,7 +153,7 @@ def _refuse_rates_below_the_floor(settings: Settings, num_classes: int) -> None:
                 raise ConfigError(f"{way}: {error}") from error
 
 
-def _client_settings(settings: Settings, inputs: Inputs) -> ClientSettings:
+def _client_settings(settings: Settings, inputs: RunImages) -> ClientSettings:
     return ClientSettings(
         images_folder=inputs.images.folder,
         shares_file=inputs.shares_file,

@@ -19,7 +19,7 @@ from fl.federation.plots import plot_label_distribution
 
 
 @dataclass(frozen=True)
-class Inputs:
+class RunImages:
     """Images of a run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Inputs:
                 raise DataError(f"{run_dir}: the data has changed since the run began ({key}); it cannot be continued")
 
 
-def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Path | None = None) -> Inputs:
+def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Path | None = None) -> RunImages:
     """Returns the images with their shares, which are drawn unless they are in the cache.
 
     Args:
@@ -94,4 +94,4 @@ def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Pat
     seed, num_clients = derive(settings.rounds.seed, "partition"), settings.rounds.num_clients
     folder = settings.data.cache_dir.expanduser().absolute() / "shares"
     sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed)
-    return Inputs(images, split, share_images(folder, sharing, otherwise))
+    return RunImages(images, split, share_images(folder, sharing, otherwise))
