@@ -78,15 +78,15 @@ def _run_dir(overrides: list[str]) -> Path:
 @contextmanager
 def _told_when_stopped() -> Iterator[None]:
     """Lets a run note that Flower's process is stopped: in a simulation it is a thread, which no signal reaches."""
-    if threading.current_thread() is threading.main_thread():
-        yield
-        return
     ended, thread = threading.Event(), threading.get_ident()
 
     def stop() -> None:
-        if not ended.is_set():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-            ended.wait(LONGEST_S)
+        if ended.is_set():
+            return
+        if threading.get_ident() == thread:
+            raise KeyboardInterrupt
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+        ended.wait(LONGEST_S)
 
     add_exit_handler(stop, run_before_force_exit=True)
     try:

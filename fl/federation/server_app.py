@@ -118,7 +118,7 @@ class _Run:
         except Exception as error:
             journal.fail(error)
             raise
-        except (KeyboardInterrupt, SystemExit):  # Flower's own process for a ServerApp ends by the latter
+        except KeyboardInterrupt:
             journal.interrupt()
             raise
 

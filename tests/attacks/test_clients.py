@@ -138,7 +138,7 @@ def test_answers_that_were_not_asked_for_are_left_out(forge, words, monkeypatch,
         def open(self, *arguments):
             return _Entered(opened(self, *arguments), forge)
 
-    monkeypatch.setattr("test_rounds.InProcess", Crowded)
+    monkeypatch.setattr("federation.test_rounds.InProcess", Crowded)
     noisy, _ = ran(clients(), fraction_evaluate=1.0)
     assert f"{words}; this is left out" in capsys.readouterr().out
     for one, other in zip(calm, noisy, strict=True):
@@ -183,7 +183,7 @@ def test_a_partition_that_cannot_be_ends_in_one_line(told):
 
 def test_a_model_without_a_loss_ends_the_run_in_a_record():
     with pytest.raises(RunError, match="round 1: the test loss of the aggregated model is nan"):
-        ran(clients(), evaluate=lambda arrays: Scores(Score(float("nan"), 0.1)))
+        ran(clients(), evaluate=lambda arrays: (Scores(Score(float("nan"), 0.1)), "float32"))
 
 
 def poisoned(value):
