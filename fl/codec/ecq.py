@@ -212,7 +212,7 @@ class _Attempt:
         seed: int = 0,
     ) -> None:
         self._codec, self._arrays = codec, arrays
-        self._steps = [float(np.clip(np.float32(step), SMALLEST, LARGEST)) for step in steps]
+        self._steps = [float(np.float32(np.clip(step, float(SMALLEST), float(LARGEST)))) for step in steps]
         self._part, self._seed = part, seed
         ends = [codec._quantized(curve.ends, step).tolist() for curve, step in zip(curves, self._steps, strict=True)]
         used = [min(max(-low, high), MOST_BINS) for low, high in ends]

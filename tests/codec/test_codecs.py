@@ -136,6 +136,17 @@ def test_names_shapes_and_dtypes_survive_any_values(codec, data):
 
 
 @every_codec
+@pytest.mark.parametrize("seed", range(3))
+def test_the_largest_floats_there_are_can_be_coded(codec, seed):
+    if isinstance(codec, Fp16):
+        pytest.skip("refuses them")
+    largest = np.array([LARGEST[4], 3e38, 1.0, -3e38, -3.4e38], np.float32)
+    tensors = {"weight": np.random.default_rng(seed).choice(largest, size=(64, 64))}
+    _, decoded = through(codec, tensors)
+    assert np.isfinite(decoded["weight"]).all()
+
+
+@every_codec
 @some
 @given(data=st.data())
 def test_what_is_decoded_points_to_the_input_and_its_error_is_bounded(codec, data):
