@@ -7,11 +7,7 @@ folder, `~/quantfl-outputs/DATE/TIME` otherwise. With `resume=true` among the ov
 was begun with the same ones, and that goes on.
 """
 
-import ctypes
 import shlex
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -20,17 +16,13 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.exit.exit_handler import add_exit_handler
 
-from fl.core.errors import ConfigError, QuantflError, RunError
+from fl.core.errors import ConfigError, QuantflError
 from fl.core.run_folder import SETTINGS, is_complete
 from fl.experiment.composing import composed, new_folder, typed_targets
 from fl.experiment.run import client_app, run
 
 RUN_DIR, RESUME = "hydra.run.dir=", "resume=true"
-
-LONGEST_S = 20.0
-"""That a process which is being stopped waits for the run to be noted down."""
 
 
 def overrides_in(text: str) -> list[str]:
@@ -75,26 +67,6 @@ def _run_dir(overrides: list[str]) -> Path:
     return folder
 
 
-@contextmanager
-def _told_when_stopped() -> Iterator[None]:
-    """Lets a run note that Flower's process is stopped: in a simulation it is a thread, which no signal reaches."""
-    ended, thread = threading.Event(), threading.get_ident()
-
-    def stop() -> None:
-        if ended.is_set():
-            return
-        if threading.get_ident() == thread:
-            raise KeyboardInterrupt
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-        ended.wait(LONGEST_S)
-
-    add_exit_handler(stop, run_before_force_exit=True)
-    try:
-        yield
-    finally:
-        ended.set()
-
-
 server = ServerApp()
 
 
@@ -109,11 +81,7 @@ def main(grid: Grid, context: Context) -> None:
         if RESUME in overrides and is_complete(run_dir):
             print(f"{run_dir}: is finished, nothing is left to do", flush=True)
             return
-        with _told_when_stopped():
-            run(config, run_dir, trusted=typed_targets(overrides), resume=RESUME in overrides, grid=grid)
-    except KeyboardInterrupt:
-        print(f"interrupted; to go on, run it again with {RESUME} {RUN_DIR}{run_dir}", flush=True)
-        raise RunError("interrupted") from None
+        run(config, run_dir, trusted=typed_targets(overrides), resume=RESUME in overrides, grid=grid)
     except QuantflError as error:
         print(f"error: {error}", flush=True)  # Flower prints a traceback; this is the line to read
         raise
