@@ -17,6 +17,7 @@ from typing import Any
 from fl.core.console import say
 from fl.core.errors import ConfigError, RunError
 from fl.core.files import read_json, read_jsonl, write_json
+from fl.core.targets import renamed
 from fl.experiment.composing import composed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +174,7 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
             wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra, f"threads_per_client={threads}"]))
             usual, stored = composed([]), read_json(run_dir / SETTINGS)
             stored["data"] = {**usual["data"], **stored["data"]}
-            found = without_places({**usual, **stored})  # settings that are new since
+            found = without_places(named_as_today({**usual, **stored}))  # settings that are new since
         if found != wanted:
             other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
             raise ConfigError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
@@ -204,6 +205,15 @@ def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration without the places of files, which differ between machines."""
     data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir")}
     return {**config, "data": data, "link": {**config["link"], "windows": None}}
+
+
+def named_as_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration whose classes have the names that they have now."""
+
+    def today(group: Any) -> Any:
+        return {**group, "_target_": renamed(group["_target_"])} if "_target_" in group else group
+
+    return {name: today(group) if isinstance(group, Mapping) else group for name, group in config.items()}
 
 
 def basic_figures(run_dir: Path) -> dict[str, Any]:

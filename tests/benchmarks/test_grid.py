@@ -10,6 +10,7 @@ from conftest import REPOSITORY, SMALL, train
 from fl.core.errors import ConfigError
 from fl.core.files import read_json, write_json, write_jsonl
 from fl.core.records import read_rounds
+from fl.core.targets import RENAMED
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -189,6 +190,22 @@ def test_folders_are_adopted_or_left_out_with_the_reason(figures, command, tmp_p
     shutil.copytree(made, runs / "coded-101")
     assert grid.fill(two, rows, "kept.json", figures) == {}
     assert "threads_per_client" in capsys.readouterr().out
+
+
+def test_a_run_of_older_code_is_adopted_though_its_classes_have_other_names_now(command, tmp_path):
+    """What fl.training.Fp32, fl.partition.Iid and others were called lies in the settings of runs that took an hour."""
+    overrides = [*SMALL, "num_rounds=1", "data.num_images=200", "seed=101"]
+    made = train(command, *overrides, cwd=tmp_path)
+    settings, before = read_json(made / "settings.json"), {new: old for old, new in RENAMED.items()}
+    for group in settings.values():
+        if isinstance(group, dict) and group.get("_target_") in before:
+            group["_target_"] = before[group["_target_"]]
+    assert settings["training"]["_target_"] == "fl.training.Fp32"
+    write_json(made / "settings.json", settings)
+    shutil.copytree(made, tmp_path / "runs" / "plain-101")
+    own = [each for each in overrides if not each.startswith(("threads_per_client", "seed"))]
+    found = grid.trained(Row("plain", "plain"), 101, tmp_path / "runs", own, threads=1)
+    assert found == tmp_path / "runs" / "plain-101"
 
 
 def test_figures_of_another_version_are_refused(tmp_path):
