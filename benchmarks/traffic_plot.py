@@ -24,7 +24,7 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     Args:
         path: of the picture.
         lines: of the table (benchmarks/traffic_table.py); those without runs, and baselines but the first, are left
-            out: all baselines are at 0.
+            out: all baselines are at 0. The front is that of the lines compared with the first.
     """
     from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     heights = (5, 1) if far else (1,)
     axes = list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)))
-    best = front(near)
+    best = front([place for place in near if place[2]["baseline"] == shown[0]["baseline"]])
     axes[0].plot([x for x, *_ in best], [y for _, y, _ in best], color="#bbbbbb", zorder=1)
     axes[0].axhline(0, color="black", linewidth=0.8, zorder=1)
     for axis, drawn in zip(axes, (near, far), strict=False):
@@ -74,7 +74,7 @@ def draw_points(axis: Any, places: Sequence[Place]) -> None:
             x, y, [[y - low], [high - y]] if several else None, fmt="o", color=colour, mfc=inside, capsize=3, zorder=2
         )
     axis.grid(alpha=0.3, which="both")
-    axis.margins(x=0.12, y=0.15)
+    axis.margins(x=0.3, y=0.15)
 
 
 def name_axes(axes: Sequence[Any]) -> None:

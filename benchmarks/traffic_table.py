@@ -100,6 +100,7 @@ def summarize(row: Row, runs: Runs) -> dict[str, Any]:
     line = {
         "name": row.name,
         "traffic": row.title,
+        "baseline": row.baseline,
         "settings": " ".join(each for each in row.overrides if each not in DIRICHLET),
         "runs": len(own),
         "of": len(row.seeds),

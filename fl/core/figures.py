@@ -82,7 +82,7 @@ def label_points(
             outside = (box[:2] < inside.min).any() or (box[2:] > inside.max).any()
             hidden = ((taken > box[:2]) & (taken < box[2:])).all(axis=1).sum()
             crossed = sum((box[:2] < other[2:]).all() and (other[:2] < box[2:]).all() for other in boxes)
-            faults = int(outside + hidden + crossed)
+            faults = int(10 * outside + hidden + crossed)
             if best is None or faults < best[0]:
                 best = faults, box, place
         assert best is not None

@@ -18,9 +18,10 @@ def drawn(monkeypatch):
     return figures_of(traffic_plot, monkeypatch)
 
 
-def line(name, mb, change, half=None):
+def line(name, mb, change, half=None, baseline="fp32"):
     low, high = (None, None) if half is None else (change - half, change + half)
-    return {"traffic": name, "total_mb": mb, "change_points": change, "low_points": low, "high_points": high}
+    points = {"change_points": change, "low_points": low, "high_points": high}
+    return {"traffic": name, "baseline": baseline, "total_mb": mb, **points}
 
 
 def test_labels_of_close_points_hide_neither_each_other_nor_the_points(drawn):
@@ -56,7 +57,16 @@ def test_the_stored_figures_can_be_drawn_and_labelled(drawn):
     boxes = [text.get_window_extent() for text in labels(drawn[0])]
     assert len(boxes) >= 3
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    frame = drawn[0].axes[0].get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
     assert "95 % interval" in drawn[0].axes[0].get_title()
+
+
+def test_the_front_joins_what_is_compared_with_the_same_baseline(drawn):
+    lines = [line("FP32", 332, None), line("iid", 10, -0.6), line("uneven clients", 9, -0.5, baseline="uneven")]
+    traffic_plot.plot_traffic(Path("x.png"), lines)
+    joined, *_ = drawn[0].axes[0].lines
+    assert list(joined.get_xdata()) == [10, 332]
 
 
 def test_the_front_is_what_no_other_beats():
