@@ -21,7 +21,7 @@ from fl.core.seeds import torch_generator
 from fl.data.settings import open_data
 from fl.experiment.composing import composed
 from fl.experiment.settings import settings_from
-from fl.models.net import channels_last, initial_model
+from fl.models.net import Net, channels_last, initial_model
 from fl.training.arithmetic import Amp, Arithmetic, Fp32, Qat
 from fl.training.local import train_locally
 
@@ -40,7 +40,7 @@ def main() -> None:
         chosen = split.train[torch.randperm(len(split.train), generator=torch_generator(0, "bench"))[:IMAGES].numpy()]
         pixels, labels = torch.from_numpy(images.images[chosen]), torch.from_numpy(images.labels[chosen])
         state = initial_model(len(images.class_names), settings.rounds.seed).state_dict()
-        models: list[Any] = [channels_last(each.network(len(images.class_names))) for each in PRECISIONS]
+        models: list[Any] = [channels_last(each.prepared(Net(len(images.class_names)))) for each in PRECISIONS]
         for model in models:
             model.load_state_dict(state)
         rates: list[list[float]] = [[] for _ in PRECISIONS]

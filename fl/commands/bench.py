@@ -33,6 +33,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default="cpu",
         help="of model_*.pt; other formats run on the CPU (cpu)",
     )
+    add(
+        "--model",
+        metavar="NAME",
+        help="of the network, where neither file nor run tell it or it is your own: resnet18, my_module.MyNet, ...",
+    )
     add("--threads", type=int, help="of every runtime (all cores)")
     add(
         "--plain-memory",

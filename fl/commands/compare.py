@@ -27,6 +27,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clients", default="", help="comma list of clients to compute costs for, as in 10,100")
     add("--rounds", default="", help="comma list of rounds to compute costs for, as in 10,20,50")
     add("--cost-per-mb", type=float, default=5.0, metavar="USD", help="price of 1024² bytes, either way (5)")
+    add(
+        "--model",
+        dest="network",
+        metavar="NAME",
+        help="of the network, where neither file nor run tell it or it is your own: resnet18, my_module.MyNet, ...",
+    )
     add("--formats", default="", help="deployment formats too: onnx, torchexport, torchscript, litert, or all")
     add(
         "--verify",
@@ -50,7 +56,7 @@ def main() -> None:
         from fl.deployment.beside import DeploymentFiles
 
         if options.verify:
-            verify(options.model, options.output, options.data, DeploymentFiles([]))
+            verify(options.model, options.output, options.data, DeploymentFiles([]), options.network)
         else:
             chosen = Options(
                 model=model_in(options.model),
@@ -63,6 +69,7 @@ def main() -> None:
                 clients=clients,
                 rounds=rounds,
                 cost_per_mb=options.cost_per_mb,
+                network=options.network,
             )
             wanted = names("--formats", options.formats)
             compare(chosen, DeploymentFiles(wanted) if wanted else None)

@@ -23,6 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--plot", action="store_true", help="draw the metric over rounds, with the choice marked (selection.png)")
     add("--output", type=Path, help="folder for the files (RUN_DIR/export)")
     add("--format", default="", help="comma list of deployment formats to write too: onnx, torchexport, ..., or all")
+    add("--model", metavar="NAME", help="the network, if it is a class of your own: my_module.MyNet")
     add("--data", help="test images for --format: zip or folder, 'eurosat' or 'synthetic'; the run's own by default")
     return parser.parse_args(arguments)
 

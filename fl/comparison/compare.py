@@ -19,6 +19,7 @@ from fl.core.files import write_json
 from fl.core.machine import compute_with, device_of
 from fl.core.run_folder import COMPARISON, COMPARISON_PLOT
 from fl.data.provenance import Inputs, Run, find_inputs, find_run
+from fl.models.architecture import architecture_of, network_named
 from fl.models.net import num_parameters
 from fl.quantization import Precision
 from fl.quantization.model_file import load_fp32
@@ -66,6 +67,7 @@ class Options:
         clients: for further cost figures, with `rounds`.
         rounds: see `clients`.
         cost_per_mb: US$ per 1024 ** 2 bytes.
+        network: see `fl.models.architecture.network_named`; None where the file or its run tell.
     """
 
     model: Path
@@ -78,6 +80,7 @@ class Options:
     clients: Sequence[int]
     rounds: Sequence[int]
     cost_per_mb: float
+    network: str | None = None
 
 
 def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
@@ -113,7 +116,8 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
             path = convert_and_save(
                 subject.model, subject.source_sha256, method, Path(scratch), inputs.calibration, trained_with[name]
             )
-            result = measure(path, inputs.test, inputs.validation, batch_size=subject.batch_size, device=device)
+            images = inputs.test, inputs.validation
+            result = measure(path, *images, batch_size=subject.batch_size, device=device, network=subject.network)
             measured[name] = dataclasses.replace(result, path=output_dir / path.name)
             precision_section(subject.entry(measured[name], measured[BASELINE]))
         if formats:
@@ -138,13 +142,13 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
 
 def _opened(options: Options, device: torch.device, output_dir: Path) -> Comparison:
     """Reads the model and the images, and says what they are."""
-    model, file = load_fp32(options.model)
+    model, file = load_fp32(options.model, network_named(options.network) if options.network else None)
     source_sha256 = file.made_from or file.sha256
     run = find_run(options.model, source_sha256)
     opening(options.model, output_dir, num_parameters(model))
     file.tell(options.model)
     say("\nLoading test set...")
-    inputs = find_inputs(run, options.data, model.num_classes)
+    inputs = find_inputs(run, options.data, architecture_of(model).num_classes)
     loaded = f"Test set loaded: {counted(len(inputs.test.labels), 'image')} of {inputs.test.title}"
     if run is None:
         loaded += "\n  note: no run lies beside this model, so its training images are not known"

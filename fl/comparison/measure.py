@@ -9,8 +9,9 @@ import torch
 
 from fl.core.console import progress
 from fl.core.errors import ModelFileError
+from fl.core.targets import Target
 from fl.data.provenance import TestSet
-from fl.models.net import Net, to_input
+from fl.models.net import Network, to_input
 from fl.quantization import Precision, kernels_of
 from fl.quantization.model_file import load_with_info, save_model
 from fl.training.evaluation import Evaluation, evaluate, warm_up
@@ -31,7 +32,7 @@ class Measured:
 
 
 def convert_and_save(
-    model: Net,
+    model: Network,
     source_sha256: str,
     precision: Precision,
     folder: Path,
@@ -59,14 +60,20 @@ def convert_and_save(
 
 
 def measure(
-    path: Path, test: TestSet, validation: TestSet | None = None, *, batch_size: int, device: torch.device
+    path: Path,
+    test: TestSet,
+    validation: TestSet | None = None,
+    *,
+    batch_size: int,
+    device: torch.device,
+    network: Target | None = None,
 ) -> Measured:
-    """Loads a model file as any user would, and evaluates what was loaded.
+    """Loads a model file as any user would, and evaluates what was loaded; `network` names a class of the user's own.
 
     Raises:
         ModelFileError: the file cannot be used, or the loss is not finite.
     """
-    model, file = load_with_info(path, device)
+    model, file = load_with_info(path, device, network)
     warm_up(model, test, batch_size, device, model.input_dtype)
     sets = [test] if validation is None else [test, validation]
     with progress(f"evaluating {path.name}", sum(len(each.labels) for each in sets)) as advance:

@@ -11,8 +11,10 @@ from fl.comparison.costs import CostAssumptions, communication_report, ledger_of
 from fl.comparison.measure import Measured
 from fl.core.files import MIB
 from fl.core.machine import environment
+from fl.core.targets import Target
 from fl.data.provenance import Inputs, Run, TestSet
-from fl.models.net import Net, num_parameters
+from fl.models.architecture import architecture_of
+from fl.models.net import Network, num_parameters
 from fl.training.evaluation import Evaluation
 
 BASELINE = "fp32"
@@ -38,7 +40,7 @@ class Comparison:
     """
 
     model_path: str
-    model: Net
+    model: Network
     source_sha256: str
     notes: tuple[str, ...]
     run: Run | None
@@ -47,6 +49,11 @@ class Comparison:
     device: torch.device
     assumptions: CostAssumptions
     scales: tuple[tuple[int, int], ...]
+
+    @property
+    def network(self) -> Target:
+        """Which network it is: that of all its files."""
+        return architecture_of(self.model).target
 
     def report(
         self, measured: Mapping[str, Measured], left_out: Sequence[str], formats: Mapping[str, Any] | None = None

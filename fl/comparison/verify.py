@@ -14,6 +14,7 @@ from fl.core.errors import ConfigError, VerificationError
 from fl.core.files import read_json
 from fl.core.machine import device_of
 from fl.data.provenance import find_inputs, find_run
+from fl.models.architecture import architecture_of, network_named
 from fl.quantization.model_file import load_fp32, read_file
 from fl.quantization.precisions import precisions
 
@@ -35,7 +36,9 @@ DEPEND_ON_KERNELS = (
 )
 
 
-def verify(place: Path, output: Path | None, data: str | None, formats: DeploymentFiles) -> None:
+def verify(
+    place: Path, output: Path | None, data: str | None, formats: DeploymentFiles, network: str | None = None
+) -> None:
     """Recomputes a stored report from the files beside it.
 
     Args:
@@ -43,6 +46,7 @@ def verify(place: Path, output: Path | None, data: str | None, formats: Deployme
         output: as given to `compare`.
         data: as given to `compare`.
         formats: measures deployment files again, if the report has any.
+        network: as given to `compare`.
 
     Raises:
         VerificationError: something differs; each difference is printed.
@@ -56,7 +60,7 @@ def verify(place: Path, output: Path | None, data: str | None, formats: Deployme
     stored = read_json(json_path)
     try:
         source = place if place.is_file() and place != json_path else json_path.parent / Path(stored["model_path"]).name
-        recomputed = _recompute(stored, json_path.parent, source, data, formats)
+        recomputed = _recompute(stored, json_path.parent, source, formats, (data, network))
         kernels = {name: entry["kernels"] for name, entry in recomputed["precisions"].items()}
         other = [name for name, entry in stored["precisions"].items() if entry["kernels"] != kernels[name]]
         told = stored["communication"].get("measured")
@@ -89,17 +93,18 @@ def verify(place: Path, output: Path | None, data: str | None, formats: Deployme
 
 
 def _recompute(
-    stored: dict[str, Any], folder: Path, source: Path, data: str | None, formats: DeploymentFiles
+    stored: dict[str, Any], folder: Path, source: Path, formats: DeploymentFiles, asked: tuple[str | None, str | None]
 ) -> dict[str, Any]:
     """Returns the report as it would be written now, from the model files in `folder` and the input `source`."""
     baseline_path = folder / Path(stored["precisions"][BASELINE]["model_path"]).name
-    model, _ = load_fp32(baseline_path)
+    data, named = asked[0], network_named(asked[1]) if asked[1] else None
+    model, _ = load_fp32(baseline_path, named)
     source_file = read_file(source if source.is_file() else baseline_path)
     source_sha256 = source_file.made_from or source_file.sha256
     foreign = source.is_file() and source_file.made_from is None
-    notes = load_fp32(source)[1].notes if foreign else stored.get("model_notes", ())
+    notes = load_fp32(source, named)[1].notes if foreign else stored.get("model_notes", ())
     run = find_run(source, source_sha256)
-    inputs = find_inputs(run, data, model.num_classes)
+    inputs = find_inputs(run, data, architecture_of(model).num_classes)
     batch_size, device = stored["evaluation"]["batch_size"], device_of(stored["evaluation"]["device"])
     measured = {
         name: measure(
@@ -108,6 +113,7 @@ def _recompute(
             inputs.validation,
             batch_size=batch_size,
             device=device,
+            network=architecture_of(model).target,
         )
         for name, entry in stored["precisions"].items()
     }

@@ -42,6 +42,28 @@ def is_complete(run_dir: Path) -> bool:
     )
 
 
+def run_of(model_path: Path, model_sha256: str) -> Path | None:
+    """Returns the folder of the run that made a model: where the file lies, or the folder above; None if there is none.
+
+    Args:
+        model_path: of the file.
+        model_sha256: of its content, or of the file that it was made from.
+
+    Raises:
+        ConfigError: the run's own files are damaged.
+    """
+    here = model_path.absolute().parent
+    for folder in (here, here.parent):
+        if all((folder / name).is_file() for name in (SUMMARY, SETTINGS, PARTITION)):
+            summary = read_json(folder / SUMMARY)
+            if not isinstance(summary, dict) or "model_sha256" not in summary:
+                raise ConfigError(f"{folder}: {SUMMARY} is damaged, it names no model")
+            kept = (folder / MODELS).glob("*.pt")
+            if summary["model_sha256"] == model_sha256 or any(sha256(p.read_bytes()) == model_sha256 for p in kept):
+                return folder
+    return None
+
+
 def model_of_round(run_dir: Path, round_number: int) -> Path:
     """Returns where the model of a round is kept."""
     return run_dir / MODELS / f"round_{round_number:04d}.pt"

@@ -1,6 +1,8 @@
 """One random stream per concern, all derived from the run's seed."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +23,14 @@ def derive(seed: int, concern: str, *index: int) -> int:
 def numpy_generator(seed: int, concern: str, *index: int) -> np.random.Generator:
     """Returns a NumPy generator for one concern, see `derive`."""
     return np.random.default_rng(derive(seed, concern, *index))
+
+
+@contextmanager
+def drawn_by(seed: int, concern: str, *index: int) -> Iterator[None]:
+    """Within it torch's own random numbers, which dropout takes, come from a seed, see `derive`; then they go on."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        torch.manual_seed(derive(seed, concern, *index))
+        yield
 
 
 def torch_generator(seed: int, concern: str, *index: int) -> torch.Generator:

@@ -4,7 +4,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,11 @@ RENAMED = {
 FAMILIES = {
     "strategy": (re.compile(r"flwr\.serverapp\.strategy\.[A-Za-z]\w*"), "Flower's strategies"),
     "optimizer": (re.compile(r"torch\.optim\.[A-Za-z]\w*"), "torch's optimizers"),
+    "model": (re.compile(r"torchvision\.models\.[a-z]\w*"), "torchvision's models"),
 }
 """Whole families of classes that a group may name beside those of `conf/`."""
+MADE_BY_FUNCTIONS = ("model",)
+"""Groups that a function may stand in for a class in."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Target:
             )
         return cls(target, {key: value for key, value in config.items() if key != "_target_"}, group)
 
-    def resolve(self) -> type:
-        """Imports and returns the class.
+    def resolve(self) -> Callable[..., Any]:
+        """Imports and returns the class, or the function that stands in for one.
 
         Raises:
             ConfigError: there is no such class.
@@ -90,7 +93,7 @@ class Target:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{self.group}._target_={self.target}: cannot be imported ({error})") from error
-        if not inspect.isclass(found):
+        if not inspect.isclass(found) and not (self.group in MADE_BY_FUNCTIONS and inspect.isfunction(found)):
             raise ConfigError(f"{self.group}._target_={self.target}: is not a class")
         return found
 
@@ -103,7 +106,10 @@ class Target:
         Raises:
             ConfigError: unknown, missing or already provided parameters.
         """
-        signature = inspect.signature(self.resolve())
+        try:
+            signature = inspect.signature(self.resolve())
+        except ValueError as error:  # a class of Python's own
+            raise ConfigError(f"{self.group}._target_={self.target}: its arguments are not known") from error
         named = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         taken = [name for name in named if name not in provided]
         for key in self.parameters:

@@ -11,7 +11,7 @@ import numpy as np
 from fl.core.errors import ConfigError, DataError, QuantflError
 from fl.core.files import read_json, sha256
 from fl.core.presets import preset
-from fl.core.run_folder import MODELS, PARTITION, SETTINGS, SUMMARY
+from fl.core.run_folder import PARTITION, SETTINGS, SUMMARY, run_of
 from fl.core.seeds import numpy_generator
 from fl.core.targets import Target
 from fl.data import ImageSet, Split, open_images, split_images
@@ -99,19 +99,13 @@ def find_run(model_path: Path, model_sha256: str) -> Run | None:
     Raises:
         ConfigError: the run's own files are damaged.
     """
-    here = model_path.absolute().parent
-    return _run_in(here, model_sha256) or _run_in(here.parent, model_sha256)
+    folder = run_of(model_path, model_sha256)
+    return _run_in(folder) if folder else None
 
 
-def _run_in(folder: Path, model_sha256: str) -> Run | None:
-    paths = [folder / name for name in (SUMMARY, SETTINGS, PARTITION)]
-    if not all(path.is_file() for path in paths):
-        return None
-    summary, settings, partition = (read_json(path) for path in paths)
+def _run_in(folder: Path) -> Run:
+    summary, settings, partition = (read_json(folder / name) for name in (SUMMARY, SETTINGS, PARTITION))
     try:
-        kept = (folder / MODELS).glob("*.pt")
-        if summary["model_sha256"] != model_sha256 and all(sha256(p.read_bytes()) != model_sha256 for p in kept):
-            return None
         data = dict(settings["data"])
         if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):
             data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash

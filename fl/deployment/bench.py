@@ -24,6 +24,7 @@ from fl.deployment.files import deployed
 from fl.deployment.formats import FORMATS
 from fl.deployment.memory import peak_memory
 from fl.deployment.plots import plot_bench
+from fl.models.architecture import network_named
 
 TURNS = 10
 
@@ -139,7 +140,7 @@ class Race:
             for each, own in zip(self.candidates, results, strict=True):
                 peak = dict(peaks.get(each.path, {}))
                 if left := [size for size in self.batch_sizes if size not in peak]:
-                    peak |= peak_memory(each.path, self.device.type, self.threads, left)
+                    peak |= peak_memory(each.path, self.device.type, self.threads, left, each.network)
                 for entry in own:
                     entry["peak_memory_bytes"] = peak[entry["batch_size"]]
                 advance(1)
@@ -176,7 +177,8 @@ def bench(options: argparse.Namespace) -> Path:
     output, batch_sizes = _place(options.output, models), sorted(set(options.batch_sizes))
     device, threads = _machine(options)
     peaks = _tried_apart(models, threads, batch_sizes)
-    candidates = [opened(path, device, threads) for path in models]
+    named = network_named(options.model) if options.model else None
+    candidates = [opened(path, device, threads, named) for path in models]
     for each in candidates:
         each.tell(each.path)
     baseline = _baseline(candidates)

@@ -11,7 +11,7 @@ from fl.data.provenance import Inputs, Run
 from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
 from fl.deployment.formats import formats
 from fl.deployment.memory import peak_memory
-from fl.models.net import Net
+from fl.models.net import Network
 from fl.training.evaluation import Evaluation
 
 
@@ -19,7 +19,7 @@ class About(Protocol):
     """What deployment files are made and judged by: a network, images, and the run that made it, if known."""
 
     @property
-    def model(self) -> Net: ...
+    def model(self) -> Network: ...
     @property
     def inputs(self) -> Inputs: ...
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fl.core.targets import Target
 from fl.deployment.files import deployed, open_file, source_of
 from fl.models.net import to_input
 from fl.quantization.model_file import load_with_info
@@ -24,6 +25,7 @@ class Candidate:
         device: where it runs.
         made_from: SHA-256 of the model it was converted from, None where that is not known.
         tell: says what was done to read the file, if anything was.
+        network: as the user named it.
     """
 
     path: Path
@@ -33,10 +35,11 @@ class Candidate:
     device: str
     made_from: str | None
     tell: Callable[[Path], None] = lambda path: None
+    network: Target | None = None
 
 
-def opened(path: Path, device: Any, threads: int) -> Candidate:
-    """Returns a model file ready to run.
+def opened(path: Path, device: Any, threads: int, network: Target | None = None) -> Candidate:
+    """Returns a model file ready to run; `network` names it, where neither the file nor its run may.
 
     Raises:
         QuantflError: it cannot be read or run, or its runtime is not installed.
@@ -45,7 +48,7 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
         kind, precision, execute = open_file(path, threads)
         is_fp32, made_from = precision == "fp32", source_of(path)
         return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
-    model, file = load_with_info(path, device)
+    model, file = load_with_info(path, device, network)
     dtype: Any = model.input_dtype
 
     def run(images: Tensor) -> Tensor:
@@ -54,4 +57,4 @@ def opened(path: Path, device: Any, threads: int) -> Candidate:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
     is_fp32 = file.info.get("precision", "fp32") == "fp32"
-    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell)
+    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell, network)

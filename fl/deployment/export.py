@@ -19,7 +19,8 @@ from fl.deployment.choice import choose_round
 from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
 from fl.deployment.formats import Format, formats
 from fl.deployment.plots import plot_selection
-from fl.models.net import Net, Network
+from fl.models.architecture import architecture_of, network_named
+from fl.models.net import Network
 from fl.quantization import precision_of
 from fl.quantization.model_file import LoadedFile, load_fp32, read_file, save_model
 
@@ -41,7 +42,7 @@ class Shipment:
 
     path: Path
     source: LoadedFile
-    model: Net
+    model: Network
     converted: Network
 
     @property
@@ -122,7 +123,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _converted(path: Path, options: argparse.Namespace) -> Shipment:
     """Reads a model, says what it is, and converts it as asked."""
-    model, source = load_fp32(path)
+    model, source = load_fp32(path, network_named(options.model) if options.model else None)
     source.tell(path)
     kept = {"keep_batchnorm_fp32": True} if options.keep_batchnorm_fp32 else {}
     converted = precision_of("fp16" if options.quantize == "fp16" else "fp32").convert(model, None, **kept)
@@ -145,7 +146,7 @@ def _deployed(
     """Writes and evaluates deployment files in `scratch`; returns their entries, as they will lie in `folder`."""
     final = options.run_dir / MODEL
     run = find_run(final, read_file(final).sha256)
-    inputs = find_inputs(run, options.data, shipment.model.num_classes)
+    inputs = find_inputs(run, options.data, architecture_of(shipment.model).num_classes)
     say(f"Writing and evaluating {', '.join(f.name for f in chosen)} on {inputs.test.title}...")
     files = write_files(shipment.model, chosen, inputs.calibration, scratch)
     measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]

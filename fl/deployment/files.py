@@ -13,8 +13,10 @@ from fl.core.errors import ModelFileError
 from fl.core.files import MIB, read_json, sha256
 from fl.core.run_folder import COMPARISON, FORMATS_FILE
 from fl.data.provenance import TestSet
+from fl.deployment.apart import written_apart
 from fl.deployment.formats import FORMATS, Executor, Format
-from fl.models.net import Net, to_input
+from fl.models.architecture import NET, architecture_of
+from fl.models.net import Network, to_input
 from fl.quantization import precision_of
 from fl.training.evaluation import Evaluation, evaluate, warm_up
 
@@ -33,7 +35,7 @@ class Deployed:
     evaluation: Evaluation
 
 
-def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | None, folder: Path) -> list[Path]:
+def write_files(model: Network, chosen: Sequence[Format], calibration: np.ndarray | None, folder: Path) -> list[Path]:
     """Writes every precision of the formats, but those that need calibration images where there are none, and says so.
 
     Args:
@@ -42,15 +44,27 @@ def write_files(model: Net, chosen: Sequence[Format], calibration: np.ndarray | 
         calibration: uint8 [n, 64, 64, 3] training images, or None.
         folder: an existing one.
     """
-    inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, 3, 64, 64)
-    wanted = [(f, p) for f in chosen for p in f.precisions if p != "int8_static" or calibration is not None]
+    bands = architecture_of(model).bands
+    inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, bands, 64, 64)
     if calibration is None and any("int8_static" in each.precisions for each in chosen):
         say("int8_static left out: there are no training images to calibrate on")
-    with progress("writing deployment files", len(wanted)) as advance:
-        for each, precision in wanted:
-            each.export(precision, model, inputs, folder)
-            advance(1)
-    return [each.path(folder, precision) for each, precision in wanted]
+    paths = []
+    with progress("writing deployment files", sum(len(each.precisions) for each in chosen)) as advance:
+        for each in chosen:
+            lacking = {precision: told for precision in each.precisions if (told := each.lacks(precision, model))}
+            wanted = [p for p in each.precisions if p not in lacking and (p != "int8_static" or len(inputs))]
+            if architecture_of(model).target == NET:
+                for precision in wanted:
+                    each.export(precision, model, inputs, folder)
+            else:
+                lacking |= written_apart(model, each.name, wanted, inputs, folder)
+            for told in dict.fromkeys(lacking.values()):
+                say(f"{each.name} left out ({', '.join(p for p in lacking if lacking[p] == told)}): {told}")
+            for precision in lacking:
+                each.path(folder, precision).unlink(missing_ok=True)
+            paths += [each.path(folder, precision) for precision in wanted if precision not in lacking]
+            advance(len(each.precisions))
+    return paths
 
 
 def deployed(path: Path) -> tuple[Format, str] | None:
@@ -113,7 +127,7 @@ def measure_file(path: Path, test: TestSet, batch_size: int) -> Deployed:
 
 
 def same_precision(
-    model: Net, known: Mapping[str, Evaluation], calibration: np.ndarray | None, test: TestSet, batch_size: int
+    model: Network, known: Mapping[str, Evaluation], calibration: np.ndarray | None, test: TestSet, batch_size: int
 ) -> Callable[[str], Evaluation]:
     """Returns a function that gives our own model's answers in a precision, evaluated once where they are not known."""
     cache = dict(known)

@@ -13,6 +13,7 @@ import torch
 
 from fl.core.errors import ModelFileError, QuantflError
 from fl.core.machine import compute_with
+from fl.core.targets import Target
 from fl.deployment.candidates import opened
 from fl.deployment.files import deployed
 
@@ -23,7 +24,9 @@ ROOM_BYTES = 4 << 30
 """Of address space for a deployment file and its runtime."""
 
 
-def peak_memory(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> dict[int, int | None]:
+def peak_memory(
+    path: Path, device: str, threads: int, batch_sizes: Sequence[int], network: Target | None = None
+) -> dict[int, int | None]:
     """Returns the bytes that a model takes at its peak, by batch size, in a process of its own.
 
     On the CPU it is resident memory over what the process had before the model was opened (Linux only, else None); for
@@ -35,7 +38,9 @@ def peak_memory(path: Path, device: str, threads: int, batch_sizes: Sequence[int
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_send_peaks, args=(there, path, device, threads, sorted(batch_sizes)), daemon=True)
+    process = context.Process(
+        target=_send_peaks, args=(there, path, device, threads, sorted(batch_sizes), network), daemon=True
+    )
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT}
     )  # Ctrl-C is for this process, which ends that one
@@ -67,7 +72,9 @@ def _send_peaks(there: Any, path: Path, *arguments: Any) -> None:
         there.send(ModelFileError(f"{path}: cannot be run ({type(error).__name__}: {error})".splitlines()[0]))
 
 
-def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) -> list[tuple[int, int | None]]:
+def _peaks(
+    path: Path, device: str, threads: int, batch_sizes: Sequence[int], network: Target | None
+) -> list[tuple[int, int | None]]:
     found = deployed(path)
     if found:
         found[0].check_installed(str(path))  # imports its libraries
@@ -80,7 +87,7 @@ def _peaks(path: Path, device: str, threads: int, batch_sizes: Sequence[int]) ->
             bound = _resident_bytes("VmSize") + ROOM_BYTES
             resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     before = _resident_bytes("VmRSS")
-    model = opened(path, torch.device(device), threads)
+    model = opened(path, torch.device(device), threads, network)
     with torch.inference_mode():
         for size in batch_sizes:
             for _ in range(2):

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
+from fl.codec.tensors import not_finite
 from fl.core.console import say
 from fl.core.errors import ConfigError, PayloadError, counted
 from fl.core.files import remove_partial_files, write_bytes, write_json
@@ -22,8 +24,10 @@ from fl.experiment.run_images import RunImages, share_out
 from fl.experiment.settings import Settings, settings_from
 from fl.federation.client_app import ClientSettings, make_client_app
 from fl.federation.engine import LocalGrid, RemoteGrid
-from fl.federation.server_app import initial_arrays, make_server_app
+from fl.federation.server_app import make_server_app
 from fl.federation.task import ServerTask
+from fl.models.architecture import WEIGHTS
+from fl.training.start import Start
 
 
 def run(  # seven: the four after `trusted` are for doors and tests, each alone
@@ -88,8 +92,9 @@ def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
             f"checkpoint.keep=best: data.validation_fraction={settings.data.validation_fraction:g} of so few images "
             "leaves no validation images to judge by"
         )
-    _refuse_rates_below_the_floor(settings, len(images.class_names))
-    return share_out(settings, images, split, otherwise)
+    inputs = share_out(settings, images, split, otherwise)
+    _refuse_rates_below_the_floor(settings, inputs.start)
+    return inputs
 
 
 def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str, Any]) -> ServerTask:
@@ -113,6 +118,7 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         server=settings.server,
         compute=settings.compute,
         codecs=settings.codecs,
+        start=inputs.start,
     )
 
 
@@ -142,13 +148,16 @@ def client_app(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Clie
     return make_client_app(_client_settings(settings, share_out(settings, images, split)))
 
 
-def _refuse_rates_below_the_floor(settings: Settings, num_classes: int) -> None:
+def _refuse_rates_below_the_floor(settings: Settings, start: Start) -> None:
     """Lets each codec encode once before anybody trains: it then says which rate this network needs at least."""
     for way in ("broadcast", "update"):
         if (codec := getattr(settings.codecs, way)) is not None:
-            tensors = {name: array.numpy() for name, array in initial_arrays(num_classes, settings.rounds.seed).items()}
+            arrays = start.arrays()
+            for name, array in arrays.items():
+                if (endless := not_finite(array)) is not None:  # a constant, such as a mask, which is never coded
+                    arrays[name] = np.where(endless, 0, array).astype(array.dtype)
             try:
-                codec.encode(tensors, numpy_generator(settings.rounds.seed, "floor"))
+                codec.encode(arrays, numpy_generator(settings.rounds.seed, "floor"))
             except PayloadError as error:
                 raise ConfigError(f"{way}: {error}") from error
 
@@ -157,7 +166,7 @@ def _client_settings(settings: Settings, inputs: RunImages) -> ClientSettings:
     return ClientSettings(
         images_folder=inputs.images.folder,
         shares_file=inputs.shares_file,
-        num_classes=len(inputs.images.class_names),
+        start=inputs.start,
         num_clients=settings.rounds.num_clients,
         seed=settings.rounds.seed,
         device=settings.compute.chosen(settings.engine.reaches_gpu),
@@ -170,9 +179,11 @@ def _client_settings(settings: Settings, inputs: RunImages) -> ClientSettings:
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration with paths as a comparison started elsewhere will need them."""
-    data, link = dict(config["data"]), dict(config["link"])
+    data, link, model = dict(config["data"]), dict(config["link"]), dict(config.get("model") or {})
+    if model.get(WEIGHTS):
+        model[WEIGHTS] = str(Path(model[WEIGHTS]).expanduser().absolute())
     if data.get("path"):
         data["path"] = str(Path(data["path"]).expanduser().absolute())
     if Path(str(link.get("windows"))).is_file():
         link["windows"] = str(Path(link["windows"]).absolute())
-    return {**config, "data": data, "link": link}
+    return {**config, "data": data, "link": link, **({"model": model} if model else {})}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fl.core.console import say
 from fl.core.errors import DataError
 from fl.core.files import read_json, sha256, write_json, write_npz
 from fl.core.run_folder import INDICES, PARTITION, PARTITION_PLOT, SHARES
@@ -16,6 +17,7 @@ from fl.data import ImageSet, Split
 from fl.data.partition import Sharing, label_distribution, read_shares, share_images
 from fl.experiment.settings import Settings
 from fl.federation.plots import plot_label_distribution
+from fl.training.start import Start, start_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class RunImages:
         images: all of them.
         split: which train, validate and test.
         shares_file: positions in the image set, one array per client.
+        start: the network for them, and its first weights.
     """
 
     images: ImageSet
     split: Split
     shares_file: Path
+    start: Start
 
     @cached_property
     def shares(self) -> list[np.ndarray]:
@@ -83,7 +87,7 @@ class RunImages:
 
 
 def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Path | None = None) -> RunImages:
-    """Returns the images with their shares, which are drawn unless they are in the cache.
+    """Returns the images with their shares, which are drawn unless they are in the cache, and the network for them.
 
     Args:
         settings: of the run.
@@ -94,4 +98,7 @@ def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Pat
     seed, num_clients = derive(settings.rounds.seed, "partition"), settings.rounds.num_clients
     folder = settings.data.cache_dir.expanduser().absolute() / "shares"
     sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed)
-    return RunImages(images, split, share_images(folder, sharing, otherwise))
+    start, told = start_of(settings.model, len(images.class_names), images.images.shape[1:], settings.rounds.seed)
+    if told:
+        say(told)
+    return RunImages(images, split, share_images(folder, sharing, otherwise), start)

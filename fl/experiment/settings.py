@@ -14,16 +14,18 @@ from fl.federation.faults import Fault
 from fl.federation.rounds import RoundSettings
 from fl.federation.strategy import check_strategy
 from fl.federation.task import ServerSettings
-from fl.models.net import Net
+from fl.models.architecture import NET, Architecture
 from fl.training.compute import ComputeSettings
 from fl.training.local import TrainingSettings
+from fl.training.start import ModelSettings
 
 BUILT = ("partition", "training", "link", "engine")
 """Groups of one class that needs nothing to be built but its settings."""
 OPTIONAL = ("broadcast", "update", "faults")
 GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings)
-KNOWN = {"data", *BUILT, *OPTIONAL, *(name for group in GROUPS for name in names_of(group))} - {"arithmetic"}
-FP32 = {"_target_": "fl.training.arithmetic.Fp32"}
+KNOWN = {"data", "model", *BUILT, *OPTIONAL, *(name for group in GROUPS for name in names_of(group))} - {"arithmetic"}
+BEFORE = {"training": {"_target_": "fl.training.arithmetic.Fp32"}, "model": {"_target_": NET.target}}
+"""What runs had from before there was a choice."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Settings:
     compute: ComputeSettings
     codecs: Codecs
     faults: Fault | None
+    model: ModelSettings
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -59,7 +62,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
             raise ConfigError(f"{name}={config[name]}: a codec is chosen with codec@{name}={config[name]}")
     if not isinstance(config.get("data"), Mapping):
         raise ConfigError(f"data={config.get('data')!r}: must be a mapping with a _target_")
-    config = {"training": FP32, **config}  # runs from before there was a choice
+    config = {**BEFORE, **config}
     wanted = (*BUILT, "strategy", "optimizer", *(name for name in OPTIONAL if config.get(name)))
     targets = {name: Target.from_config(name, config.get(name), trusted) for name in wanted}
     built = {}
@@ -77,6 +80,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         compute=filled(ComputeSettings, values),
         codecs=Codecs.of(targets.get("broadcast"), targets.get("update")),
         faults=_fault(targets.get("faults")),
+        model=ModelSettings.from_config(config["model"], trusted),
     )
     _check_across(settings)
     return settings
@@ -105,7 +109,7 @@ def _check_across(settings: Settings) -> None:
     """Refuses what no single value shows."""
     rounds, optimizer = settings.rounds, settings.training.optimizer
     optimizer.check(("params", "lr"))
-    optimizer.build(Net().parameters(), lr=rounds.lr)
+    optimizer.build(Architecture(settings.model.network).build().parameters(), lr=rounds.lr)
     asked = rounds.clients_per_round
     check_strategy(settings.server.strategy, asked)
     if rounds.min_completed is not None and rounds.min_completed > asked:

@@ -14,15 +14,16 @@ from flwr.clientapp.typing import Mod
 
 from fl.codec import codec_mod
 from fl.core.machine import compute_with
-from fl.core.seeds import torch_generator
+from fl.core.seeds import drawn_by, torch_generator
 from fl.data.images import ImageSet, load_images
 from fl.federation.codecs import Codecs
 from fl.federation.faults import Fault
 from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, arrays_of, config_of, number
-from fl.models.net import Net, channels_last, initial_model
+from fl.models.net import Network, channels_last
 from fl.training.compute import ComputeSettings
 from fl.training.evaluation import evaluate_as_told
 from fl.training.local import TrainingSettings, train_locally
+from fl.training.start import Start
 
 SCALER = "quantfl.scaler"
 """Record in a client's state: what its loss scaling has learned."""
@@ -35,7 +36,7 @@ class ClientSettings:
     Attributes:
         images_folder: of the image cache.
         shares_file: `.npz` with one array of image positions per client, named by partition id.
-        num_classes: of the model.
+        start: the network, and its first weights.
         num_clients: of the run.
         seed: of the run.
         device: "cpu" or "cuda".
@@ -47,7 +48,7 @@ class ClientSettings:
 
     images_folder: Path
     shares_file: Path
-    num_classes: int
+    start: Start
     num_clients: int
     seed: int
     device: str
@@ -76,12 +77,7 @@ def make_client_app(settings: ClientSettings, mods: Sequence[Mod] = ()) -> Clien
         settings: see `ClientSettings`.
         mods: Flower mods around `train`, first one outermost.
     """
-
-    def initial() -> dict[str, np.ndarray]:
-        state = initial_model(settings.num_classes, settings.seed).state_dict()
-        return {name: tensor.numpy() for name, tensor in state.items()}
-
-    ways = settings.codecs
+    ways, initial = settings.codecs, settings.start.arrays
     codecs = codec_mod(broadcast=ways.broadcast, update=ways.update, initial=initial, seed=settings.seed)
     faults = [settings.faults.mod(settings.seed, settings.num_clients)] if settings.faults else []
     outside = settings.faults is not None and settings.faults.outside_codec
@@ -102,22 +98,24 @@ class _Client:
     def train(self, message: Message, context: Context) -> Message:
         settings, device = self.settings, torch.device(self.settings.device)
         arithmetic = settings.training.arithmetic
-        model, scaler = arithmetic.network(settings.num_classes), arithmetic.scaler(device.type)
+        model, scaler = arithmetic.prepared(settings.start.network()), arithmetic.scaler(device.type)
         partition_id, images, labels = self._start(message, context, model)
         if SCALER in context.state.config_records:
             scaler.load_state_dict(dict(context.state.config_records[SCALER]))
         config = config_of(message)
+        of_round = int(number(config, "server-round")), partition_id
         began = time.perf_counter()
-        loss = train_locally(
-            model,
-            torch.from_numpy(images).to(device),
-            torch.from_numpy(labels).to(device),
-            settings.training,
-            lr=number(config, "lr"),
-            proximal_mu=number(config, "proximal-mu", 0.0),
-            generator=torch_generator(settings.seed, "local", int(number(config, "server-round")), partition_id),
-            scaler=scaler,
-        )
+        with drawn_by(settings.seed, "dropout", *of_round):
+            loss = train_locally(
+                model,
+                torch.from_numpy(images).to(device),
+                torch.from_numpy(labels).to(device),
+                settings.training,
+                lr=number(config, "lr"),
+                proximal_mu=number(config, "proximal-mu", 0.0),
+                generator=torch_generator(settings.seed, "local", *of_round),
+                scaler=scaler,
+            )
         if scaler.is_enabled():
             context.state[SCALER] = ConfigRecord(scaler.state_dict())
         arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
@@ -126,7 +124,7 @@ class _Client:
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        settings, model = self.settings, Net(self.settings.num_classes)
+        settings, model = self.settings, self.settings.start.network()
         _, images, labels = self._start(message, context, model)
         batch_size, fp16 = settings.training.batch_size, settings.compute.inference.fp16
         device = torch.device(settings.device)
@@ -139,7 +137,7 @@ class _Client:
         record = ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
         return Message(RecordDict({CONFIG: record}), reply_to=message)
 
-    def _start(self, message: Message, context: Context, model: Net) -> tuple[int, np.ndarray, np.ndarray]:
+    def _start(self, message: Message, context: Context, model: Network) -> tuple[int, np.ndarray, np.ndarray]:
         """Fills `model` with what was received; returns this client's partition id, images and labels."""
         compute_with(self.settings.compute.threads_per_client)
         partition_id = int(context.node_config["partition-id"])

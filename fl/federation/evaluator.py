@@ -10,7 +10,7 @@ from fl.core.machine import compute_with
 from fl.core.records import Score, Scores
 from fl.data.images import ImageSet
 from fl.federation.task import ServerTask
-from fl.models.net import Net, channels_last
+from fl.models.net import channels_last
 from fl.training.evaluation import evaluate_as_told
 
 BATCH_SIZE = 250
@@ -26,7 +26,7 @@ class Evaluator:
     def __init__(self, task: ServerTask, images: ImageSet, server_link: ServerLink) -> None:
         self._task, self._images, self._server_link = task, images, server_link
         self._device = torch.device(task.device)
-        self.network = channels_last(Net(len(images.class_names)).to(self._device)).eval()
+        self.network = channels_last(task.start.network().to(self._device)).eval()
         self._told: set[str] = set()
 
     def scores(self, arrays: ArrayRecord) -> tuple[Scores, str]:

@@ -165,6 +165,7 @@ class Journal:
             "reached": reached(records),
             "num_parameters": num_parameters(self._network),
             "num_statistics": sum(tensor.numel() for tensor in statistics.values()),
+            "weights_sha256": task.start.weights_sha256,
             "server_model": task.server.server_model,
             "training_precision": task.arithmetic,
             "evaluated_in": self._evaluated_in,

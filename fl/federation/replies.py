@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fl.codec import ServerLink
+from fl.codec.tensors import not_finite
 from fl.communication.link import LONGEST_S
 from fl.core.console import say
 from fl.core.errors import PayloadError, counted, printable
@@ -127,6 +128,10 @@ def _problem(
             return f"unreadable array {name}: {error}"
         if new.shape != old.shape or new.dtype != old.dtype:
             return f"wrong shape or type: {name} is {new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}"
+        if not_finite(old) is not None:  # as in a mask: never aggregated
+            if not np.array_equal(new, old, equal_nan=True):
+                return f"{name}, which is constant, has changed"
+            continue
         if not np.isfinite(new).all():
             return f"NaN or infinity in {name}"
         if name.endswith(VARIANCE) and (new < 0).any():

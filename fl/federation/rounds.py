@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as group
 
 from fl.codec import ServerLink
+from fl.codec.tensors import not_finite
 from fl.core.errors import RunError, counted
 from fl.core.groups import STRICT, Count, Fraction, Positive
 from fl.core.records import ClientFailure, ClientRecord, RoundRecord, Score, Scores, Traffic
@@ -208,8 +209,9 @@ def _train_on_clients(
         trained = time.perf_counter()
         fp32_bytes = payload_bytes(RecordDict({ARRAYS: arrays}))
         clients = _client_records(sampled, sent, answers.arrived, valid)
+        before = arrays
         arrays, metrics = federation.aggregator.aggregate_train(server_round, arrays, valid)
-    _refuse_broken(arrays, server_round)
+    _refuse_broken(before, arrays, server_round)
     return _Training(
         arrays=arrays,
         loss=number(metrics, "train-loss"),
@@ -316,9 +318,9 @@ def _too_few(
     )
 
 
-def _refuse_broken(arrays: ArrayRecord, server_round: int) -> None:
+def _refuse_broken(before: ArrayRecord, arrays: ArrayRecord, server_round: int) -> None:
     for name, array in arrays.items():
-        if not np.isfinite(array.numpy()).all():
+        if not_finite(array.numpy()) is not None and not_finite(before[name].numpy()) is None:
             raise RunError(
                 f"round {server_round}: the aggregated {name} is not finite; lower lr or the strategy's own rate"
             )

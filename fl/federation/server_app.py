@@ -20,7 +20,6 @@ from fl.federation.journal import Journal
 from fl.federation.rounds import Federation, run_rounds
 from fl.federation.strategy import Aggregator
 from fl.federation.task import ServerTask
-from fl.models.net import initial_model
 
 
 def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
@@ -35,9 +34,8 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
         compute_with(task.compute.threads_per_client)
         images = load_images(task.images_folder)
         aggregator = Aggregator(task.server.strategy)
-        arrays = initial_arrays(len(images.class_names), task.rounds.seed)
-        start = {name: array.numpy() for name, array in arrays.items()}
-        seed = task.rounds.seed
+        start, seed = task.start.arrays(), task.rounds.seed
+        arrays = ArrayRecord({name: Array(array) for name, array in start.items()})
         server_link = ServerLink(task.codecs.broadcast, task.codecs.update, initial=lambda: start, seed=seed)
         evaluator = Evaluator(task, images, server_link)
         journal = Journal(task, images, evaluator.network)
@@ -45,6 +43,7 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
             "settings": plain(task.config),
             "images_sha256": images.sha256,
             "split_sha256": task.split.sha256,
+            "weights_sha256": task.start.weights_sha256,
         }
         run = _Run(task, Federation(grid, aggregator, server_link, task.rounds), evaluator, journal, inputs)
         if resume:
@@ -52,11 +51,6 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
         run.train(arrays)
 
     return app
-
-
-def initial_arrays(num_classes: int, seed: int) -> ArrayRecord:
-    """Returns the first model as the server sends it; depends on the arguments only."""
-    return ArrayRecord(initial_model(num_classes, seed).state_dict())
 
 
 class _Run:

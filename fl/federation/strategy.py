@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fl.codec.tensors import not_finite
 from fl.core.errors import ConfigError, RunError, counted
 from fl.core.targets import Target
 from fl.federation.messages import (
@@ -87,7 +88,7 @@ class Aggregator:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, nodes: Sequence[int]
     ) -> list[Message]:
         """Returns one message per node with the whole model and what the strategy adds to `config`."""
-        parameters, _ = self._split(arrays)
+        parameters, _ = self._split(without_constants(arrays))
         messages = list(self.inner.configure_train(server_round, parameters, config, _only(nodes)))
         for message in messages:
             message.content = RecordDict({ARRAYS: arrays, CONFIG: config_of(message)})
@@ -115,15 +116,16 @@ class Aggregator:
         """
         if problem := too_few(self.inner, len(replies)):
             raise RunError(f"round {server_round}: {problem}; {counted(len(replies), 'client')} completed")
-        parameter_names, statistic_names = (list(part) for part in self._split(arrays))
+        averaged = without_constants(arrays)
+        parameter_names, statistic_names = (list(part) for part in self._split(averaged))
         read = _part if type(self.inner) in MEANS else _in_memory
         parameter_replies = [with_content(reply, read(reply, parameter_names)) for reply in replies]
-        used = chosen(self.inner, parameter_replies, arrays)
+        used = chosen(self.inner, parameter_replies, averaged)
         aggregated, metrics = self.inner.aggregate_train(server_round, used)
         if aggregated is None or metrics is None:
             raise ValueError(f"{type(self.inner).__name__} returned nothing for {len(replies)} valid replies")
         statistics = cast(list[RecordDict], [_part(reply, statistic_names) for reply in replies])
-        merged = {**aggregated, **aggregate_arrayrecords(statistics, NUM_EXAMPLES)}
+        merged = {**arrays, **aggregated, **aggregate_arrayrecords(statistics, NUM_EXAMPLES)}
         return ArrayRecord({name: _cast(merged[name], old.dtype) for name, old in arrays.items()}), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -173,6 +175,11 @@ def _from_plain(value: dict[str, Any]) -> Any:
     if "dict" in value:
         return {name: tensor.numpy() for name, tensor in value["dict"].items()}
     return [tensor.numpy() for tensor in value["list"]] if "list" in value else value["number"]
+
+
+def without_constants(arrays: ArrayRecord) -> ArrayRecord:
+    """Returns what can be averaged: all but arrays that are not finite, as constant masks are."""
+    return ArrayRecord({name: array for name, array in arrays.items() if not_finite(array.numpy()) is None})
 
 
 def _whole(arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:

@@ -16,6 +16,7 @@ from fl.federation.codecs import Codecs
 from fl.federation.kept_models import CheckpointSettings
 from fl.federation.rounds import RoundSettings
 from fl.training.compute import ComputeSettings
+from fl.training.start import Start
 
 ServerModel = Literal["exact", "reference"]
 
@@ -54,6 +55,7 @@ class ServerTask:
         server: see `ServerSettings`.
         compute: threads, and half precision or not while evaluating.
         codecs: of both directions.
+        start: the network, and its first weights.
     """
 
     run_dir: Path
@@ -66,3 +68,4 @@ class ServerTask:
     server: ServerSettings
     compute: ComputeSettings
     codecs: Codecs
+    start: Start

@@ -17,10 +17,12 @@ class Network(nn.Module):
     Attributes:
         input_dtype: of the images that it takes.
         quantization_info: its precision, and what that adds; empty before a conversion.
+        architecture: that built it, an `fl.models.architecture.Architecture`; None where a class was called by itself.
     """
 
     input_dtype: torch.dtype = torch.float32
     quantization_info: Mapping[str, Any] = MappingProxyType({})
+    architecture: Any = None
 
 
 class Net(Network):
@@ -33,9 +35,9 @@ class Net(Network):
     features = 128
     """Inputs of the last layer."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = self.convolution(3, 32, 5)
+        self.conv1 = self.convolution(in_channels, 32, 5)
         self.bn1 = nn.BatchNorm2d(32)
         self.conv2 = self.convolution(32, 64, 5)
         self.bn2 = nn.BatchNorm2d(64)
@@ -51,6 +53,18 @@ class Net(Network):
         x = self._activated(self.bn3(self.conv3(x)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draws weights by He initialization (arXiv 1502.01852, section 2.2).
+
+        With torch's default, whose weights are smaller, clients' models drift further apart in the first rounds and
+        their mean is worse (docs/results.md).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     @property
     def num_classes(self) -> int:
@@ -85,18 +99,9 @@ def channels_last(model: M) -> M:
 
 
 def initial_model(num_classes: int, seed: int) -> Net:
-    """Returns the network with weights that depend on `num_classes` and `seed` only.
-
-    He initialization (arXiv 1502.01852, section 2.2). With torch's default, whose weights are smaller, clients'
-    models drift further apart in the first rounds and their mean is worse (docs/results.md).
-    """
-    generator = torch_generator(seed, "init")
+    """Returns the network with weights that depend on `num_classes` and `seed` only."""
     model = Net(num_classes)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+    model.initialize(torch_generator(seed, "init"))
     return model
 
 

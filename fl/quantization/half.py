@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fl.core.errors import ConfigError
-from fl.models.net import Net, Network, channels_last
+from fl.models.net import Network, channels_last
 from fl.quantization import precision_of
 
 YES, NO = ("1", "true", "yes", "enable"), ("0", "false", "no", "disable")
@@ -27,7 +27,7 @@ def fp16_wanted(value: object) -> bool | None:
 
 
 def prepare(
-    model: Net,
+    model: Network,
     device: torch.device,
     fp16: bool | None,
     tell: Callable[[str], object] = lambda text: None,

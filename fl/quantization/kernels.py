@@ -5,6 +5,7 @@ CPU without the instructions they need, so they are first compared with the refe
 extreme values.
 """
 
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -51,35 +52,74 @@ def _agrees(weight_shape: tuple[int, ...], is_image: bool) -> bool:
     return bool(torch.allclose(exact, fast, rtol=1e-4, atol=1e-3) and difference <= 1)
 
 
-def run_reference(  # seven: those of the kernel that it stands for
-    x: Tensor, incoming: QParams, weight: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over an image; of no meaning for linear layers."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(cls, layer: Any) -> "Geometry":
+        """Returns that of a `nn.Conv2d`; for a `nn.Linear` the default."""
+        return cls(*(getattr(layer, each.name) for each in fields(cls))) if hasattr(layer, "stride") else cls()
+
+    def lists(self) -> tuple[list[int], list[int], list[int], int]:
+        """Returns what torch's operators take."""
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+
+NO_GEOMETRY = Geometry()
+
+
+def run_reference(  # eight: those of the kernel that it stands for
+    x: Tensor,
+    incoming: QParams,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    relu: bool,
+    outgoing: QParams | None,
+    geometry: Geometry = NO_GEOMETRY,
 ) -> Tensor:
     """Returns the layer's output, computed in float32.
 
     Args:
-        x: uint8 [n, in, height, width] for a convolution (stride 1, no padding), [n, in] for a linear layer.
+        x: uint8 [n, in, height, width] for a convolution, [..., in] for a linear layer.
         incoming: of `x`.
-        weight: int8 [out, in, k, k] or [out, in].
+        weight: int8 [out, in / groups, k, k] or [out, in].
         scale: float32 [out].
         bias: float32 [out].
         relu: apply ReLU.
         outgoing: quantize the result with these; float32 when None.
+        geometry: of the convolution.
     """
-    layer = F.conv2d if weight.dim() == 4 else F.linear
-    y = layer(dequantize_activation(x, incoming), dequantize_weight(weight, scale), bias)
+    values, weights = dequantize_activation(x, incoming), dequantize_weight(weight, scale)
+    y = F.conv2d(values, weights, bias, *geometry.lists()) if weight.dim() == 4 else F.linear(values, weights, bias)
     y = F.relu(y) if relu else y
     return y if outgoing is None else quantize_activation(y, outgoing)
 
 
-def pack(weight: Tensor, scale: Tensor) -> Tensor:
+def pack(weight: Tensor, scale: Tensor, geometry: Geometry = NO_GEOMETRY) -> Tensor:
     """Returns `weight` (int8) in the layout that oneDNN prefers."""
     if weight.dim() == 4:
-        return torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
+        return torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 0, *geometry.lists(), None)
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
-def run_onednn(  # seven: those of torch's kernel
-    x: Tensor, incoming: QParams, packed: Tensor, scale: Tensor, bias: Tensor, *, relu: bool, outgoing: QParams | None
+def run_onednn(  # eight: those of torch's kernel
+    x: Tensor,
+    incoming: QParams,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    relu: bool,
+    outgoing: QParams | None,
+    geometry: Geometry = NO_GEOMETRY,
 ) -> Tensor:
     """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points."""
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
@@ -88,17 +128,33 @@ def run_onednn(  # seven: those of torch's kernel
     out = (1.0, 0, torch.float32) if outgoing is None else (outgoing.scale, int(outgoing.zero_point), torch.uint8)
     after: tuple[Any, ...] = (*out, "relu" if relu else "none", [], "")
     if x.dim() == 4:
-        result: Tensor = ops.qconv_pointwise(*before, [1, 1], [0, 0], [1, 1], 1, *after)
+        result: Tensor = ops.qconv_pointwise(*before, *geometry.lists(), *after)
     else:
         result = ops.qlinear_pointwise(*before, *after)
     return result
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """Returns 2x2 maxima of float32 or uint8 [n, channels, height, width] (torch has no CUDA pooling of uint8)."""
+Size = int | tuple[int, int]
+
+
+def max_pool(  # six: those of torch's own
+    x: Tensor,
+    kernel_size: Size = 2,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Returns maxima as `F.max_pool2d` of float32 or uint8 [n, channels, height, width]."""
     if x.dtype != torch.uint8:
-        return F.max_pool2d(x, 2)
+        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
     if x.device.type == "cpu":
-        pooled: Tensor = torch.ops.quantized.max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], False)
+        sizes = (_pair(each) for each in (kernel_size, stride or kernel_size, padding, dilation))
+        pooled: Tensor = torch.ops.quantized.max_pool2d(x, *sizes, ceil_mode)
         return pooled
-    return F.max_pool2d(x.float(), 2).to(torch.uint8)
+    own = (kernel_size, stride, padding, dilation, ceil_mode)  # torch has no CUDA pooling of uint8
+    return F.max_pool2d(x.float(), *own).to(torch.uint8)
+
+
+def _pair(size: Size) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fl.models.net import Net, Network, channels_last
-from fl.quantization.modules import CONVOLUTIONS, HalfNet, QuantizedNet, calibrate
-from fl.quantization.numeric import GROUP_LEVELS, check_fits_fp16
+from fl.quantization.graphs import quantized
+from fl.quantization.halved import halved
+from fl.quantization.modules import QuantizedNet, calibrate
+from fl.quantization.numeric import GROUP_LEVELS, GroupLevels, check_fits_fp16
 
 METHODS: dict[str, Callable[..., Network]] = {}
 """By the names of precisions, in the order of tables."""
@@ -29,52 +31,53 @@ def method(function: Method) -> Method:
 
 
 @method
-def fp32(model: Net, calibration: Tensor | None = None) -> Network:
+def fp32(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns the network as it was trained."""
     return channels_last(copy.deepcopy(model))
 
 
 @method
-def fp16(model: Net, calibration: Tensor | None = None, keep_batchnorm_fp32: bool = False) -> Network:
+def fp16(model: Network, calibration: Tensor | None = None, keep_batchnorm_fp32: bool = False) -> Network:
     """Returns the network with every float tensor cast to half precision, those of BatchNorm on request not.
 
     Raises:
         ModelFileError: a value is beyond FP16; names the tensors.
     """
-    half = HalfNet(model.num_classes)
-    if keep_batchnorm_fp32:
-        for name in CONVOLUTIONS:
-            half.get_submodule(name.replace("conv", "bn")).float()
-    state = model.state_dict()
+    half, state = halved(model, keep_batchnorm_fp32), model.state_dict()
     check_fits_fp16({name: state[name] for name, new in half.state_dict().items() if new.dtype == torch.float16})
-    half.load_state_dict(state)
     return channels_last(half)
 
 
 @method
-def int8(model: Net, calibration: Tensor | None = None) -> Network:
+def int8(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns int8 weights per output channel in every convolution and linear layer; activation ranges per batch.
 
     The image is exact, and weights are rounded so that errors cancel, without any images (`rounding.py`).
     """
-    return QuantizedNet(model)
+    return QuantizedNet(model) if type(model) is Net else quantized(model)
 
 
 @method
-def int8_static(model: Net, calibration: Tensor | None = None) -> Network:
+def int8_static(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns what `int8` does, with ranges calibrated on training images and layers chained in INT8."""
     if calibration is None or not len(calibration):
         raise ValueError("int8_static needs calibration images")
-    return QuantizedNet(model, calibrate(model, calibration))
+    if type(model) is Net:
+        return QuantizedNet(model, calibrate(model, calibration))
+    return quantized(model, calibration=calibration)
 
 
 @method
-def int4(model: Net, calibration: Tensor | None = None) -> Network:
+def int4(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns weights of 4 bits, two in a byte, in groups of 32; first and last layer, and all else, as `int8`."""
-    return QuantizedNet(model, groups=GROUP_LEVELS[4])
+    return _in_groups(model, GROUP_LEVELS[4])
 
 
 @method
-def int2(model: Net, calibration: Tensor | None = None) -> Network:
+def int2(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns weights of 2 bits, four in a byte, in groups of 16; first and last layer, and all else, as `int8`."""
-    return QuantizedNet(model, groups=GROUP_LEVELS[2])
+    return _in_groups(model, GROUP_LEVELS[2])
+
+
+def _in_groups(model: Network, groups: GroupLevels) -> Network:
+    return QuantizedNet(model, groups=groups) if type(model) is Net else quantized(model, groups=groups)

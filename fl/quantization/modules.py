@@ -1,6 +1,5 @@
-"""The network in integers and FP16, and as quantization-aware training sees it."""
+"""The EuroSAT CNN in integers."""
 
-import copy
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, cast
@@ -8,22 +7,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fl.models.net import Net, Network
-from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool, pack, run_onednn, run_reference
+from fl.quantization.folding import fold_batch_norm
+from fl.quantization.kernels import REFERENCE, Geometry, cpu_kernels, max_pool, pack, run_onednn, run_reference
 from fl.quantization.numeric import (
-    GROUP_LEVELS,
     IMAGE,
     GroupLevels,
     QParams,
+    batch_qparams,
     choose_activation_qparams,
     dequantize_weight,
     int8_of_groups,
     pack_levels,
     quantize_activation,
     quantize_groups,
-    quantize_weight,
     unpack_levels,
 )
 from fl.quantization.rounding import quantize_weight_together
@@ -34,21 +32,8 @@ ALWAYS_INT8 = (LAYERS[0], LAYERS[-1])
 """Layers that never get fewer bits: they have the most sensitive weights (docs/results.md), and few of them."""
 
 
-def fold_batch_norm(model: Net) -> Net:
-    """Returns a copy in evaluation mode with each BatchNorm folded into its convolution; same outputs up to rounding.
-
-    The folded BatchNorms are `nn.Identity`.
-    """
-    folded = copy.deepcopy(model).eval()
-    for name in CONVOLUTIONS:
-        norm = name.replace("conv", "bn")
-        setattr(folded, name, fuse_conv_bn_eval(getattr(folded, name), getattr(folded, norm)))
-        setattr(folded, norm, nn.Identity())
-    return folded
-
-
 class QuantizedLayer(nn.Module):
-    """A Conv2d (stride 1, no padding) or Linear with int8 weights per output channel; bias stays float32.
+    """A Conv2d or Linear with int8 weights per output channel; bias stays float32.
 
     Its input is uint8 with parameters of its own: stored, or given with every call.
     """
@@ -60,8 +45,11 @@ class QuantizedLayer(nn.Module):
         self.input_zero_point: Tensor
         self.weight_scale: Tensor
         self.bias: Tensor
-        self._store(layer.weight.detach(), sees_image=stored == IMAGE)
-        self.register_buffer("bias", layer.bias.detach().clone())
+        self.geometry = Geometry.of(layer)
+        square = layer.weight.dim() == 4 and layer.weight.shape[2] == layer.weight.shape[3] and layer.groups == 1
+        self._store(layer.weight.detach(), sees_image=stored == IMAGE and square)
+        no_bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
+        self.register_buffer("bias", no_bias)
         if stored is not None:
             self.store_input(stored)
         self._packed: tuple[Tensor, Tensor] | None = None
@@ -87,15 +75,16 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor, incoming: QParams, *, relu: bool, outgoing: QParams | None = None) -> Tensor:
         if x.device.type != "cpu" or cpu_kernels() == REFERENCE:
-            scale, bias = self.weight_scale, self.bias
-            return run_reference(x, incoming, self.weight, scale, bias, relu=relu, outgoing=outgoing)
+            told = incoming, self.weight, self.weight_scale, self.bias
+            return run_reference(x, *told, relu=relu, outgoing=outgoing, geometry=self.geometry)
         if self._packed is None:
             sums = dequantize_weight(self.weight, self.weight_scale).flatten(1).sum(1)
-            self._packed = pack(self.weight, self.weight_scale), sums
+            self._packed = pack(self.weight, self.weight_scale, self.geometry), sums
         packed, sums = self._packed
         half = incoming.zero_point % 1  # the kernels know whole zero points: the rest goes into the bias
         bias = self.bias - half * incoming.scale * sums if half else self.bias
-        return run_onednn(x, incoming, packed, self.weight_scale, bias, relu=relu, outgoing=outgoing)
+        told = incoming, packed, self.weight_scale, bias
+        return run_onednn(x, *told, relu=relu, outgoing=outgoing, geometry=self.geometry)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a packed weight can be neither copied nor pickled
@@ -200,13 +189,6 @@ def _after(name: str, x: Tensor) -> Tensor:
     return x.flatten(1) if name == CONVOLUTIONS[-1] else x
 
 
-def batch_qparams(x: Tensor) -> QParams:
-    """Returns parameters for the range of a whole batch."""
-    dense = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # channels_last as it lies: aminmax copies otherwise
-    low, high = torch.aminmax(dense)
-    return choose_activation_qparams(low.item(), high.item())
-
-
 def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QParams]:
     """Returns the input parameters of every layer but the first, over the range seen on `inputs`.
 
@@ -223,87 +205,3 @@ def calibrate(model: Net, inputs: Tensor, batch_size: int = 128) -> dict[str, QP
                 x = _after(name, F.relu(folded.get_submodule(name)(x)))
                 high[following] = max(high[following], x.max().item())
     return {name: choose_activation_qparams(0.0, largest) for name, largest in high.items()}
-
-
-class QatNet(Net):
-    """`Net` for quantization-aware training: it computes with what quantized weights and activations stand for.
-
-    Weights are rounded to the nearest (BatchNorm multiplies whole channels, which changes their scale and nothing
-    else), inputs of layers, the image too, over the range of the batch: with 8 bits a little more is lost than will be
-    in `QuantizedNet`, whose errors cancel. Gradients pass as if nothing was rounded. State dict and parameters are
-    those of `Net`.
-
-    Args:
-        num_classes: logits.
-        bits: of weights, 8 or a key of `GROUP_LEVELS`.
-    """
-
-    def __init__(self, num_classes: int, bits: int) -> None:
-        super().__init__(num_classes)
-        self.groups = None if bits == 8 else GROUP_LEVELS[bits]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for name in LAYERS:
-            layer: Any = self.get_submodule(name)
-            x, weight = _as_quantized(x), self._rounded(name, layer.weight)
-            if name in CONVOLUTIONS:
-                norm = self.get_submodule(name.replace("conv", "bn"))
-                x = _after(name, F.relu(norm(F.conv2d(x, weight, layer.bias))))
-            else:
-                x = F.linear(x, weight, layer.bias)
-                x = x if name == LAYERS[-1] else F.relu(x)
-        return x
-
-    def _rounded(self, name: str, weight: Tensor) -> Tensor:
-        values = weight.detach()
-        if self.groups is None or name in ALWAYS_INT8:
-            rounded = dequantize_weight(*quantize_weight(values))
-        else:
-            index, multiplier, scale = quantize_groups(values, self.groups)
-            rounded = dequantize_weight(int8_of_groups(index, multiplier, self.groups), scale)
-        return weight + (rounded - values)
-
-
-def _as_quantized(x: Tensor) -> Tensor:
-    qparams = batch_qparams(x.detach())
-    return torch.fake_quantize_per_tensor_affine(x, qparams.scale, int(qparams.zero_point), 0, 255)
-
-
-class HalfConv2d(nn.Conv2d):
-    """A Conv2d that a CPU without FP16 convolutions computes in float32 and rounds to FP16.
-
-    Weights and activations are FP16 either way, and accumulation is float32, as in kernels made for FP16;
-    torch's fallback for such a CPU is correct too, but about seven times slower.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or native_half_convolution():
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        return self._conv_forward(input.float(), self.weight.float(), bias).half()
-
-
-def native_half_convolution() -> bool:
-    """Tells whether this CPU has FP16 convolutions (AVX512-FP16 or AMX-FP16)."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
-class HalfNet(Net):
-    """`Net` in FP16; any float input is cast, and the output is FP16."""
-
-    convolution = HalfConv2d
-    input_dtype = torch.float16
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__(num_classes)
-        self.half()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.half())
-
-    @property
-    def kernels(self) -> str:
-        """What executes the convolutions where the model is now."""
-        if self.conv1.weight.device.type == "cuda":
-            return "cuda-fp16"
-        return "onednn-fp16" if native_half_convolution() else "fp16-storage-fp32-arithmetic"

@@ -39,6 +39,13 @@ def choose_activation_qparams(low: float, high: float) -> QParams:
     return QParams(scale, min(max(round(-low / scale), 0), 255))
 
 
+def batch_qparams(x: Tensor) -> QParams:
+    """Returns parameters for the range of a whole batch."""
+    dense = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # channels_last as it lies: aminmax copies otherwise
+    low, high = torch.aminmax(dense)
+    return choose_activation_qparams(low.item(), high.item())
+
+
 def quantize_activation(x: Tensor, qparams: QParams) -> Tensor:
     """Returns `round(x / scale) + zero_point`, clamped, as uint8 in the shape and memory layout of `x`."""
     steps = x / qparams.scale

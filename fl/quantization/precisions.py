@@ -10,7 +10,9 @@ from torch import Tensor
 from fl.core.errors import ConfigError
 from fl.core.presets import choices, preset
 from fl.core.targets import Target
+from fl.models.architecture import NET, Architecture, architecture_of
 from fl.models.net import Net, Network, num_parameters
+from fl.quantization.graphs import float_tensors
 from fl.quantization.methods import METHODS
 from fl.quantization.modules import QuantizedNet
 
@@ -37,7 +39,7 @@ class Precision:
     def __post_init__(self) -> None:
         _check(self.name)
 
-    def convert(self, model: Net, calibration: Tensor | None = None, **options: bool) -> Network:
+    def convert(self, model: Network, calibration: Tensor | None = None, **options: bool) -> Network:
         """Returns a new model in evaluation mode with `quantization_info` and `input_dtype`; `model` stays as it is.
 
         Args:
@@ -45,20 +47,25 @@ class Precision:
             calibration: float [n, 3, 64, 64] from training images, where `num_calibration_images` asks for them.
             **options: of the method.
         """
+        architecture = architecture_of(model)
         converted = METHODS[self.name](model, calibration, **options)
         info: dict[str, Any] = {
             "precision": self.name,
             "dtype": word(self.name),
             "num_parameters": num_parameters(model),
-            "num_classes": model.num_classes,
+            "num_classes": architecture.num_classes,
         }
+        if architecture != Architecture(NET, architecture.num_classes):  # files of the EuroSAT CNN never said so
+            info["network"] = architecture.describe()
         if self.num_calibration_images and calibration is not None:
             info["num_calibration_images"] = len(calibration)
         if options:
             info["options"] = options
+        if kept := float_tensors(converted) if self.name.startswith("int") and type(model) is not Net else {}:
+            info["float_tensors"] = kept
         if hasattr(converted, "layout"):
             info["layout"] = converted.layout
-        converted.quantization_info = info
+        converted.quantization_info, converted.architecture = info, architecture
         return converted.eval()
 
 
@@ -72,14 +79,14 @@ def precision_of(name: str) -> Precision:
     return _read(name)
 
 
-def empty_model(info: Mapping[str, Any]) -> Network:
-    """Returns a model that a stored state dict fits, from the file's `quantization_info`.
+def empty_model(info: Mapping[str, Any], architecture: Architecture) -> Network:
+    """Returns a model that a stored state dict fits, from the file's `quantization_info` and its network.
 
     Raises:
         ValueError: it names no precision, or a layout of a newer version.
     """
-    precision, network = precision_of(str(info["precision"])), Net(int(info["num_classes"])).eval()
-    model = precision.convert(network, torch.zeros(1, 3, 64, 64), **dict(info.get("options", {})))
+    precision, network = precision_of(str(info["precision"])), architecture.build().eval()
+    model = precision.convert(network, torch.zeros(1, architecture.bands, 64, 64), **dict(info.get("options", {})))
     if isinstance(model, QuantizedNet):
         model.use_layout(int(info.get("layout", 1)))
     model.quantization_info = dict(info)

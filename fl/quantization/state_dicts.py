@@ -1,15 +1,14 @@
-"""State dicts of the network as others save them: within checkpoints, under longer names, in other types."""
+"""State dicts of a network as others save them: within checkpoints, under longer names, in other types."""
 
-import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fl.core.errors import ModelFileError
-from fl.models.net import Net
+from fl.models.architecture import Architecture
 
 SHOWN = 3
 """How many wrong keys or shapes an error names."""
@@ -18,6 +17,8 @@ WRAPPERS = ("module", "_orig_mod")
 """What DataParallel and torch.compile put into names."""
 
 COUNTER = "num_batches_tracked"
+
+STATISTICS = ("running_mean", "running_var")
 
 CAST = (torch.float16, torch.bfloat16, torch.float64)
 """What weights are taken in besides float32."""
@@ -32,14 +33,18 @@ DEPTH = 3
 """How many dicts deep a state dict is looked for."""
 
 
-def find(content: Any) -> tuple[dict[str, Tensor], str]:
+def find(content: Any, known: Collection[str]) -> tuple[dict[str, Tensor], str]:
     """Returns the one state dict in a file's content, and the entry that holds it ("" for the content itself).
+
+    Args:
+        content: of the file.
+        known: names in the network's state dict, in order.
 
     Raises:
         ModelFileError: there is none, or more than one; without the path.
     """
-    known = expected(1)
-    ours = [(path, state) for path, state in _dicts_of_tensors(content, (), set()) if known.keys() & renamed(state)[0]]
+    states = _dicts_of_tensors(content, (), set())
+    ours = [(path, state) for path, state in states if set(known) & renamed(state, known)[0].keys()]
     if len(ours) > 1:
         places = " and ".join(repr(".".join(path)) if path else "the file itself" for path, _ in ours)
         raise ModelFileError(f"{places} hold state dicts of this network; save the one that is meant")
@@ -47,7 +52,8 @@ def find(content: Any) -> tuple[dict[str, Tensor], str]:
         held = f"a {type(content).__name__}"
         if isinstance(content, dict):
             held = ", ".join(str(name) for name in list(content)[:SHOWN]) or "nothing"
-        raise ModelFileError(f"holds no state dict of this network; it has {held}, not conv1.weight, ..., fc3.bias")
+        first, *_, last = known
+        raise ModelFileError(f"holds no state dict of this network; it has {held}, not {first}, ..., {last}")
     ((path, state),) = ours
     return plain(state), ".".join(path)
 
@@ -94,14 +100,21 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
-def renamed(state: Mapping[Any, Any]) -> tuple[dict[str, list[str]], list[str]]:
-    """Returns the names of a state dict by what they are without what wrappers put into them, and what that is."""
+def renamed(state: Mapping[Any, Any], known: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns the names of a state dict by what they are without what wrappers put into them, and what that is.
+
+    Args:
+        state: a dict that holds tensors.
+        known: names in the network's state dict.
+    """
     removed: list[str] = []
     names = {str(name): str(name).split(".") for name in state}
     for name, parts in names.items():
+        if name in known:
+            continue
         removed += [part for part in parts[:-1] if part in WRAPPERS]
         names[name] = [part for part in parts[:-1] if part not in WRAPPERS] + parts[-1:]
-    layers = {name.split(".")[0] for name in expected(1)}
+    layers = {name.split(".")[0] for name in known}
     while len(firsts := {parts[0] for parts in names.values() if len(parts) > 1}) == 1 and not firsts & layers:
         if any(len(parts) == 1 for parts in names.values()):
             break
@@ -113,28 +126,24 @@ def renamed(state: Mapping[Any, Any]) -> tuple[dict[str, list[str]], list[str]]:
     return found, list(dict.fromkeys(removed))
 
 
-@functools.lru_cache(maxsize=8)
-def expected(num_classes: int) -> dict[str, Tensor]:
-    """Returns the network's state dict without values."""
-    with torch.device("meta"):
-        return dict(Net(num_classes).state_dict())
+def as_fp32(
+    state: Mapping[str, Tensor], architecture: Architecture
+) -> tuple[dict[str, Tensor], list[str], Architecture]:
+    """Returns a state dict as a network has it, in FP32, what was done for that, in words, and the network's sizes.
 
-
-def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns a state dict as this network has it, in FP32, and what was done for that, in words.
-
-    Counters are no weights: they may be of any numeric type, or missing.
+    Counters are no weights: they may be of any numeric type, or missing. Buffers that are neither counters nor floats,
+    or constants such as masks, may hold what they like.
 
     Raises:
         ModelFileError: other names or shapes, weights that are integers or do not fit; without the path.
     """
-    names, removed = renamed(state)
+    names, removed = renamed(state, architecture.shapes)
     twice = [f"{' and '.join(sorted(old))} are both {new}" for new, old in names.items() if len(old) > 1]
     if twice:
         raise ModelFileError(f"{len(twice)} names stand for one tensor: {'; '.join(twice[:SHOWN])}")
     given = {new: state[old[0]] for new, old in names.items() if new != AVERAGED}
-    bias = given.get("fc3.bias")
-    wanted = expected(len(bias) if bias is not None and bias.dim() == 1 and len(bias) else 10)
+    architecture = architecture.fitted({name: tuple(tensor.shape) for name, tensor in given.items()})
+    wanted = architecture.shapes
     counters = {name for name in wanted if name.endswith(COUNTER)}
     absent = {name for name in counters if name not in given or not given[name].numel()}
     given = {name: tensor for name, tensor in given.items() if name not in absent}
@@ -143,7 +152,9 @@ def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     check_shapes(wanted, given)
     notes = [f"removed prefix {', '.join(repr(part + '.') for part in removed)}"] if removed else []
     notes += [f"left out {AVERAGED}"] if AVERAGED in names else []
-    weights = {name: tensor for name, tensor in given.items() if name not in counters}
+    others = {n for n, old in wanted.items() if n not in counters and not old.is_floating_point()}
+    check_shapes({n: wanted[n] for n in others}, {n: given[n] for n in others}, types=True)
+    weights = {name: tensor for name, tensor in given.items() if name not in counters | others}
     if types := _types(weights.values(), torch.float32):
         notes.append(f"cast {types} to float32")
     kept = {name: tensor for name, tensor in given.items() if name in counters}
@@ -151,9 +162,10 @@ def as_fp32(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         notes.append(f"counters {types} to int64")
     if absent:
         notes.append(f"{len(absent)} counters absent, set to 0")
-    ready = {name: _weight(name, tensor) for name, tensor in weights.items()}
-    ready |= {name: _counter(name, tensor) for name, tensor in kept.items()}
-    return {name: ready[name] if name in ready else torch.tensor(0) for name in wanted}, notes
+    constants = wanted.keys() - architecture.parameters - {n for n in wanted if n.endswith(STATISTICS)}
+    ready = {name: _weight(name, tensor, name in constants) for name, tensor in weights.items()}
+    ready |= {name: _counter(name, tensor) for name, tensor in kept.items()} | {name: given[name] for name in others}
+    return {name: ready[name] if name in ready else torch.tensor(0) for name in wanted}, notes, architecture
 
 
 def check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -185,8 +197,8 @@ def check_shapes(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], type
         raise ModelFileError(f"{len(wrong)} wrong shapes or types: {'; '.join(wrong[:SHOWN])}")
 
 
-def _weight(name: str, tensor: Tensor) -> Tensor:
-    """Returns a weight or statistic in float32.
+def _weight(name: str, tensor: Tensor, constant: bool) -> Tensor:
+    """Returns a weight or statistic in float32, or a constant, which may be infinite.
 
     Raises:
         ModelFileError: it is no float, not finite, or does not fit; without the path.
@@ -195,6 +207,8 @@ def _weight(name: str, tensor: Tensor) -> Tensor:
         raise ModelFileError(
             f"{name} is {tensor.dtype}: no weights by themselves; give the FP32 model they were made from"
         )
+    if constant:
+        return tensor.float()
     if not torch.isfinite(tensor).all():
         raise ModelFileError(f"{name} holds NaN or infinity; nothing can be measured on such a model")
     if name.endswith("running_var") and (tensor < 0).any():

@@ -7,8 +7,8 @@ import torch
 from pydantic import dataclasses as checked
 from torch.amp import GradScaler, autocast
 
-from fl.models.net import Net
-from fl.quantization import QatNet
+from fl.models.net import Network
+from fl.quantization import aware
 
 
 class Arithmetic(Protocol):
@@ -20,8 +20,8 @@ class Arithmetic(Protocol):
     def made_for(self, precision: str) -> bool:
         """Tells whether a model is trained for being converted to this precision of `conf/precision/`."""
 
-    def network(self, num_classes: int) -> Net:
-        """Returns a network to train, with the names of `Net`."""
+    def prepared(self, network: Network) -> Network:
+        """Returns a network, changed in place, as it is trained; with the same names and parameters."""
 
     def autocast(self, device: str) -> AbstractContextManager[object]:
         """Returns what forward passes are made in."""
@@ -40,8 +40,8 @@ class Fp32:
     def made_for(self, precision: str) -> bool:
         return False
 
-    def network(self, num_classes: int) -> Net:
-        return Net(num_classes)
+    def prepared(self, network: Network) -> Network:
+        return network
 
     def autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext()
@@ -102,5 +102,5 @@ class Qat(Fp32):
     def made_for(self, precision: str) -> bool:
         return precision.startswith(f"int{self.bits}")
 
-    def network(self, num_classes: int) -> Net:
-        return QatNet(num_classes, self.bits)
+    def prepared(self, network: Network) -> Network:
+        return aware(network, self.bits)

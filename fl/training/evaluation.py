@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl.core.records import Score
 from fl.data.provenance import TestSet
-from fl.models.net import Net, Network, channels_last, to_input
+from fl.models.net import Network, channels_last, to_input
 from fl.quantization.half import prepare
 
 
@@ -73,7 +73,7 @@ def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; t
 
 
 def evaluate_as_told(  # seven: as `evaluate`
-    model: Net,
+    model: Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -87,7 +87,7 @@ def evaluate_as_told(  # seven: as `evaluate`
     Returns:
         The evaluation, and the type it was computed in.
     """
-    network: Network = prepare(model, device, fp16, tell)
+    network = prepare(model, device, fp16, tell)
     found = evaluate(network, images, labels, batch_size=batch_size, device=device)
     if network.input_dtype != torch.float32 and not np.isfinite(found.logits).all():
         tell("inference.fp16: answers overflow half precision, FP32 is used instead")

@@ -32,14 +32,16 @@ RUN = [
     "checkpoint.keep=1",
 ]
 """Everything that has a memory: a server optimizer, stochastic rounding, error feedback, clients that miss rounds."""
+QUICK = ["model=linear"]
+"""Where some kills stand for all; every one of them is also tried on the default network."""
 
 
 @pytest.fixture
 def killed(tmp_path):
     """Kills runs at writes; returns what was told of the run that was not killed, and of the others."""
 
-    def killed(*numbers):
-        write_json(tmp_path / "config.json", composed(*RUN))
+    def killed(*numbers, settings=RUN):
+        write_json(tmp_path / "config.json", composed(*settings))
         command = [sys.executable, str(KILL), str(tmp_path), *map(str, numbers)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +60,7 @@ def check(whole, runs):
 
 
 def test_a_run_is_killed_at_some_of_its_writes(killed):
-    whole, *runs = killed(1, 9, 18, 27, 33, 40, 48, 57, 66, 71)
+    whole, *runs = killed(1, 9, 18, 27, 33, 40, 48, 57, 66, 71, settings=[*RUN, *QUICK])
     assert whole["writes"] >= 71
     assert not [name for name in whole["files"] if name.endswith(".partial")]
     check(whole, runs)
@@ -72,14 +74,16 @@ def test_a_run_is_killed_at_each_of_its_writes(killed):
     check(whole, runs)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.exhaustive)])
-def test_a_run_is_killed_at_random_moments(kills, tmp_path, killed):
+@pytest.mark.parametrize(
+    ("kills", "settings"), [(5, [*RUN, *QUICK]), pytest.param(20, RUN, marks=pytest.mark.exhaustive)], ids=["5", "20"]
+)
+def test_a_run_is_killed_at_random_moments(kills, settings, tmp_path, killed):
     """Again and again, until it is finished: real processes, and the command that users have."""
-    killed()
+    killed(settings=settings)
     rng, folder = random.Random(kills), tmp_path / "run"
     for number in range(kills):
         begun = (folder / "settings.json").exists()
-        door = ["fl", "resume", str(folder)] if begun else ["fl.train", *RUN, f"hydra.run.dir={folder}"]
+        door = ["fl", "resume", str(folder)] if begun else ["fl.train", *settings, f"hydra.run.dir={folder}"]
         with subprocess.Popen(
             [sys.executable, "-m", *door], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as process:
@@ -91,7 +95,7 @@ def test_a_run_is_killed_at_random_moments(kills, tmp_path, killed):
     door = (
         ["fl", "resume", str(folder)]
         if (folder / "settings.json").exists()
-        else ["fl.train", *RUN, f"hydra.run.dir={folder}"]
+        else ["fl.train", *settings, f"hydra.run.dir={folder}"]
     )
     done = subprocess.run([sys.executable, "-m", *door], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

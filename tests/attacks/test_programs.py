@@ -237,17 +237,30 @@ def candidates_of():
     return FORMATS
 
 
-@pytest.mark.parametrize("name", ["model_fp32.onnx", "model_fp32.tflite", "model_fp32.ts", "model_fp32.pt2"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"PK\3\4" + b"\0" * 60, b"\x1c\0\0\0TFL3" + b"\xff" * 500])
+OTHER_CONTENT = [b"", b"\0" * 64, b"PK\3\4" + b"\0" * 60, b"\x1c\0\0\0TFL3" + b"\xff" * 500]
+
+
+@pytest.mark.parametrize("name", ["model_fp32.onnx", "model_fp32.ts", "model_fp32.pt2"])
+@pytest.mark.parametrize("content", OTHER_CONTENT, ids=["nothing", "zeros", "zip", "litert"])
 def test_other_content_under_a_formats_name_is_one_line(tmp_path, name, content):
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
-    if name.endswith(".tflite"):
-        pytest.importorskip("ai_edge_litert")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelFileError) as told:
-        peak_memory(tmp_path / name, "cpu", 1, [1])
+        open_file(tmp_path / name, 1)
     assert len(str(told.value).splitlines()) == 1
+
+
+def test_other_content_under_litert_s_name_is_one_line_and_costs_no_more_than_a_process(tmp_path):
+    """Its runtime is native from the first byte on."""
+    pytest.importorskip("ai_edge_litert")
+    for number, content in enumerate(OTHER_CONTENT[-2:]):
+        path = tmp_path / str(number) / "model_fp32.tflite"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError) as told:
+            peak_memory(path, "cpu", 1, [1])
+        assert len(str(told.value).splitlines()) == 1
 
 
 def test_a_program_of_torch_export_is_not_run_unless_we_write_it(tmp_path, script):

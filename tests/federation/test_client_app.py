@@ -17,11 +17,13 @@ from fl.federation.client_app import ClientSettings, make_client_app
 from fl.federation.codecs import Codecs
 from fl.federation.engine.in_process import InProcess
 from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S
+from fl.models.architecture import Architecture
 from fl.models.net import initial_model
 from fl.training.arithmetic import Fp32
 from fl.training.compute import ComputeSettings, InferenceSettings
 from fl.training.evaluation import evaluate
 from fl.training.local import TrainingSettings
+from fl.training.start import Start
 
 SGD = Target("torch.optim.SGD")
 SHARES = [range(8), range(8), range(20, 33)]
@@ -39,12 +41,12 @@ def opened(images, tmp_path):
     write_npz(tmp_path / "shares.npz", {str(n): np.array(share) for n, share in enumerate(SHARES)})
 
     @contextmanager
-    def grid(seed=1, update=None, mods=(), **training):
+    def grid(seed=1, update=None, mods=(), architecture=Architecture(), **training):  # noqa: B008  it is frozen
         wanted = {"local_epochs": 1, "batch_size": 4, "augmentation": "none", "optimizer": SGD, "label_smoothing": 0.0}
         settings = ClientSettings(
             images_folder=images.folder,
             shares_file=tmp_path / "shares.npz",
-            num_classes=10,
+            start=Start(architecture, seed),
             num_clients=len(SHARES),
             seed=seed,
             device="cpu",
@@ -100,6 +102,23 @@ def test_the_rounding_of_an_update_belongs_to_seed_round_and_client(opened):
     assert torch.equal(first, change(1, 1, 0))
     for other in ((2, 1, 0), (1, 2, 0), (1, 1, 1)):
         assert (first != change(*other)).float().mean() > 0.2
+
+
+def test_dropout_belongs_to_seed_round_and_client(opened):
+    """With nothing else at random: one batch, in any order, of one step."""
+    architecture = Architecture(Target("networks.Residual", {}, "model"))
+    start = architecture.initial(0).state_dict()
+
+    def change(seed, server_round):
+        torch.manual_seed(17)
+        with opened(seed=seed, batch_size=50, architecture=architecture) as grid:
+            content = asked(grid, 0, server_round=server_round, state=start)
+        return content[ARRAYS].to_torch_state_dict()["head.weight"]
+
+    first = change(1, 1)
+    assert torch.equal(first, change(1, 1))
+    assert not torch.allclose(first, change(1, 2), atol=1e-5)
+    assert not torch.allclose(first, change(2, 1), atol=1e-5)
 
 
 def test_a_client_trains_on_its_share_and_says_how_many_images_it_has(opened):

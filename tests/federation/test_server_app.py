@@ -18,9 +18,11 @@ from fl.federation.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S
 from fl.federation.rounds import RoundSettings
 from fl.federation.server_app import make_server_app
 from fl.federation.task import ServerSettings, ServerTask
+from fl.models.architecture import Architecture
 from fl.models.net import Net, initial_model
 from fl.training.compute import ComputeSettings, InferenceSettings
 from fl.training.evaluation import evaluate
+from fl.training.start import Start
 
 SPLIT = Split(np.arange(0, 20), np.arange(20, 33), np.arange(33, 50))
 
@@ -60,6 +62,7 @@ def served(folder, cache_dir, broadcast=None, server_model="exact"):
         rounds=RoundSettings(3, 1, 1, 1.0, 0.0, 1, 0.1, "constant"),
         server=ServerSettings(Target("flwr.serverapp.strategy.FedAvg"), server_model, preset("flat_rate"), None),
         compute=ComputeSettings("cpu", 1, InferenceSettings("no")),
+        start=Start(Architecture(), 3),
         codecs=Codecs(broadcast),
     )
     with InProcess().open(app, 1) as grid:

@@ -93,6 +93,22 @@ def test_statistics_are_the_weighted_mean_of_all_clients_under_every_strategy(st
 
 
 @every_strategy
+def test_a_constant_that_is_not_finite_stays_as_it_is(strategy):
+    """As an attention mask: no strategy is to compute with it."""
+    mask = np.triu(np.full((3, 3), -np.inf, np.float32), 1)
+    arrays = record({**model(0), "mask": mask})
+    aggregator = Aggregator(strategy)
+    messages = aggregator.configure_train(1, arrays, ConfigRecord({"lr": 0.1}), [11, 12, 13])
+    assert all("mask" in message.content[ARRAYS] for message in messages)
+    told = {"train-loss": 1.0, "train-s": 1.0}
+    replies = [answer(10 + n, {**model(100 + n), "mask": mask}, share, **told) for n, share in enumerate(SHARES, 1)]
+    found = numpy_of(aggregator.aggregate_train(1, arrays, replies)[0])
+    assert list(found) == list(arrays)
+    assert np.array_equal(found.pop("mask"), mask)
+    assert all(np.isfinite(array).all() for array in found.values())
+
+
+@every_strategy
 def test_each_client_asked_gets_the_whole_model_the_rate_and_the_round(strategy):
     arrays = record(model(0))
     messages = Aggregator(strategy).configure_train(7, arrays, ConfigRecord({"lr": 0.25}), [13, 11, 12])

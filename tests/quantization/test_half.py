@@ -112,12 +112,12 @@ def test_answers_that_overflow_half_precision_on_real_images_are_given_in_fp32(m
 
 
 def test_a_device_that_refuses_half_precision_is_told_apart(model, x, monkeypatch):
-    from fl.quantization import modules
+    from fl.quantization import halved
 
     def refuses(self, x):
         raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
-    monkeypatch.setattr(modules.HalfNet, "forward", refuses)
+    monkeypatch.setattr(halved._Half, "forward", refuses)
     said = []
     assert torch.equal(prepare(model, CPU, True, said.append)(x), model(x))
     assert "not implemented for 'Half'" in said[0]

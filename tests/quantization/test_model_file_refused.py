@@ -163,7 +163,7 @@ STATES = {
     "extra": (change("extra.weight", torch.zeros(1)), ["1 wrong keys", "unexpected extra.weight"]),
     "statistics missing": (lambda: without("bn1.running"), ["missing bn1.running_mean, bn1.running_var"]),
     "shape": (change(WEIGHT, torch.zeros(64, 3, 5, 5)), [f"{WEIGHT} is torch.float32[64, 3, 5, 5]", "[64, 32, 5, 5]"]),
-    "classes": (change("fc3.bias", torch.zeros(7)), ["fc3.weight is torch.float32[10, 128]", "[7, 128]"]),
+    "classes": (change("fc3.bias", torch.zeros(7)), ["fc3.bias is torch.float32[7]", "torch.float32[10]"]),
     "transposed": (change("fc1.weight", torch.zeros(2400, 128)), ["fc1.weight", "[2400, 128]", "[128, 2400]"]),
     "NaN": (change(WEIGHT, SPOILED), [WEIGHT, "NaN"]),
     "infinity": (change(WEIGHT, LARGE.float()), [WEIGHT, "infinity"]),
@@ -273,7 +273,7 @@ def bombs():
         levels = {"left": levels, "right": levels}
     yield "doubling", to_bytes(levels), ["no state dict"]
     info = {"precision": "int8", "num_classes": 10**9}
-    yield "classes", to_bytes({"model_state_dict": STATE, "quantization_info": info}), ["not that many classes"]
+    yield "classes", to_bytes({"model_state_dict": STATE, "quantization_info": info}), ["has not the"]
     grown = {
         "model_state_dict": {**STATE, "x": claims.expand(1 << 40)},
         "quantization_info": {**info, "num_classes": 9},

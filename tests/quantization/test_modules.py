@@ -16,7 +16,7 @@ from fl.core import presets
 from fl.core.errors import ModelFileError
 from fl.data.provenance import find_inputs
 from fl.models.net import Net, initial_model, to_input
-from fl.quantization import Precision, QatNet, kernels, kernels_of, methods, modules, precision_of
+from fl.quantization import Precision, aware, halved, kernels, kernels_of, methods, modules, precision_of
 from fl.quantization.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization.numeric import (
     QParams,
@@ -113,11 +113,11 @@ def test_half_precision_halves_every_float_and_answers_in_half(model, images):
 
 def test_half_convolutions_in_float32_arithmetic_are_torchs_own(monkeypatch):
     torch.manual_seed(0)
-    layer = modules.HalfConv2d(3, 8, 5).half()
+    layer = halved.HalfConv2d(3, 8, 5).half()
     x = torch.rand(2, 3, 16, 16).half()
     results = []
     for native in (True, False):
-        monkeypatch.setattr(modules, "native_half_convolution", lambda native=native: native)
+        monkeypatch.setattr(halved, "native_half_convolution", lambda native=native: native)
         results.append(layer(x).float())
     assert torch.allclose(*results, atol=2e-3)
 
@@ -185,21 +185,21 @@ def test_files_of_few_bits_are_really_packed(model, name, percent, tmp_path):
 @pytest.mark.parametrize(("bits", "name", "most"), [(8, "int8", 2.0), (4, "int4", 0.25)])
 def test_quantization_aware_training_computes_what_the_integer_model_will(model, images, bits, name, most):
     """The same up to BatchNorm, which the integer model folds, and, in 8 bits, to errors that it lets cancel."""
-    aware, x = QatNet(10, bits).eval(), to_input(images)
-    aware.load_state_dict(model.state_dict())
-    assert list(aware.state_dict()) == list(model.state_dict())
+    trained, x = aware(Net(), bits).eval(), to_input(images)
+    trained.load_state_dict(model.state_dict())
+    assert list(trained.state_dict()) == list(model.state_dict())
     with torch.inference_mode():
-        seen, exact, converted = aware(x), model(x), PRECISIONS[name].convert(model)(x)
+        seen, exact, converted = trained(x), model(x), PRECISIONS[name].convert(model)(x)
     assert 0.5 * (converted - exact).norm() <= (seen - exact).norm() <= 0.3 * exact.norm()
     assert (seen - converted).norm() <= most * (converted - exact).norm()
 
 
 def test_gradients_pass_through_the_rounding(model, images):
-    aware = QatNet(10, 4)
-    aware.load_state_dict(model.state_dict())
-    aware(to_input(images)).square().mean().backward()
-    assert all(parameter.grad.abs().sum() > 0 for name, parameter in aware.named_parameters() if "conv" not in name)
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in aware.parameters())
+    trained = aware(Net(), 4)
+    trained.load_state_dict(model.state_dict())
+    trained(to_input(images)).square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in trained.named_parameters() if "conv" not in name)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize(("buffer", "value"), [("levels", 255), ("multiplier", 200)])

@@ -12,7 +12,8 @@ from fl.experiment.run import run
 from fl.experiment.settings import settings_from
 from fl.federation.checkpoint import newest_checkpoint
 from fl.federation.client_states import ClientStates
-from fl.models.net import initial_model
+from fl.models.net import Net, initial_model
+from fl.quantization import qat
 from fl.training.arithmetic import Amp, Fp32, Qat
 from fl.training.local import TrainingSettings, train_locally
 
@@ -23,7 +24,7 @@ def trained(precision, model=None, count=32):
     """Trains a fresh model for an epoch; returns it, its loss and the dtypes of what its layers gave."""
     images = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % 10
-    model = precision.network(10)
+    model = precision.prepared(Net())
     model.load_state_dict(initial_model(10, 0).state_dict())
     seen = {}
     for name in ("conv2", "fc1"):
@@ -78,10 +79,11 @@ def test_bfloat16_is_chosen_where_the_hardware_has_it(monkeypatch):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_bits_of_aware_training_are_those_that_were_asked_for(bits):
     """The first layer has 8 bits always; a channel of the second one takes at most so many values in each group."""
-    network = Qat(bits).network(10)
+    network = Qat(bits).prepared(Net())
     network.load_state_dict(initial_model(10, 0).state_dict())
     weight = network.conv2.weight
-    rounded = network._rounded("conv2", weight)
+    rounded = qat._rounded(weight, network.conv2.groups_of_levels)
+    assert network.conv1.groups_of_levels is network.fc3.groups_of_levels is None
     assert not torch.equal(rounded, weight)
     values = max(len(torch.unique(channel.flatten()[:32])) for channel in rounded.detach())
     assert values > 16 if bits == 8 else values <= 15

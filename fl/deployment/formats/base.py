@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.core.errors import ConfigError
-from fl.models.net import Net
+from fl.models.net import Network
 
 Executor = Callable[[Tensor], Tensor]
 """From float32 inputs [n, 3, 64, 64] to float32 logits [n, classes], for any n of at least 1."""
@@ -53,8 +53,12 @@ class Format(ABC):
                     f"pip install -c constraints.txt -e '.[{self.extra}]'"
                 ) from error
 
+    def lacks(self, precision: str, model: Network) -> str:
+        """Returns why this format cannot hold a network in a precision, "" where it can."""
+        return ""
+
     @abstractmethod
-    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+    def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         """Writes `model_<precision><suffix>` into `folder`.
 
         Args:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fl.core.files import write_bytes
 from fl.deployment.formats.base import Executor, Format, example_input, quiet
-from fl.models.net import Net
-from fl.quantization.modules import fold_batch_norm
+from fl.models.net import Network
+from fl.quantization.folding import fold_batch_norm
 
 INPUT = "args_0"
 
@@ -25,7 +25,7 @@ class LiteRt(Format):
     name, suffix, precisions = "litert", ".tflite", ("fp32", "fp16", "int8", "int8_static")
     needs, extra = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"), "edge"
 
-    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+    def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         with quiet():
             import litert_torch
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fl.deployment.formats.base import Executor, FloatOutput, Format, example_input, quiet
-from fl.models.net import Net
-from fl.quantization.modules import LAYERS, fold_batch_norm
+from fl.models.net import Network
+from fl.quantization.folding import fold_batch_norm, quantizable, replace_module
 from fl.quantization.numeric import SMALLEST_SCALE, check_fits_fp16
 
 INPUT, OUTPUT = "images", "logits"
@@ -25,7 +25,7 @@ class Onnx(Format):
     name, suffix, precisions = "onnx", ".onnx", ("fp32", "fp16", "int8", "int8_static")
     needs, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
 
-    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+    def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         target = self.path(folder, precision)
         folded: Any = fold_batch_norm(model)
         if precision in ("fp32", "fp16"):
@@ -87,7 +87,8 @@ class ScaledAfter(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        weight, bias = layer.weight.detach(), layer.bias.detach()
+        weight = layer.weight.detach()
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         shape = (-1, *(1 for _ in weight.shape[1:]))
         low, high = weight.flatten(1).aminmax(dim=1)
         scale = torch.maximum(-low, high * 128 / 127).clamp_min(SMALLEST_SCALE)
@@ -102,9 +103,9 @@ class ScaledAfter(nn.Module):
         return scaled
 
 
-def _scaled_after(folded: Net) -> Net:
-    for name in LAYERS:
-        folded.add_module(name, ScaledAfter(folded.get_submodule(name)))
+def _scaled_after(folded: Network) -> Network:
+    for name, layer in quantizable(folded).items():
+        replace_module(folded, name, ScaledAfter(layer))
     return folded
 
 

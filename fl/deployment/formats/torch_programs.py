@@ -17,7 +17,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from fl.core.files import write_bytes
 from fl.deployment.formats.base import Executor, Format, example_input, quiet, tensor_bytes
-from fl.models.net import Net
+from fl.models.net import Net, Network
 from fl.quantization import precision_of
 from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
 from fl.quantization.numeric import dequantize_weight
@@ -34,6 +34,9 @@ NOT_OURS = (
     "it is not the {} program that this version of quantfl and torch writes, and others are not run; write it again "
     "with compare_quantizations.py --formats"
 )
+
+
+ONLY_NET = "programs are opened again only if they are what is written here, which is known for the EuroSAT CNN alone"
 
 
 class RecordableNet(nn.Module):
@@ -75,7 +78,7 @@ class RecordableNet(nn.Module):
         return (integers.clamp(0, 255) - zero_point) * scale
 
 
-def recordable(precision: str, model: Net, calibration: Tensor) -> nn.Module:
+def recordable(precision: str, model: Network, calibration: Tensor) -> nn.Module:
     """Returns a network in evaluation mode that can be recorded."""
     converted = precision_of(precision).convert(model, calibration)
     return RecordableNet(converted).eval() if isinstance(converted, QuantizedNet) else converted
@@ -86,7 +89,10 @@ class TorchExport(Format):
 
     name, suffix, precisions = "torchexport", ".pt2", ("fp32", "int8", "int8_static")
 
-    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+    def lacks(self, precision: str, model: Network) -> str:
+        return "" if type(model) is Net else ONLY_NET
+
+    def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
 
     def load(self, path: Path, threads: int) -> Executor:
@@ -107,7 +113,7 @@ class TorchExport(Format):
     def weight_bytes(self, path: Path) -> int:
         return sum(len(record) for name, record in _records(path.read_bytes()).items() if name.startswith(WEIGHT))
 
-    def _recorded(self, precision: str, model: Net, calibration: Tensor) -> bytes:
+    def _recorded(self, precision: str, model: Network, calibration: Tensor) -> bytes:
         batch = {"x": {0: torch.export.Dim("batch", min=1)}}
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with quiet():
@@ -187,7 +193,10 @@ class TorchScript(Format):
 
     name, suffix, precisions = "torchscript", ".ts", ("fp32", "int8", "int8_static")
 
-    def export(self, precision: str, model: Net, calibration: Tensor, folder: Path) -> None:
+    def lacks(self, precision: str, model: Network) -> str:
+        return "" if type(model) is Net else ONLY_NET
+
+    def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
 
     def load(self, path: Path, threads: int) -> Executor:
@@ -212,7 +221,7 @@ class TorchScript(Format):
     def weight_bytes(self, path: Path) -> int:
         return _script_weight_bytes(_script_records(path.read_bytes()))
 
-    def _recorded(self, precision: str, model: Net, calibration: Tensor) -> bytes:
+    def _recorded(self, precision: str, model: Network, calibration: Tensor) -> bytes:
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             torch.jit.save(torch.jit.trace(network, example_input()), buffer)

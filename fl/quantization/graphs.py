@@ -1,0 +1,280 @@
+"""Any network in integers: its convolutions and linear layers quantized in the graph that torch.fx traces of it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fl.models.net import Network
+from fl.quantization.folding import always_int8, fold_batch_norm, is_quantizable, quantizable, replace_module, traced
+from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool
+from fl.quantization.modules import GroupedLayer, QuantizedLayer
+from fl.quantization.numeric import (
+    IMAGE,
+    GroupLevels,
+    QParams,
+    batch_qparams,
+    choose_activation_qparams,
+    quantize_activation,
+)
+
+CALIBRATION_BATCH = 32
+RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_", nn.ReLU)
+DROPPED = (nn.Dropout, nn.Dropout2d, nn.Identity)
+"""Modules that do nothing when a network answers."""
+SHAPES = ("size", "dim", "shape")
+"""What asks a tensor for no values."""
+MOVED = (torch.flatten, "flatten", "view", "reshape", "contiguous", nn.Flatten)
+"""What moves values and does not change them."""
+POOLS = (F.max_pool2d, torch.max_pool2d, nn.MaxPool2d)
+
+
+class _InGraph(QuantizedLayer):
+    """A quantized layer that is called with its input alone.
+
+    Attributes:
+        relu: its result passes ReLU.
+        following: layers that take the result in integers; none where it is float32.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.relu, self.following = False, tuple[_InGraph, ...]()
+        self._known: QParams | None = None
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        incoming = self.incoming() or batch_qparams(x)
+        x = x if x.dtype == torch.uint8 else quantize_activation(x, incoming)
+        outgoing = self.following[0].incoming() if self.following else None
+        return super().forward(x, incoming, relu=self.relu, outgoing=outgoing)
+
+    def incoming(self) -> QParams | None:
+        """Returns the stored parameters of the input, None where they are found for each batch."""
+        if self._known is None:
+            self._known = self.stored_input()
+        return self._known
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class _Layer(_InGraph, QuantizedLayer):
+    """Weights in int8."""
+
+
+class _Grouped(_InGraph, GroupedLayer):
+    """Weights of few bits."""
+
+
+class QuantizedGraph(fx.GraphModule):
+    """A network with every convolution and linear layer in integers, as traced; all else in float32.
+
+    BatchNorm is folded where it follows a layer. Dynamic: what a layer takes is quantized over the range of the batch.
+    Static: over stored ranges, and what only other layers take stays uint8 on its way, through ReLU and max pooling.
+    The first layer is given the image's own integers; where it pads, an edge is half a pixel's step from zero.
+    """
+
+    input_dtype = torch.float32
+    quantization_info: Mapping[str, Any] = {}
+    architecture: Any = None
+
+    @property
+    def kernels(self) -> str:
+        """What executes the layers where the model is now."""
+        return _kernels(self)
+
+
+def quantized(model: Network, calibration: Tensor | None = None, groups: GroupLevels | None = None) -> Network:
+    """Returns a network in integers; one whose code cannot be traced layer by layer, with ranges per batch.
+
+    Args:
+        model: FP32.
+        calibration: float [n, bands, height, width], for stored ranges.
+        groups: of weights of few bits; first and last layer have 8.
+    """
+    folded = fold_batch_norm(model)
+    whole = traced(folded)
+    if whole is None:
+        return _layer_by_layer(folded, groups)
+    layers = _layers_of(whole)
+    ranges = _ranges(whole, layers, calibration) if calibration is not None else {}
+    _without_what_does_nothing(whole)
+    joined = {name: _joined(node, layers) for name, node in layers.items()} if ranges else {}
+    for consumers in joined.values():  # one value, one range: pooling may have narrowed it for some
+        if consumers:
+            wide = _widest([ranges[each] for each in consumers])
+            ranges |= dict.fromkeys(consumers, wide)
+    made = _replaced(folded, layers, ranges, groups)
+    for name, node in layers.items():
+        made[name].relu = _fused_relu(whole, node)
+    for name, consumers in joined.items():
+        made[name].following = tuple(made[each] for each in consumers)
+    _pool_integers(whole)
+    whole.graph.lint()
+    return cast(Network, QuantizedGraph(folded, whole.graph))
+
+
+def float_tensors(model: nn.Module) -> dict[str, int]:
+    """Returns what is still FP32 in a quantized network, but scales and biases of its layers: bytes by name."""
+    ours = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+    return {
+        name: tensor.numel() * tensor.element_size()
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not name.startswith(ours)
+    }
+
+
+def _layers_of(whole: fx.GraphModule) -> dict[str, fx.Node]:
+    """Returns the nodes of layers that can be quantized: called once, and nobody else touches their weights."""
+    nodes = list(whole.graph.nodes)
+    called = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    touched = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    return {
+        str(node.target): node
+        for node in nodes
+        if node.op == "call_module"
+        and is_quantizable(whole.get_submodule(str(node.target)))
+        and called[str(node.target)] == 1
+        and str(node.target) not in touched
+    }
+
+
+def _ranges(
+    whole: fx.GraphModule, layers: Mapping[str, fx.Node], calibration: Tensor
+) -> dict[str, tuple[float, float]]:
+    """Returns the smallest and the largest value that each layer is given, but for those that are given the image."""
+    found: dict[str, tuple[float, float]] = {}
+
+    class Watched(fx.Interpreter):
+        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if target in layers and not _sees_image(layers[target]):
+                low, high = torch.aminmax(args[0])
+                found[target] = _widest([(low.item(), high.item()), found.get(target, (0.0, 0.0))])
+            return super().call_module(target, args, kwargs)
+
+    with torch.inference_mode():
+        for batch in calibration.split(CALIBRATION_BATCH):
+            Watched(whole).run(batch)
+    return found
+
+
+def _widest(ranges: list[tuple[float, float]]) -> tuple[float, float]:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _sees_image(node: fx.Node) -> bool:
+    return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+
+
+def _replaced(
+    folded: Network,
+    layers: Mapping[str, fx.Node],
+    ranges: Mapping[str, tuple[float, float]],
+    groups: GroupLevels | None,
+) -> dict[str, _InGraph]:
+    """Puts quantized layers into the places of those in float, and returns them."""
+    ends, made = always_int8(folded), dict[str, _InGraph]()
+    for name, node in layers.items():
+        layer = folded.get_submodule(name)
+        stored = IMAGE if _sees_image(node) else None
+        if name in ranges:
+            stored = choose_activation_qparams(*ranges[name])
+        few = groups is not None and name not in ends
+        made[name] = _Grouped(layer, groups) if few else _Layer(layer, stored)
+        replace_module(folded, name, made[name])
+    return made
+
+
+def _is(node: fx.Node, whole: fx.GraphModule, kinds: tuple[Any, ...]) -> bool:
+    """Tells whether a node is a function, a method or a module of some kinds."""
+    if node.op == "call_module":
+        return type(whole.get_submodule(str(node.target))) in kinds
+    return node.op in ("call_function", "call_method") and node.target in kinds
+
+
+def _without_what_does_nothing(whole: fx.GraphModule) -> None:
+    for node in list(whole.graph.nodes):
+        if _is(node, whole, DROPPED):
+            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
+            whole.graph.erase_node(node)
+
+
+def _joined(node: fx.Node, layers: Mapping[str, fx.Node]) -> tuple[str, ...]:
+    """Returns the layers that a node's value goes to, if it goes nowhere else on ways that integers can take."""
+    whole, found = cast(fx.GraphModule, node.graph.owning_module), []
+    open_ends = list(node.users)
+    while open_ends:
+        user = open_ends.pop(0)
+        if user.op == "call_module" and layers.get(str(user.target)) is user:
+            found.append(str(user.target))
+        elif _asks_for_shape(user):
+            continue
+        elif _is(user, whole, (*MOVED, *POOLS)) or (_is(user, whole, RELUS) and list(node.users) == [user]):
+            open_ends += user.users
+        else:
+            return ()
+    return tuple(found)
+
+
+def _asks_for_shape(node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in SHAPES
+    return node.op == "call_method" and node.target in SHAPES
+
+
+def _fused_relu(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """Takes the ReLU after a layer out of the graph, if its result goes nowhere else."""
+    users = list(node.users)
+    if len(users) != 1 or not _is(users[0], whole, RELUS):
+        return False
+    users[0].replace_all_uses_with(node)
+    whole.graph.erase_node(users[0])
+    return True
+
+
+def _pool_integers(whole: fx.GraphModule) -> None:
+    """Lets max pooling take integers too."""
+    for node in list(whole.graph.nodes):
+        if not _is(node, whole, POOLS):
+            continue
+        if node.op == "call_module":
+            pool = whole.get_submodule(str(node.target))
+            own = {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+        else:
+            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+            own = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+        if own.pop("return_indices", False):
+            continue
+        with whole.graph.inserting_before(node):
+            taken = whole.graph.call_function(max_pool, (node.args[0],), own)
+        node.replace_all_uses_with(taken)
+        whole.graph.erase_node(node)
+
+
+def _layer_by_layer(folded: Network, groups: GroupLevels | None) -> Network:
+    """Returns a network whose layers are quantized where they are, each by itself."""
+    ends = always_int8(folded)
+    for name, layer in quantizable(folded).items():
+        few = groups is not None and name not in ends
+        replace_module(folded, name, _Grouped(layer, groups) if few else _Layer(layer, None))
+    network: Any = folded
+    network.__class__ = type(f"Quantized{type(folded).__name__}", (_LayerByLayer, type(folded)), {})
+    return cast(Network, network)
+
+
+class _LayerByLayer(nn.Module):
+    """What the class of a network that could not be traced has beside its own."""
+
+    @property
+    def kernels(self) -> str:
+        """What executes the layers where the model is now."""
+        return _kernels(self)
+
+
+def _kernels(network: nn.Module) -> str:
+    device = next(iter(network.state_dict().values())).device.type
+    return cpu_kernels() if device == "cpu" else REFERENCE
