@@ -9,6 +9,7 @@ kept in docs/faults.json; it can be stopped at any time.
 from pathlib import Path
 from typing import Any
 
+import tables
 from faults_table import KEPT, ROWS, table
 from grid import ROOT, basic_figures, fill, options_of
 
@@ -27,10 +28,11 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs what is missing and shows the table."""
+    """Runs what is missing, shows the table and puts it into the docs."""
     options = options_of(str(__doc__), ROWS, KEPT, ROOT / "outputs" / "faults")
     with one_line_errors():
         say(table(fill(options, ROWS, KEPT, figures)))
+        tables.write(options.folder)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def call(command: Sequence[str], what: str) -> None:
 
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration without the places of files, which differ between machines."""
-    data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir")}
+    data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir", "split_files")}
     return {**config, "data": data, "link": {**config["link"], "windows": None}}
 
 

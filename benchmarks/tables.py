@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import faults_table
 import headlines
 import precision_table
 import screening_table
+import split_table
 import traffic_table
 from grid import ROOT, stored
 from traffic_plot import plot_traffic
@@ -57,6 +59,16 @@ def precisions_after(folder: Path) -> str:
 def screening(folder: Path) -> str:
     """Returns the table of settings that were tried on validation images."""
     return screening_table.table(stored(folder / screening_table.KEPT))
+
+
+def splits(folder: Path) -> str | None:
+    """Returns the table of splits, if docs/splits.json is there."""
+    return split_table.table(stored(folder / split_table.KEPT)) if (folder / split_table.KEPT).exists() else None
+
+
+def faults(folder: Path) -> str | None:
+    """Returns the table of clients that fail or attack, if docs/faults.json is there."""
+    return faults_table.table(stored(folder / faults_table.KEPT)) if (folder / faults_table.KEPT).exists() else None
 
 
 def speed(name: str) -> Callable[[Path], str | None]:
@@ -180,6 +192,8 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "codecs": traffic,
     "codecs-tuned": traffic_tuned,
     "screening": screening,
+    "splits": splits,
+    "faults": faults,
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,
     "bench": bench,

@@ -44,8 +44,9 @@ def configured(overrides: list[str]) -> dict[str, Any]:
         ConfigError: an override that cannot be honoured, or a path that is not absolute.
     """
     config = composed([each for each in overrides if not each.startswith(RUN_DIR) and each != RESUME])
-    for name in ("path", "cache_dir"):
+    for name in ("path", "cache_dir", "split_files"):
         _check_absolute(f"data.{name}", config["data"].get(name))
+    _check_absolute("model.weights", config["model"].get("weights"))
     return config
 
 

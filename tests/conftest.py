@@ -65,6 +65,15 @@ def eurosat_zip():
 
 
 @pytest.fixture(scope="session")
+def eurosat_splits():
+    path = os.environ.get("EUROSAT_SPLITS")
+    if not path:
+        pytest.skip("EUROSAT_SPLITS is not set: torchgeo's lists are not here")
+    assert Path(path).is_dir(), f"EUROSAT_SPLITS={path} is no folder"
+    return Path(path).resolve()
+
+
+@pytest.fixture(scope="session")
 def preloaded():
     process = Preloaded()
     yield process

@@ -35,7 +35,7 @@ RENAMED = {
 FAMILIES = {
     "strategy": (re.compile(r"flwr\.serverapp\.strategy\.[A-Za-z]\w*"), "Flower's strategies"),
     "optimizer": (re.compile(r"torch\.optim\.[A-Za-z]\w*"), "torch's optimizers"),
-    "model": (re.compile(r"torchvision\.models\.[a-z]\w*"), "torchvision's models"),
+    "model": (re.compile(r"torchvision\.models\.(?!get_|list_)[a-z]\w*"), "torchvision's models"),
 }
 """Whole families of classes that a group may name beside those of `conf/`."""
 MADE_BY_FUNCTIONS = ("model",)

@@ -13,7 +13,6 @@ from filelock import FileLock
 from fl.core.console import say
 from fl.core.errors import ConfigError, DataError, counted
 from fl.core.files import read_json, sha256, write_json
-from fl.core.seeds import numpy_generator
 
 IMAGE_SIZE = 64
 """Pixels on each side."""
@@ -66,6 +65,7 @@ class Plan:
         labels: int64 [n].
         decode: fills uint8 [n, 64, 64, 3] and returns notes on what it changed; may raise `DataError`.
         synthetic: see `ImageSet`.
+        files: of each image, as CLASS/NAME; none where images are no files.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Plan:
     labels: np.ndarray
     decode: Callable[[np.ndarray], list[str]]
     synthetic: bool = False
+    files: Sequence[str] = ()
 
 
 def open_images(plan: Plan, cache_dir: Path, *, verify: bool = False) -> ImageSet:
@@ -204,47 +205,3 @@ def _verified(folder: Path) -> object:
 
 def _checksum(class_names: Sequence[str], labels: np.ndarray, images: np.ndarray) -> str:
     return sha256("\n".join(class_names).encode(), labels, images)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Positions in an `ImageSet`, each int64 and sorted; together they are every image once."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-    @property
-    def sha256(self) -> str:
-        """Of all three, with their sizes."""
-        sizes = np.array([len(self.train), len(self.validation), len(self.test)])
-        return sha256(sizes, self.train, self.validation, self.test)
-
-
-def split_images(labels: np.ndarray, *, test_fraction: float, validation_fraction: float, seed: int) -> Split:
-    """Returns a stratified split: each class gives the same fractions, up to rounding.
-
-    Args:
-        labels: int64 [n].
-        test_fraction: of each class, for testing.
-        validation_fraction: of what remains, for validation.
-        seed: of the run.
-
-    Raises:
-        DataError: a class is too small to give a training and a test image.
-    """
-    rng = numpy_generator(seed, "split")
-    train, validation, test = [], [], []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        num_test = round(len(members) * test_fraction)
-        num_validation = round((len(members) - num_test) * validation_fraction)
-        if not num_test or num_test + num_validation >= len(members):
-            raise DataError(
-                f"class {label} has {len(members)} images: too few for data.test_fraction={test_fraction} and "
-                f"data.validation_fraction={validation_fraction}; each class must give a training and a test image"
-            )
-        test.append(members[:num_test])
-        validation.append(members[num_test : num_test + num_validation])
-        train.append(members[num_test + num_validation :])
-    return Split(*(np.sort(np.concatenate(part)) for part in (train, validation, test)))

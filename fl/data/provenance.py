@@ -14,9 +14,10 @@ from fl.core.presets import preset
 from fl.core.run_folder import PARTITION, SETTINGS, SUMMARY, run_of
 from fl.core.seeds import numpy_generator
 from fl.core.targets import Target
-from fl.data import ImageSet, Split, open_images, split_images
-from fl.data.settings import DataSettings
+from fl.data.images import ImageSet, Plan, open_images
+from fl.data.settings import DataSettings, split_of
 from fl.data.sources import EUROSAT_CLASSES
+from fl.data.split import Split
 
 COUNTS = ("num_clients", "clients_per_round", "rounds_completed")
 """Of a run's summary: what a comparison prices."""
@@ -109,6 +110,8 @@ def _run_in(folder: Path) -> Run:
         data = dict(settings["data"])
         if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):
             data["path"] = os.environ.get("EUROSAT_ZIP") or None  # it moved; what is found there is checked by hash
+        if data.get("split") == "spatial" and not (data["split_files"] and Path(data["split_files"]).is_dir()):
+            data["split_files"] = os.environ.get("EUROSAT_SPLITS") or None  # likewise, by hash
         data["cache_dir"] = preset("data", "eurosat")["cache_dir"]  # of this machine
         hashes = partition["images_sha256"], partition["split_sha256"]
         if not all(isinstance(each, str) for each in (*hashes, *partition["class_names"])):
@@ -149,12 +152,12 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
     if data not in NAMED and not Path(data).expanduser().exists():
         raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}")
     settings = DataSettings.from_config(_asked(data, run, num_classes))
-    images = _open(settings)
+    images, plan = _open(settings)
     _check_classes(images, run, num_classes)
     if known and images.sha256 == known[0].sha256:
         return _from_split(*known)
     if data in NAMED or Path(data).expanduser().is_file():
-        return _from_split(images, _split(images, settings, DEFAULT_SEED))
+        return _from_split(images, split_of(settings, plan, DEFAULT_SEED))
     test = TestSet(images.images, images.labels, f"custom test set {Path(data).name}", images.synthetic, images.notes)
     if known and known[0].class_names == images.class_names:
         calibrated = _from_split(*known)
@@ -166,8 +169,8 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
 def _known(run: Run | None) -> tuple[ImageSet, Split]:
     """Returns the data the model was trained on, as far as is known: the run's, else EuroSAT."""
     settings = DataSettings.from_config(run.data if run else preset("data", "eurosat"))
-    images = _open(settings)
-    split = _split(images, settings, run.seed if run else DEFAULT_SEED)
+    images, plan = _open(settings)
+    split = split_of(settings, plan, run.seed if run else DEFAULT_SEED)
     if run and (images.sha256, split.sha256) != (run.images_sha256, run.split_sha256):
         raise DataError(f"{images.name}: these are not the images, or not the split, of the run that made the model")
     return images, split
@@ -182,18 +185,14 @@ def _asked(data: str, run: Run | None, num_classes: int) -> dict[str, Any]:
     return {"_target_": "fl.data.Folder", "path": str(Path(data).expanduser()), "class_names": names, **common}
 
 
-def _open(settings: DataSettings) -> ImageSet:
-    return open_images(settings.source.build().plan(settings.cache_dir), settings.cache_dir)
-
-
-def _split(images: ImageSet, settings: DataSettings, seed: int) -> Split:
-    fractions = {"test_fraction": settings.test_fraction, "validation_fraction": settings.validation_fraction}
-    return split_images(images.labels, **fractions, seed=seed)
+def _open(settings: DataSettings) -> tuple[ImageSet, Plan]:
+    plan = settings.source.build().plan(settings.cache_dir)
+    return open_images(plan, settings.cache_dir), plan
 
 
 def _from_split(images: ImageSet, split: Split) -> Inputs:
     test, held_out = (
-        TestSet(images.images[part], images.labels[part], images.title, images.synthetic, images.notes)
+        TestSet(images.images[part], images.labels[part], split.told(images.title), images.synthetic, images.notes)
         for part in (split.test, split.validation)
     )
     chosen = np.sort(numpy_generator(0, "calibration").permutation(split.train)[:CALIBRATION_POOL])

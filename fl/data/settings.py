@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fl.core.errors import ConfigError
 from fl.core.targets import Target, first_problem
-from fl.data.images import ImageSet, Split, open_images, split_images
+from fl.data.images import ImageSet, Plan, open_images
+from fl.data.split import Split, listed_split, read_lists, split_images
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -22,6 +23,13 @@ class DataSettings:
     test_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)]
     validation_fraction: Annotated[float, Field(ge=0, lt=1, strict=True)]
     verify_cache: bool = False
+    split: Literal["random", "spatial", "files"] = "random"
+    split_files: Path | None = None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there may be validation images."""
+        return self.validation_fraction > 0 or self.split != "random"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":
@@ -45,7 +53,28 @@ def open_data(data: DataSettings, seed: int) -> tuple[ImageSet, Split]:
     """
     plan = data.source.build().plan(data.cache_dir)
     images = open_images(plan, data.cache_dir, verify=data.verify_cache)
-    split = split_images(
-        images.labels, test_fraction=data.test_fraction, validation_fraction=data.validation_fraction, seed=seed
-    )
-    return images, split
+    return images, split_of(data, plan, seed)
+
+
+def split_of(data: DataSettings, plan: Plan, seed: int) -> Split:
+    """Returns which images train, validate and test.
+
+    Args:
+        data: of the run.
+        plan: of the images.
+        seed: of the run.
+
+    Raises:
+        DataError: see `fl.data.split`.
+    """
+    if data.split == "random":
+        fractions = {"test_fraction": data.test_fraction, "validation_fraction": data.validation_fraction}
+        return split_images(plan.labels, **fractions, seed=seed)
+    if data.validation_fraction:
+        raise ConfigError(
+            f"data.validation_fraction={data.validation_fraction:g}: with data.split={data.split} the list val is the "
+            "validation set"
+        )
+    if not plan.files:
+        raise ConfigError(f"data.split={data.split}: {plan.name} images are no files that a list could name")
+    return listed_split(plan.files, read_lists(data.split, data.split_files, data.cache_dir), data.split)

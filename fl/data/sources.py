@@ -131,7 +131,8 @@ def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None) -> Pl
     def decode(images: np.ndarray) -> list[str]:
         return _decode(path, files, images)
 
-    return Plan(name, sha256(listing.encode()), tuple(expected), labels, decode)
+    names = [f"{file.class_name}/{file.name}" for file in files]
+    return Plan(name, sha256(listing.encode()), tuple(expected), labels, decode, files=names)
 
 
 def _list_zip(path: Path) -> tuple[list[_File], set[str]]:

@@ -89,8 +89,8 @@ def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
     images, split = open_data(settings.data, settings.rounds.seed)
     if settings.server.checkpoint.keep == "best" and not len(split.validation):
         raise ConfigError(
-            f"checkpoint.keep=best: data.validation_fraction={settings.data.validation_fraction:g} of so few images "
-            "leaves no validation images to judge by"
+            f"checkpoint.keep=best: data.split={settings.data.split} with data.validation_fraction="
+            f"{settings.data.validation_fraction:g} leaves no validation images to judge by"
         )
     inputs = share_out(settings, images, split, otherwise)
     _refuse_rates_below_the_floor(settings, inputs.start)
@@ -182,8 +182,9 @@ def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     data, link, model = dict(config["data"]), dict(config["link"]), dict(config.get("model") or {})
     if model.get(WEIGHTS):
         model[WEIGHTS] = str(Path(model[WEIGHTS]).expanduser().absolute())
-    if data.get("path"):
-        data["path"] = str(Path(data["path"]).expanduser().absolute())
+    for name in ("path", "split_files"):
+        if data.get(name):
+            data[name] = str(Path(data[name]).expanduser().absolute())
     if Path(str(link.get("windows"))).is_file():
         link["windows"] = str(Path(link["windows"]).absolute())
     return {**config, "data": data, "link": link, **({"model": model} if model else {})}

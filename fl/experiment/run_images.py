@@ -60,7 +60,7 @@ class RunImages:
         """Returns what is printed of them."""
         train, validation, test = (len(part) for part in (self.split.train, self.split.validation, self.split.test))
         sizes = f"{train:,} training, {validation:,} validation, {test:,} test images"
-        return "\n  note: ".join([f"Data: {self.images.title}: {sizes}", *self.images.notes])
+        return "\n  note: ".join([f"Data: {self.split.told(self.images.title)}: {sizes}", *self.images.notes])
 
     def write(self, run_dir: Path) -> None:
         """Stores which image is where, before training, unless that was done before the run was killed."""

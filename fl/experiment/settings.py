@@ -122,7 +122,7 @@ def _check_across(settings: Settings) -> None:
             raise ConfigError(f"faults.clients={fault.clients}: there {_are(rounds.num_clients, 'client')}")
         if fault.rounds is not None and max(fault.rounds, default=0) not in range(1, rounds.num_rounds + 1):
             raise ConfigError(f"faults.rounds={list(fault.rounds)}: there {_are(rounds.num_rounds, 'round')}")
-    if settings.server.checkpoint.keep == "best" and not settings.data.validation_fraction:
+    if settings.server.checkpoint.keep == "best" and not settings.data.holds_out:
         raise ConfigError(
             "checkpoint.keep=best: there are no validation images to judge by; set data.validation_fraction, as in 0.1"
         )

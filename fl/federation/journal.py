@@ -17,7 +17,8 @@ from fl.core.lines import Lines
 from fl.core.machine import environment
 from fl.core.records import VERSION, RoundRecord, reached, read_rounds, scores_of, totals, traffic
 from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY
-from fl.data.images import ImageSet, Split
+from fl.data.images import ImageSet
+from fl.data.split import Split
 from fl.federation.checkpoint import Checkpoint
 from fl.federation.kept_models import keep_model
 from fl.federation.plots import plot_rounds

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as group
 from fl.communication.link import Link
 from fl.core.groups import STRICT, Positive
 from fl.core.targets import Target
-from fl.data.images import Split
+from fl.data.split import Split
 from fl.federation.codecs import Codecs
 from fl.federation.kept_models import CheckpointSettings
 from fl.federation.rounds import RoundSettings

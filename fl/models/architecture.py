@@ -150,12 +150,14 @@ def described(told: Mapping[str, Any], target_of: Callable[[Mapping[str, Any]], 
         target_of: makes a `Target` of `{_target_: name, ...}`, or refuses it.
 
     Raises:
-        ValueError: the numbers are none.
+        ValueError: the numbers are none, or weights are asked for.
     """
     numbers = {name: told.get(name) for name in ("num_classes", "bands")}
     if not all(type(number) is int and number > 0 for number in numbers.values()):
         raise ValueError(f"its network has the sizes {json.dumps(numbers, default=str)}")
     own = {key: value for key, value in told.items() if key not in numbers}
+    if downloads := [key for key in own if str(key).startswith(WEIGHTS)]:  # torchvision fetches what these name
+        raise ValueError(f"its network asks for {', '.join(downloads)}")
     return Architecture(target_of(own), **cast(dict[str, int], numbers))
 
 
@@ -215,7 +217,9 @@ def _skeleton(key: str) -> tuple[dict[str, Tensor], frozenset[str]]:
 
     Apart from it, for an architecture travels to every client.
     """
-    architecture = described(json.loads(key), lambda own: Target.from_config("model", own, [own["_target_"]]))
+    own = json.loads(key)
+    name, numbers = own.pop("_target_"), {each: own.pop(each) for each in ("num_classes", "bands")}
+    architecture = Architecture(Target(name, own, "model"), **numbers)
     try:
         with torch.device("meta"):
             network = architecture.build()

@@ -16,6 +16,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import grid
 import precision_table
+import split_table
 import traffic_table
 from grid import REPORTED, Row
 from pairs import Paired, paired, verdict, within
@@ -190,6 +191,20 @@ def test_folders_are_adopted_or_left_out_with_the_reason(figures, command, tmp_p
     shutil.copytree(made, runs / "coded-101")
     assert grid.fill(two, rows, "kept.json", figures) == {}
     assert "threads_per_client" in capsys.readouterr().out
+
+
+def test_splits_are_compared_with_equally_many_training_images():
+    by_name = {row.name: row for row in split_table.ROWS}
+    assert by_name["random"].overrides == ("data.validation_fraction=0.25",)
+    assert by_name["spatial"].overrides == ("data.split=spatial",)
+    split = {"train": 16_200, "validation": 5_400, "test": 5_400}
+    runs = {("spatial", 100 + n): {"test_accuracy": 0.9 + n / 100, "split": split} for n in (1, 2, 3)}
+    table = split_table.table(runs)  # mean 92, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027
+    row = "| by longitude | 16,200 / 5,400 / 5,400 | 3 of 3 | 92.00 % [89.52, 94.48] | 91.00, 92.00, 93.00 |"
+    assert row in table
+    assert "| random |  | 0 of 3 |  |  |" in table
+    runs.pop(("spatial", 103))
+    assert "| 2 of 3 |" in split_table.table(runs)
 
 
 def test_a_run_of_older_code_is_adopted_though_its_classes_have_other_names_now(command, tmp_path):

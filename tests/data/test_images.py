@@ -11,7 +11,8 @@ from PIL import Image
 
 from fl.core.errors import DataError
 from fl.data import Folder, open_images, split_images
-from fl.data.images import Plan, Split
+from fl.data.images import Plan
+from fl.data.split import Split
 
 
 def test_decoded_pixels_are_those_of_the_file(image_folder, tmp_path):

@@ -11,7 +11,7 @@ from fl.codec import Uniform, codec_mod
 from fl.core.files import read_json, read_jsonl
 from fl.core.targets import Target
 from fl.data import Synthetic, open_images
-from fl.data.images import Split
+from fl.data.split import Split
 from fl.federation.codecs import Codecs
 from fl.federation.engine import InProcess
 from fl.federation.messages import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_S

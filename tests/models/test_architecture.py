@@ -66,6 +66,8 @@ def test_a_description_comes_back(named):
     architecture = Architecture(named, 7, 4)
     told = architecture.describe()
     assert described(told, lambda own: Target.from_config("model", own, [named.target])) == architecture
+    with pytest.raises(ValueError, match="asks for weights_backbone"):
+        described({**told, "weights_backbone": "DEFAULT"}, lambda own: named)
     for broken in ({**told, "num_classes": -1}, {**told, "bands": True}, {**told, "num_classes": "7"}):
         with pytest.raises(ValueError, match="sizes"):
             described(broken, lambda own: named)
@@ -113,7 +115,12 @@ def test_others_networks_are_built_only_if_somebody_typed_them():
     config = {"_target_": "networks.Residual", "width": 8}
     assert Target.from_config("model", config, ["networks.Residual"]).parameters == {"width": 8}
     assert Target.from_config("model", {"_target_": "torchvision.models.resnet34"})
-    for name in ("networks.Residual", "torchvision.models._api.register_model", "torch.load", "os.system"):
+    for name in (
+        "networks.Residual",
+        "torchvision.models.get_model",
+        "torchvision.models._api.register_model",
+        "os.system",
+    ):
         with pytest.raises(ConfigError, match="built from files"):
             Target.from_config("model", {"_target_": name})
 

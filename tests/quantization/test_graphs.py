@@ -9,7 +9,7 @@ from torch import nn
 from fl.core.targets import Target
 from fl.models.architecture import Architecture, network_named
 from fl.models.net import to_input
-from fl.quantization import kernels, kernels_of, modules, precision_of
+from fl.quantization import aware, kernels, kernels_of, modules, precision_of
 from fl.quantization.folding import fold_batch_norm, quantizable
 from fl.quantization.graphs import QuantizedGraph, float_tensors
 from fl.quantization.model_file import load_fp32, load_model, save_model, save_state
@@ -107,6 +107,18 @@ def test_what_cannot_be_traced_is_quantized_layer_by_layer():
     assert not isinstance(converted, QuantizedGraph)
     assert kernels_of(converted) == kernels.cpu_kernels()
     assert {"norm.weight", "stem.1.running_var"} <= converted.quantization_info["float_tensors"].keys()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_aware_training_of_any_network_sees_what_its_integers_will_answer(model, bits):
+    x, exact_model = to_input(images()), model
+    trained = aware(exact_model.architecture.build(), bits)
+    trained.load_state_dict(exact_model.state_dict())
+    assert [name for name, _ in trained.named_parameters()] == [name for name, _ in exact_model.named_parameters()]
+    exact, seen = exact_model(x), trained.eval()(x)
+    assert 0 < relative_error(exact, seen) <= INTEGER[f"int{bits}"]
+    seen.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in trained.parameters())
 
 
 def residual():
