@@ -25,9 +25,13 @@ SMALL = [
 ]
 
 
+LONGEST = ("test_engine.py", "test_kills.py", "test_flower_apps.py", "test_networks.py")
+"""Files whose tests take long by themselves."""
+
+
 def pytest_collection_modifyitems(items):
     """Puts the longest tests first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("eurosat") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("eurosat") is None, item.path.name not in LONGEST))
 
 
 def pytest_collection_finish():

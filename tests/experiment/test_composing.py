@@ -313,7 +313,8 @@ MEANT = {
     "+strategy.proximal=1": "FedAvg has no such setting",
     "data=folder": "data.path=DIR is needed",
     "data.num_image=3": "there is no setting data.num_image",
-    "model=resnet": "there is no setting model",
+    "model=resnet": "did you mean resnet18?",
+    "mod=net": "there is no setting mod",
     "lr=ä": "lr=ä: input should be a valid number",
     "seed=rnge(1,2)": "Unknown function 'rnge'",
 }
