@@ -54,7 +54,7 @@ def _agrees(weight_shape: tuple[int, ...], is_image: bool) -> bool:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves over an image; of no meaning for linear layers."""
+    """How a convolution moves over an image."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -62,9 +62,9 @@ class Geometry:
     groups: int = 1
 
     @classmethod
-    def of(cls, layer: Any) -> "Geometry":
-        """Returns that of a `nn.Conv2d`; for a `nn.Linear` the default."""
-        return cls(*(getattr(layer, each.name) for each in fields(cls))) if hasattr(layer, "stride") else cls()
+    def of(cls, layer: Any) -> "Geometry | None":
+        """Returns that of a `nn.Conv2d`, None for a `nn.Linear`."""
+        return cls(*(getattr(layer, each.name) for each in fields(cls))) if hasattr(layer, "stride") else None
 
     def lists(self) -> tuple[list[int], list[int], list[int], int]:
         """Returns what torch's operators take."""
@@ -83,7 +83,7 @@ def run_reference(  # eight: those of the kernel that it stands for
     *,
     relu: bool,
     outgoing: QParams | None,
-    geometry: Geometry = NO_GEOMETRY,
+    geometry: Geometry | None = NO_GEOMETRY,
 ) -> Tensor:
     """Returns the layer's output, computed in float32.
 
@@ -95,17 +95,20 @@ def run_reference(  # eight: those of the kernel that it stands for
         bias: float32 [out].
         relu: apply ReLU.
         outgoing: quantize the result with these; float32 when None.
-        geometry: of the convolution.
+        geometry: of the convolution; None for a linear layer.
     """
     values, weights = dequantize_activation(x, incoming), dequantize_weight(weight, scale)
-    y = F.conv2d(values, weights, bias, *geometry.lists()) if weight.dim() == 4 else F.linear(values, weights, bias)
+    if weight.dim() == 4 and geometry is not None:
+        y = F.conv2d(values, weights, bias, *geometry.lists())
+    else:
+        y = F.linear(values, weights, bias)
     y = F.relu(y) if relu else y
     return y if outgoing is None else quantize_activation(y, outgoing)
 
 
-def pack(weight: Tensor, scale: Tensor, geometry: Geometry = NO_GEOMETRY) -> Tensor:
+def pack(weight: Tensor, scale: Tensor, geometry: Geometry | None = NO_GEOMETRY) -> Tensor:
     """Returns `weight` (int8) in the layout that oneDNN prefers."""
-    if weight.dim() == 4:
+    if weight.dim() == 4 and geometry is not None:
         return torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 0, *geometry.lists(), None)
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
@@ -119,7 +122,7 @@ def run_onednn(  # eight: those of torch's kernel
     *,
     relu: bool,
     outgoing: QParams | None,
-    geometry: Geometry = NO_GEOMETRY,
+    geometry: Geometry | None = NO_GEOMETRY,
 ) -> Tensor:
     """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points."""
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
@@ -127,7 +130,7 @@ def run_onednn(  # eight: those of torch's kernel
     before = (x, incoming.scale, int(incoming.zero_point), packed, scale, zero_points, bias)
     out = (1.0, 0, torch.float32) if outgoing is None else (outgoing.scale, int(outgoing.zero_point), torch.uint8)
     after: tuple[Any, ...] = (*out, "relu" if relu else "none", [], "")
-    if x.dim() == 4:
+    if x.dim() == 4 and geometry is not None:
         result: Tensor = ops.qconv_pointwise(*before, *geometry.lists(), *after)
     else:
         result = ops.qlinear_pointwise(*before, *after)
