@@ -49,7 +49,7 @@ def executed_by(request, monkeypatch):
 
 
 def relative_error(exact, found):
-    return float((exact - found.float()).norm() / exact.norm())
+    return ((exact - found.float()).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize("name", INTEGER)
