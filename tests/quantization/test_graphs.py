@@ -212,6 +212,39 @@ def test_one_value_that_two_layers_take_has_one_range(chain):
     assert converted.first.relu
 
 
+class Pooled(nn.Module):
+    """A value with negative elements that one layer takes as it is, and another one pooled."""
+
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        self.first, self.left, self.right = nn.Conv2d(in_channels, 8, 4, 4), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.first(x)
+        parts = [self.left(x).mean((2, 3)), self.right(F.max_pool2d(x, kernel_size=4)).mean((2, 3))]
+        return self.head(torch.cat(parts, 1))
+
+
+def test_a_value_that_is_pooled_for_one_layer_has_the_range_of_all_of_it():
+    model, x = used(Architecture(Target(f"{__name__}.Pooled", {}, "model")).initial(0)), to_input(images())
+    converted = precision_of("int8_static").convert(model, x)
+    with torch.inference_mode():
+        value = model.first(x)
+        whole = choose_activation_qparams(value.min().item(), value.max().item())
+        assert F.max_pool2d(value, 4).min() > value.min() + 0.1
+        assert converted.left.stored_input() == converted.right.stored_input() == whole
+        assert converted.first.following == (converted.left, converted.right)
+        assert relative_error(model(x), converted(x)) <= 0.05
+
+
+def test_a_network_in_half_precision_takes_any_float(model):
+    x, half = to_input(images(4)), precision_of("fp16").convert(model)
+    with torch.inference_mode():
+        assert torch.equal(half(x), half(x.half()))
+        assert half(x).dtype == torch.float16
+
+
 def test_ranges_are_those_of_every_calibration_image(chain):
     x = to_input(images(80))
     every, few = (precision_of("int8_static").convert(chain, each) for each in (x, x[:32]))
