@@ -221,6 +221,8 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
         return f"{at_fault}: no codec is chosen that has such a setting; choose one, as in codec@{group}=ecq"
     if getattr(cause, "parent_node", None) is None:
         return _flat(error)
+    if group == "model" and any(each.startswith("model._target_=") for each in arguments):
+        return f"{at_fault}: a setting of your own class is added with a plus, as in +{at_fault}"
     near = OTHER_WORDS.get(key, did_you_mean(name, valid))
     hint = f"did you mean {near}? " if near else _elsewhere(group, name)
     names = f"valid settings: {', '.join(valid)}" if valid else f"{group} as chosen has none"

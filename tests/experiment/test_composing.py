@@ -320,6 +320,13 @@ MEANT = {
 }
 
 
+def test_a_setting_of_a_class_of_ones_own_is_told_to_need_a_plus():
+    overrides = ["model._target_=networks.Residual", "model.width=8"]
+    with pytest.raises(ConfigError, match=r"added with a plus, as in \+model.width=8"), explained(overrides):
+        composed(*literal(overrides))
+    assert composed(overrides[0], "+model.width=8")["model"]["width"] == 8
+
+
 @pytest.mark.parametrize("override", MEANT)
 def test_a_misspelt_setting_is_told_what_was_meant(override):
     from fl.experiment.settings import settings_from
