@@ -29,6 +29,7 @@ DOCS = ROOT / "docs"
 PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 SPEED = (
     *("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity"),
+    "averaging",
     "scale",
 )
 """Benchmarks; docs/speed/NAME.json is what `--json` stored."""
@@ -59,6 +60,11 @@ def precisions_after(folder: Path) -> str:
 def screening(folder: Path) -> str:
     """Returns the table of settings that were tried on validation images."""
     return screening_table.table(stored(folder / screening_table.KEPT))
+
+
+def screening_uneven(folder: Path) -> str | None:
+    """Returns how bits of uneven clients were shared on validation images, if any of those runs is stored."""
+    return screening_table.uneven_table(stored(folder / screening_table.KEPT))
 
 
 def splits(folder: Path) -> str | None:
@@ -192,6 +198,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "codecs": traffic,
     "codecs-tuned": traffic_tuned,
     "screening": screening,
+    "screening-uneven": screening_uneven,
     "splits": splits,
     "faults": faults,
     "precisions-after": precisions_after,

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -31,6 +32,7 @@ class Codec(ABC):
     Attributes:
         error_feedback: whether a sender adds what was lost to what it sends next (arXiv 1901.09847).
         decay: what is kept of the loss until then, from 0 to 1.
+        by_weight: whether clients of larger weight send more bits in an update, others fewer; the mean stays.
         exact: whether no difference is taken and no tensor is the codec's own; who sets it overrides `encode`.
         tiny: tensors with fewer elements are never the codec's, nor, unless it is 0, is any `is_vector`.
         small_bytes: for each element of those: 2, or 1 where the codec's own have less than half a byte.
@@ -38,6 +40,7 @@ class Codec(ABC):
 
     error_feedback: bool = False
     decay: float = 1.0
+    by_weight: bool = False
     exact: bool = False
     tiny: int = TINY
 
@@ -174,6 +177,24 @@ class Feedback(Codec):
 
     error_feedback: bool = False
     decay: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Shared(Codec):
+    """The setting of a codec of any number of bits: whether clients share them by weight (`fl/codec/shares.py`)."""
+
+    by_weight: Annotated[bool, Field(strict=True)] = False
+
+    def at(self, bits: float) -> Self:
+        """Returns the same codec with other bits per element.
+
+        Raises:
+            PayloadError: there can be no such number.
+        """
+        try:
+            return replace(self, bits=bits)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise PayloadError(f"payload: cannot have {bits!r} bits for each element") from error
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

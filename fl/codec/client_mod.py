@@ -3,18 +3,19 @@
 import logging
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fl.codec.base import Codec
+from fl.codec.base import Codec, Shared
 from fl.codec.broadcast import NOTHING, follow
 from fl.codec.changes import difference, fitted, lost, specs_of_difference, specs_of_earlier_difference
 from fl.codec.payload import Tensors, checksum_of, specs_of
 from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
+    BITS,
     CANNOT,
     WIRE,
     Initial,
@@ -28,7 +29,7 @@ from fl.codec.wire import (
     start_of,
     tensors_of,
 )
-from fl.core.errors import ConfigError, QuantflError
+from fl.core.errors import ConfigError, PayloadError, QuantflError
 from fl.core.seeds import numpy_generator
 
 LOG = logging.getLogger("flwr")
@@ -162,16 +163,25 @@ def _coded(
     """Returns the payload of an update, and puts what it loses into the client's state."""
     change = difference(update, trained, received)
     if not update.error_feedback:
-        return update.encode(change, rng, base=fingerprint(received))
+        return _encoded(update, change, rng, received, told)
     missing, decay = _undelivered(context, told, update, received), update.decay
     fed_back = {name for name, array in change.items() if not update.travels_as_value(name, array.dtype)}
     for name in fed_back & set(missing):
         change[name] = change[name] + np.asarray(decay * missing[name], change[name].dtype)
-    payload = update.encode(change, rng, base=fingerprint(received))
+    payload = _encoded(update, change, rng, received, told)
     arriving = update.decode(payload, specs_of_difference(received))
     context.state[RESIDUAL] = record_of({n: lost(a, arriving[n]) for n, a in change.items() if n in fed_back})
     context.state[WIRE] = ConfigRecord({"sent": payload})
     return payload
+
+
+def _encoded(update: Codec, change: Tensors, rng: np.random.Generator, received: Tensors, told: ConfigRecord) -> bytes:
+    """Returns the payload, with as many bits as the server gives this client, where they are enough to say anything."""
+    base, bits = fingerprint(received), told.get(BITS)
+    if isinstance(update, Shared) and isinstance(bits, float):
+        with suppress(PayloadError):
+            return update.at(bits).encode(change, rng, base=base)
+    return update.encode(change, rng, base=base)
 
 
 def _undelivered(context: Context, told: ConfigRecord, update: Codec, received: Tensors) -> dict[str, np.ndarray]:

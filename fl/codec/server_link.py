@@ -1,25 +1,28 @@
 """The server link: codes what is sent, decodes what arrives, knows what each node holds."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fl.codec.base import Codec
+from fl.codec.base import Codec, Shared
 from fl.codec.broadcast import NOTHING, BroadcastChain
 from fl.codec.changes import applied, as_type, fitted, lost
 from fl.codec.payload import Tensors, base_of, checksum_of
+from fl.codec.shares import shared_bits
 from fl.codec.tensors import fingerprint, is_value
 from fl.codec.wire import (
+    BITS,
     CANNOT,
     NEEDED,
     STYPE,
     WIRE,
     Initial,
     bytes_in,
+    examples_in,
     model_key,
     payload_array,
     record_of,
@@ -75,6 +78,7 @@ class ServerLink:
         self._holds: dict[int, bytes] = {}  # fingerprint, by node
         self._arrived: dict[int, int] = {}  # checksum of the last update, by node
         self._accepted: dict[int, int] = {}  # checksum of the last update that was used, by node
+        self._examples: dict[int, float] = {}  # that the last update was trained on, by node
         self._dtypes: dict[str, np.dtype] = {}
         self._given, self._exact = ArrayRecord(), dict[str, np.ndarray]()
         self._basis: ArrayRecord | None = None
@@ -146,6 +150,7 @@ class ServerLink:
             ConfigError: a message holds several array records, and none of them is the model.
         """
         coded = list(messages)
+        bits = self._bits_of([each.metadata.dst_node_id for each in coded if not _evaluates(each)])
         for message in coded if self.active else ():
             node, records = message.metadata.dst_node_id, message.content.array_records
             self._asked.pop(node, None)
@@ -154,6 +159,8 @@ class ServerLink:
             sent = self._recognized(records)
             told = ConfigRecord({"reference": sent.id, "accepted": self._accepted.get(node, -1)})
             told["settings"] = self._settings
+            if node in bits and not _evaluates(message):
+                told[BITS] = bits[node]
             if not sent.on_chain:
                 told["chain"] = False
             if len(records) > 1:
@@ -163,6 +170,18 @@ class ServerLink:
             message.content = content
             self._asked[node], self.key = sent, sent.key
         return coded
+
+    def _bits_of(self, nodes: Sequence[int]) -> dict[int, float]:
+        """Returns what each client has for an element of its update, where they share by weight and a weight is known.
+
+        Who has not answered yet is taken for an average client.
+        """
+        known = [self._examples[node] for node in nodes if node in self._examples]
+        if not isinstance(self._update, Shared) or not self._update.by_weight or not known:
+            return {}
+        usual = sum(known) / len(known)
+        mean: float = self._update.bits  # type: ignore[attr-defined]
+        return dict(zip(nodes, shared_bits(mean, [self._examples.get(node, usual) for node in nodes]), strict=True))
 
     def _recognized(self, records: Mapping[str, ArrayRecord]) -> _Sent:
         """Returns the model among a message's records, and what the client will hold of it."""
@@ -209,7 +228,7 @@ class ServerLink:
             raise PayloadError(f"{CANNOT}: the answer came without it; {NEEDED}")
         if sent.on_chain:
             self._holds[node] = sent.id
-        if content.array_records and not reply.metadata.message_type.startswith("evaluate"):
+        if content.array_records and not _evaluates(reply):
             try:
                 self._decode(content, sent, payloads, node)
             except ConfigError as error:
@@ -236,6 +255,8 @@ class ServerLink:
         node = reply.metadata.src_node_id
         if node in self._arrived:
             self._accepted[node] = self._arrived[node]
+        if self._update is not None and self._update.by_weight and (examples := examples_in(reply.content)):
+            self._examples[node] = examples
 
     def state(self) -> dict[str, Any]:
         """Returns what it remembers between rounds, as what torch saves and loads with `weights_only=True`."""
@@ -243,12 +264,13 @@ class ServerLink:
             "chain": self._chain.state() if self._chain is not None else None,
             "holds": {node: held.hex() for node, held in self._holds.items()},
             "accepted": dict(self._accepted),
+            "examples": dict(self._examples),
             "dtypes": {name: dtype.str for name, dtype in self._dtypes.items()},
         }
 
     def forget_clients(self) -> None:
         """Takes every client for one that remembers nothing, as after a start of a new Flower run."""
-        self._holds, self._arrived, self._accepted = {}, {}, {}
+        self._holds, self._arrived, self._accepted, self._examples = {}, {}, {}, {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
@@ -257,7 +279,12 @@ class ServerLink:
             self._chain.load_state(state["chain"])
         self._holds = {node: bytes.fromhex(held) for node, held in state["holds"].items()}
         self._accepted = dict(state["accepted"])
+        self._examples = dict(state.get("examples", {}))  # older checkpoints have none
         self._dtypes = {name: np.dtype(dtype) for name, dtype in state["dtypes"].items()}
+
+
+def _evaluates(message: Message) -> bool:
+    return message.metadata.message_type.startswith("evaluate")
 
 
 def _moved(model: Tensors, by: Tensors) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Arrays, Feedback
+from fl.codec.base import STRICT, Arrays, Feedback, Shared
 from fl.codec.contexts import Reader, Writer, model_of
 from fl.codec.ecq import LARGEST, LEAST_SHARE, MOST_GAIN, TOLERANCE
 from fl.codec.entropy import entropy_bits, read_varints, varints
@@ -29,7 +29,7 @@ _OFF = 127
 
 
 @dataclass(frozen=True, config=STRICT)
-class Tcq(Feedback):
+class Tcq(Feedback, Shared):
     """Trellis-coded quantization, entropy coded, to a given number of bits per element that it codes.
 
     As `ecq`, with two quantizers in the place of one, which take turns by the parity of what was sent

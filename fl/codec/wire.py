@@ -1,10 +1,11 @@
 """How payloads and what belongs to them stand in Flower's messages."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl.codec.base import Codec
 from fl.codec.changes import as_tensors
@@ -13,11 +14,16 @@ from fl.core.errors import ConfigError, PayloadError
 
 WIRE = "quantfl.link"
 """Record in messages and in a client's state."""
+BITS = "bits"
+"""In that record: of each element of this client's update, where clients share them by weight."""
 STYPE = "quantfl.payload"
 """Serialization type of an array that is a payload: whoever does not decode it fails loudly."""
 CANNOT = "codec_mod cannot take part"
 """Begins what is wrong with how both ends are set up, and would be wrong again in the next round."""
 NEEDED = "the client's app needs ClientApp(mods=[codec_mod(...)])"
+
+EXAMPLES = "num-examples"
+"""Flower's own key in the metrics of an answer, by which its strategies weight it."""
 
 Initial = Callable[[], Mapping[str, Any]]
 """Returns the model that server and clients hold before anything was sent; the same everywhere, to the bit.
@@ -93,6 +99,8 @@ def checked(end: str, broadcast: object, update: object, initial: object, seed: 
     for name, codec in (("broadcast", broadcast), ("update", update)):
         if codec is not None and not isinstance(codec, Codec):
             raise ConfigError(f"{end}({name}={codec!r:.60}): must be a codec, as in {name}=Uniform(bits=8), or None")
+    if isinstance(broadcast, Codec) and broadcast.by_weight:
+        raise ConfigError(f"{end}(broadcast=...): by_weight is for updates, a broadcast is the same for all clients")
     if initial is not None and not callable(initial):
         kind = type(initial).__name__
         raise ConfigError(f"{end}(initial=...): is a {kind}; must be a function that returns the first model")
@@ -105,6 +113,15 @@ def settings_of(broadcast: Codec | None, update: Codec | None, initial: Initial 
     told = {"broadcast": broadcast.description if broadcast else None, "update": update.description if update else None}
     told["initial"] = None if initial is None else "given"
     return ", ".join(f"{name}={value}" for name, value in told.items())
+
+
+def examples_in(content: RecordDict) -> float | None:
+    """Returns how many images a client says to have trained on, None where it does not."""
+    for record in content.metric_records.values():
+        count = record.get(EXAMPLES)
+        if isinstance(count, int | float) and 0 < count < math.inf:
+            return float(count)
+    return None
 
 
 def model_key(records: Mapping[str, ArrayRecord], chosen: str | None) -> str:

@@ -135,6 +135,41 @@ def test_names_shapes_and_dtypes_survive_any_values(codec, data):
     assert payload == through(codec, tensors)[0], "the same seed gives the same bytes"
 
 
+def strided(array):
+    wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]
+
+
+LAYOUTS = {
+    "transposed": lambda array: np.ascontiguousarray(array.T).T,
+    "strided": strided,
+    "reversed": lambda array: array[::-1].copy()[::-1],
+    "big-endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
+}
+
+
+@every_codec
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_an_array_lies_in_memory_changes_no_value(codec, layout):
+    """As PyTorch's transposed weights, slices, and arrays of other machines."""
+    rng = np.random.default_rng(5)
+    plain = large() | {
+        "lora_A.default.weight": rng.normal(size=(8, 256)).astype(np.float32),
+        "lora_B.default.weight": np.zeros((256, 8), np.float32),
+        "double.weight": rng.normal(size=(40, 50)),
+        "half.weight": rng.normal(size=(40, 50)).astype(np.float16),
+        "norm.weight": rng.normal(size=300).astype(np.float32),
+        "counts": rng.integers(0, 9, (30, 40)),
+    }
+    laid = {name: LAYOUTS[layout](array) for name, array in plain.items()}
+    (_, expected), (_, decoded) = through(codec, plain), through(codec, laid)
+    for name, array in decoded.items():
+        assert np.array_equal(array, expected[name]), name
+        assert array.dtype == laid[name].dtype
+    assert all(np.array_equal(laid[name], plain[name]) for name in plain), "what was given stays as it was"
+
+
 @every_codec
 @pytest.mark.parametrize("seed", range(3))
 def test_the_largest_floats_there_are_can_be_coded(codec, seed):

@@ -317,6 +317,7 @@ def test_a_damaged_payload_is_a_failed_client_with_the_reason(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("server_model", ["exact", "reference"])
+@pytest.mark.long
 def test_a_run_says_what_both_models_reach_and_keeps_the_one_that_was_chosen(tmp_path, server_model):
     overrides = ["codec@broadcast=ecq", "broadcast.bits=0.3", "codec@update=int8", f"server_model={server_model}"]
     run(composed(*SMALL, *overrides), tmp_path)
