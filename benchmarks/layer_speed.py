@@ -26,11 +26,11 @@ from fl.models.net import channels_last, to_input
 from fl.quantization import precision_of
 from fl.quantization.kernels import max_pool
 from fl.quantization.model_file import load_fp32
-from fl.quantization.modules import CONVOLUTIONS, LAYERS
 from fl.quantization.numeric import quantize_activation
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "final_model.pt"
 BATCH_SIZE, CALIBRATION = 32, 512
+CONVOLUTIONS, LINEARS = ("conv1", "conv2", "conv3"), ("fc1", "fc2", "fc3")
 
 
 def timed(step: Callable[[], Any], repeats: int) -> tuple[Any, float]:
@@ -68,20 +68,12 @@ def main() -> None:
 def layers(model: Any, static: Any, batch: torch.Tensor, repeats: int) -> list[list[str]]:
     """Returns a row for every step of the network."""
     x, before = timed(lambda: to_input(batch), repeats)
-    q, quantizing = timed(lambda: quantize_activation(x, static.conv1.stored_input()), repeats)
+    q, quantizing = timed(lambda: quantize_activation(x, static.conv1.incoming()), repeats)
     rows = [["input", "", f"{before:.2f}", f"{before + quantizing:.2f}", "", "", ""]]
-    for name in LAYERS:
+    for name in (*CONVOLUTIONS, *LINEARS):
         ours, theirs = static.get_submodule(name), model.get_submodule(name)
-        following = LAYERS[LAYERS.index(name) + 1 :]
-        outgoing = static.get_submodule(following[0]).stored_input() if following else None
-        incoming = ours.stored_input()
         y, fp32 = timed(lambda x=x, theirs=theirs: theirs(x), repeats)
-        z, int8 = timed(
-            lambda q=q, ours=ours, outgoing=outgoing, incoming=incoming, name=name: ours(
-                q, incoming, relu=name != LAYERS[-1], outgoing=outgoing
-            ),
-            repeats,
-        )
+        z, int8 = timed(lambda q=q, ours=ours: ours(q), repeats)
         count = y.numel() * theirs.weight[0].numel() / 1e6
         speeds = [f"{count / fp32:.0f}", f"{count / int8:.0f}"]
         rows.append([name, f"{count:.0f}", f"{fp32:.2f}", f"{int8:.2f}", f"{fp32 / int8:.2f}x", *speeds])

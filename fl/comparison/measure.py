@@ -1,6 +1,7 @@
 """One precision of a model: converted, saved, loaded as a user would, and evaluated."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from fl.training.evaluation import Evaluation, evaluate, warm_up
 
 @dataclass(frozen=True)
 class Measured:
-    """One precision as measured: its file, and what the model in it answered, on validation images too if there are."""
+    """One precision as measured: its file, and what the model in it answered, on validation images too if there are.
+
+    Attributes:
+        float_tensors: what an integer model keeps in FP32 beside its layers' scales and biases: bytes by name.
+    """
 
     path: Path
     file_bytes: int
@@ -28,6 +33,7 @@ class Measured:
     kernels: str
     evaluation: Evaluation
     trained_with: str | None
+    float_tensors: Mapping[str, int]
     validation: Evaluation | None = None
 
 
@@ -99,5 +105,6 @@ def measure(
         kernels_of(model),
         evaluation,
         file.info.get("trained_with"),
+        file.info.get("float_tensors", {}),
         *others,
     )

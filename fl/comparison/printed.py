@@ -8,6 +8,9 @@ from fl.core.console import RULE, duration, heading, say
 from fl.core.errors import counted
 from fl.core.files import MIB
 
+NAMED = 3
+"""Of the tensors that stay FP32; the JSON has them all."""
+
 
 def opening(model_path: Path, output_dir: Path, num_parameters: int) -> None:
     """Prints what goes in, where results go, and the theoretical sizes."""
@@ -47,6 +50,22 @@ def summary(report: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     for name, reason in report["skipped"].items():
         say(f"{titles[name]:<{wide}}left out: {reason}")
     say("Drop: accuracy minus FP32's, in points (below zero is a loss, above zero a gain)")
+    for told, names in _in_float(report["precisions"], titles).items():
+        say(f"{names}: {told}")
+
+
+def _in_float(entries: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, str]:
+    """Returns what integer models keep in FP32, a line for the precisions that keep the same."""
+    lines: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        if kept := entry.get("float_tensors"):
+            largest = sorted(kept, key=lambda each: -kept[each])[:NAMED]
+            more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+            told = (
+                f"{counted(len(kept), 'tensor')} of {sum(kept.values()):,} bytes stay FP32: {', '.join(largest)}{more}"
+            )
+            lines.setdefault(told, []).append(titles[name])
+    return {told: ", ".join(names) for told, names in lines.items()}
 
 
 def costs(communication: Mapping[str, Any], titles: Mapping[str, str]) -> None:

@@ -71,6 +71,7 @@ class Comparison:
             "model_path": self.model_path,
             "model_sha256": self.source_sha256,
             "num_parameters": num_parameters(self.model),
+            **architecture_of(self.model).told(),
             "class_names": list(self.inputs.class_names),
             "test_set": {
                 "title": test.title,
@@ -123,6 +124,7 @@ def _entry(measured: Measured, baseline: Measured, test: TestSet, validation: Te
         **_beside(measured.evaluation, baseline.evaluation, test.labels),
         "inference_ms": measured.evaluation.ms_per_image,
         "kernels": measured.kernels,
+        **({"float_tensors": dict(measured.float_tensors)} if measured.float_tensors else {}),
         **({"trained_with": measured.trained_with} if measured.trained_with else {}),
         **held_out,
     }

@@ -82,7 +82,7 @@ def _write(  # seven: what is written of what, and where to tell; they cross a p
         reason = ""
         try:
             each.export(precision, network, calibration, folder)
-            if not each.load(each.path(folder, precision), 1)(one).isfinite().all():
+            if not each.load(each.path(folder, precision), 1, architecture)(one).isfinite().all():
                 reason = "its answers are not finite"
         except Exception as error:  # whatever a converter makes of a network
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

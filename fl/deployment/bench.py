@@ -18,6 +18,7 @@ from fl.core.cores import available_cores
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import sha256, write_json
 from fl.core.machine import compute_with, device_of, environment
+from fl.core.targets import Target
 from fl.data.provenance import TestSet, find_inputs, find_run
 from fl.deployment.candidates import Candidate, opened
 from fl.deployment.files import deployed
@@ -176,8 +177,8 @@ def bench(options: argparse.Namespace) -> Path:
     models = [model for place in options.models for model in _models_in(place)]
     output, batch_sizes = _place(options.output, models), sorted(set(options.batch_sizes))
     device, threads = _machine(options)
-    peaks = _tried_apart(models, threads, batch_sizes)
     named = network_named(options.model) if options.model else None
+    peaks = _tried_apart(models, threads, batch_sizes, named)
     candidates = [opened(path, device, threads, named) for path in models]
     for each in candidates:
         each.tell(each.path)
@@ -269,14 +270,16 @@ def _machine(options: argparse.Namespace) -> tuple[torch.device, int]:
     return device, threads
 
 
-def _tried_apart(models: Sequence[Path], threads: int, batch_sizes: Sequence[int]) -> dict[Path, dict[int, int | None]]:
+def _tried_apart(
+    models: Sequence[Path], threads: int, batch_sizes: Sequence[int], network: Target | None
+) -> dict[Path, dict[int, int | None]]:
     """Returns the peak memory of each deployment file: before it is opened here, it was in a process of its own."""
     small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
     foreign = [path for path in models if deployed(path)]
     peaks = {}
     with progress("trying each in a process of its own", len(foreign)) as advance:
         for path in foreign:
-            peaks[path] = peak_memory(path, "cpu", threads, small)
+            peaks[path] = peak_memory(path, "cpu", threads, small, network)
             advance(1)
     return peaks
 

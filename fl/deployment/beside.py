@@ -11,6 +11,7 @@ from fl.data.provenance import Inputs, Run
 from fl.deployment.files import COLUMNS, entries, measure_file, same_precision, table_rows, write_files
 from fl.deployment.formats import formats
 from fl.deployment.memory import peak_memory
+from fl.models.architecture import architecture_of
 from fl.models.net import Network
 from fl.training.evaluation import Evaluation
 
@@ -69,7 +70,7 @@ class DeploymentFiles:
                 f"{folder}: {counted(len(other), 'deployment file')} of the report differ, and none was run"
             )
         for path in paths.values():
-            peak_memory(path, "cpu", 1, [1])
+            peak_memory(path, "cpu", 1, [1], architecture_of(about.model).target)
         return _entries_of(list(paths.values()), about, known)
 
     def show(self, report: Mapping[str, Any], model_files: Mapping[str, Any] | None) -> None:
@@ -78,6 +79,6 @@ class DeploymentFiles:
 
 
 def _entries_of(paths: Sequence[Path], about: About, known: Mapping[str, Evaluation]) -> dict[str, Any]:
-    files = [measure_file(path, about.inputs.test, about.batch_size) for path in paths]
+    files = [measure_file(path, about.inputs.test, about.batch_size, architecture_of(about.model)) for path in paths]
     answers = same_precision(about.model, known, about.inputs.calibration, about.inputs.test, about.batch_size)
     return entries(files, answers, about.run.trained_for if about.run else lambda precision: None)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fl.core.targets import Target
-from fl.deployment.files import deployed, open_file, source_of
+from fl.deployment.files import deployed, network_in, open_file, source_of
 from fl.models.net import to_input
 from fl.quantization.model_file import load_with_info
 
@@ -45,7 +45,7 @@ def opened(path: Path, device: Any, threads: int, network: Target | None = None)
         QuantflError: it cannot be read or run, or its runtime is not installed.
     """
     if deployed(path):
-        kind, precision, execute = open_file(path, threads)
+        kind, precision, execute = open_file(path, threads, network_in(path, network))
         is_fp32, made_from = precision == "fp32", source_of(path)
         return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
     model, file = load_with_info(path, device, network)

@@ -149,11 +149,13 @@ def _deployed(
     inputs = find_inputs(run, options.data, architecture_of(shipment.model).num_classes)
     say(f"Writing and evaluating {', '.join(f.name for f in chosen)} on {inputs.test.title}...")
     files = write_files(shipment.model, chosen, inputs.calibration, scratch)
-    measured = [measure_file(file, inputs.test, BATCH_SIZE) for file in files]
+    architecture = architecture_of(shipment.model)
+    measured = [measure_file(file, inputs.test, BATCH_SIZE, architecture) for file in files]
     measured = [replace(each, path=folder / each.path.name) for each in measured]
     answers = same_precision(shipment.model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
     report = entries(measured, answers, run.trained_for if run else lambda precision: None)
-    write_json(scratch / FORMATS_FILE, {"made_from_sha256": shipment.source.sha256, "formats": report})
+    told = {"made_from_sha256": shipment.source.sha256, **architecture.told(), "formats": report}
+    write_json(scratch / FORMATS_FILE, told)
     return report
 
 

@@ -12,12 +12,14 @@ from fl.core.console import progress, say
 from fl.core.errors import ModelFileError
 from fl.core.files import MIB, read_json, sha256
 from fl.core.run_folder import COMPARISON, FORMATS_FILE
+from fl.core.targets import Target
 from fl.data.provenance import TestSet
 from fl.deployment.apart import written_apart
 from fl.deployment.formats import FORMATS, Executor, Format
-from fl.models.architecture import NET, architecture_of
+from fl.models.architecture import NET, Architecture, architecture_of
 from fl.models.net import Network, to_input
 from fl.quantization import precision_of
+from fl.quantization.model_file import told_network
 from fl.training.evaluation import Evaluation, evaluate, warm_up
 
 CPU = torch.device("cpu")
@@ -51,13 +53,13 @@ def write_files(model: Network, chosen: Sequence[Format], calibration: np.ndarra
     paths = []
     with progress("writing deployment files", sum(len(each.precisions) for each in chosen)) as advance:
         for each in chosen:
-            lacking = {precision: told for precision in each.precisions if (told := each.lacks(precision, model))}
-            wanted = [p for p in each.precisions if p not in lacking and (p != "int8_static" or len(inputs))]
+            lacking: dict[str, str] = {}
+            wanted = [precision for precision in each.precisions if precision != "int8_static" or len(inputs)]
             if architecture_of(model).target == NET:
                 for precision in wanted:
                     each.export(precision, model, inputs, folder)
             else:
-                lacking |= written_apart(model, each.name, wanted, inputs, folder)
+                lacking = written_apart(model, each.name, wanted, inputs, folder)
             for told in dict.fromkeys(lacking.values()):
                 say(f"{each.name} left out ({', '.join(p for p in lacking if lacking[p] == told)}): {told}")
             for precision in lacking:
@@ -75,20 +77,41 @@ def deployed(path: Path) -> tuple[Format, str] | None:
     return None
 
 
-def source_of(path: Path) -> str | None:
-    """Returns the SHA-256 of the model that a deployment file was made from, as written down beside it, else None."""
-    content = sha256(path.read_bytes())
+def _told_of(path: Path) -> dict[str, Any]:
+    """Returns what was written down beside a deployment file when it was made, nothing where that was not."""
+    content = sha256(path.read_bytes()) if path.is_file() else ""
     for name in (FORMATS_FILE, COMPARISON):
-        if (path.with_name(name)).is_file():
-            told = read_json(path.with_name(name))
+        if content and (path.with_name(name)).is_file():
+            told: dict[str, Any] = read_json(path.with_name(name))
             files = [entry for each in told.get("formats", {}).values() for entry in each.values()]
             if any(entry.get("file_sha256") == content for entry in files):
-                return str(told.get("made_from_sha256") or told.get("model_sha256"))
-    return None
+                return told
+    return {}
 
 
-def open_file(path: Path, threads: int) -> tuple[Format, str, Executor]:
+def source_of(path: Path) -> str | None:
+    """Returns the SHA-256 of the model that a deployment file was made from, if that is told beside it, else None."""
+    told = _told_of(path)
+    return str(told.get("made_from_sha256") or told["model_sha256"]) if told else None
+
+
+def network_in(path: Path, network: Target | None) -> Architecture:
+    """Returns which network a deployment file is of: as told beside it, else as the user named it, else the default.
+
+    Raises:
+        QuantflError: it is a class of somebody's own, and `network` is not it.
+    """
+    told = _told_of(path).get("network")
+    return told_network(path, told, network) if isinstance(told, Mapping) else Architecture(network or NET)
+
+
+def open_file(path: Path, threads: int, architecture: Architecture | None = None) -> tuple[Format, str, Executor]:
     """Returns format and precision of a deployment file, and what answers from it.
+
+    Args:
+        path: of the file.
+        threads: to compute with.
+        architecture: of the network in it; None for what is told beside it.
 
     Raises:
         ModelFileError: there is no such file, it is of no known format, or its runtime refuses it.
@@ -99,22 +122,23 @@ def open_file(path: Path, threads: int) -> tuple[Format, str, Executor]:
         raise ModelFileError(f"{path}: there is no such file" if found else f"{path}: is of no known format ({known})")
     each, precision = found
     each.check_installed(path.name)
+    architecture = architecture or network_in(path, None)
     try:
-        execute = each.load(path, threads)
-        execute(torch.zeros(1, 3, 64, 64))
+        execute = each.load(path, threads, architecture)
+        execute(torch.zeros(1, architecture.bands, 64, 64))
     except Exception as error:  # whatever a runtime makes of a file
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
     return each, precision, execute
 
 
-def measure_file(path: Path, test: TestSet, batch_size: int) -> Deployed:
+def measure_file(path: Path, test: TestSet, batch_size: int, architecture: Architecture) -> Deployed:
     """Evaluates a deployment file on the CPU.
 
     Raises:
         ModelFileError: see `open_file`; or an answer is not finite.
     """
-    each, precision, execute = open_file(path, torch.get_num_threads())
+    each, precision, execute = open_file(path, torch.get_num_threads(), architecture)
     content = path.read_bytes()
     warm_up(execute, test, batch_size, CPU)
     with progress(f"evaluating {path.name}", len(test.labels)) as advance:

@@ -108,6 +108,11 @@ class Architecture:
         own = {"_target_": self.target.target, **self.target.parameters}
         return {**own, "num_classes": self.num_classes, "bands": self.bands}
 
+    def told(self) -> dict[str, Any]:
+        """Returns what files say of it: `network`, or nothing where it is the default, as they always did."""
+        is_default = self == Architecture(NET, self.num_classes)
+        return {} if is_default else {"network": self.describe()}
+
     def refuse_misfits(self, height: int, width: int) -> None:
         """Lets a network answer once for images of this size.
 

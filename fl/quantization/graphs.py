@@ -11,17 +11,11 @@ from torch import Tensor, fx, nn
 from fl.models.net import Network
 from fl.quantization.folding import always_int8, fold_batch_norm, is_quantizable, quantizable, replace_module, traced
 from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool
-from fl.quantization.modules import GroupedLayer, QuantizedLayer
-from fl.quantization.numeric import (
-    IMAGE,
-    GroupLevels,
-    QParams,
-    batch_qparams,
-    choose_activation_qparams,
-    quantize_activation,
-)
+from fl.quantization.modules import LAYOUT, GroupedLayer, QuantizedLayer
+from fl.quantization.numeric import IMAGE, GroupLevels, choose_activation_qparams
 
-CALIBRATION_BATCH = 32
+CALIBRATION_PIXELS = 128 * 64 * 64
+"""Of a batch of images to calibrate on, at most, but one image at least."""
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_", nn.ReLU)
 DROPPED = (nn.Dropout, nn.Dropout2d, nn.Identity)
 """Modules that do nothing when a network answers."""
@@ -32,44 +26,6 @@ MOVED = (torch.flatten, "flatten", "view", "reshape", "contiguous", nn.Flatten)
 POOLS = (F.max_pool2d, torch.max_pool2d, nn.MaxPool2d)
 
 
-class _InGraph(QuantizedLayer):
-    """A quantized layer that is called with its input alone.
-
-    Attributes:
-        relu: its result passes ReLU.
-        following: layers that take the result in integers; none where it is float32.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.relu, self.following = False, tuple[_InGraph, ...]()
-        self._known: QParams | None = None
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        incoming = self.incoming() or batch_qparams(x)
-        x = x if x.dtype == torch.uint8 else quantize_activation(x, incoming)
-        outgoing = self.following[0].incoming() if self.following else None
-        return super().forward(x, incoming, relu=self.relu, outgoing=outgoing)
-
-    def incoming(self) -> QParams | None:
-        """Returns the stored parameters of the input, None where they are found for each batch."""
-        if self._known is None:
-            self._known = self.stored_input()
-        return self._known
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._known = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-
-class _Layer(_InGraph, QuantizedLayer):
-    """Weights in int8."""
-
-
-class _Grouped(_InGraph, GroupedLayer):
-    """Weights of few bits."""
-
-
 class QuantizedGraph(fx.GraphModule):
     """A network with every convolution and linear layer in integers, as traced; all else in float32.
 
@@ -78,7 +34,7 @@ class QuantizedGraph(fx.GraphModule):
     The first layer is given the image's own integers; where it pads, an edge is half a pixel's step from zero.
     """
 
-    input_dtype = torch.float32
+    input_dtype, layout = torch.float32, LAYOUT
     quantization_info: Mapping[str, Any] = {}
     architecture: Any = None
 
@@ -157,7 +113,7 @@ def _ranges(
             return super().call_module(target, args, kwargs)
 
     with torch.inference_mode():
-        for batch in calibration.split(CALIBRATION_BATCH):
+        for batch in calibration.split(max(1, CALIBRATION_PIXELS // calibration[0, 0].numel())):
             Watched(whole).run(batch)
     return found
 
@@ -175,16 +131,16 @@ def _replaced(
     layers: Mapping[str, fx.Node],
     ranges: Mapping[str, tuple[float, float]],
     groups: GroupLevels | None,
-) -> dict[str, _InGraph]:
+) -> dict[str, QuantizedLayer]:
     """Puts quantized layers into the places of those in float, and returns them."""
-    ends, made = always_int8(folded), dict[str, _InGraph]()
+    ends, made = always_int8(folded), dict[str, QuantizedLayer]()
     for name, node in layers.items():
         layer = folded.get_submodule(name)
         stored = IMAGE if _sees_image(node) else None
         if name in ranges:
             stored = choose_activation_qparams(*ranges[name])
-        few = groups is not None and name not in ends
-        made[name] = _Grouped(layer, groups) if few else _Layer(layer, stored)
+        few = None if name in ends else groups
+        made[name] = QuantizedLayer(layer, stored) if few is None else GroupedLayer(layer, few)
         replace_module(folded, name, made[name])
     return made
 
@@ -259,8 +215,8 @@ def _layer_by_layer(folded: Network, groups: GroupLevels | None) -> Network:
     """Returns a network whose layers are quantized where they are, each by itself."""
     ends = always_int8(folded)
     for name, layer in quantizable(folded).items():
-        few = groups is not None and name not in ends
-        replace_module(folded, name, _Grouped(layer, groups) if few else _Layer(layer, None))
+        few = None if name in ends else groups
+        replace_module(folded, name, QuantizedLayer(layer, None) if few is None else GroupedLayer(layer, few))
     network: Any = folded
     network.__class__ = type(f"Quantized{type(folded).__name__}", (_LayerByLayer, type(folded)), {})
     return cast(Network, network)

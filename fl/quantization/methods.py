@@ -12,11 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fl.models.net import Net, Network, channels_last
+from fl.models.net import Network, channels_last
 from fl.quantization.graphs import quantized
 from fl.quantization.halved import halved
-from fl.quantization.modules import QuantizedNet, calibrate
-from fl.quantization.numeric import GROUP_LEVELS, GroupLevels, check_fits_fp16
+from fl.quantization.numeric import GROUP_LEVELS, check_fits_fp16
 
 METHODS: dict[str, Callable[..., Network]] = {}
 """By the names of precisions, in the order of tables."""
@@ -54,7 +53,7 @@ def int8(model: Network, calibration: Tensor | None = None) -> Network:
 
     The image is exact, and weights are rounded so that errors cancel, without any images (`rounding.py`).
     """
-    return QuantizedNet(model) if type(model) is Net else quantized(model)
+    return quantized(model)
 
 
 @method
@@ -62,22 +61,16 @@ def int8_static(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns what `int8` does, with ranges calibrated on training images and layers chained in INT8."""
     if calibration is None or not len(calibration):
         raise ValueError("int8_static needs calibration images")
-    if type(model) is Net:
-        return QuantizedNet(model, calibrate(model, calibration))
     return quantized(model, calibration=calibration)
 
 
 @method
 def int4(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns weights of 4 bits, two in a byte, in groups of 32; first and last layer, and all else, as `int8`."""
-    return _in_groups(model, GROUP_LEVELS[4])
+    return quantized(model, groups=GROUP_LEVELS[4])
 
 
 @method
 def int2(model: Network, calibration: Tensor | None = None) -> Network:
     """Returns weights of 2 bits, four in a byte, in groups of 16; first and last layer, and all else, as `int8`."""
-    return _in_groups(model, GROUP_LEVELS[2])
-
-
-def _in_groups(model: Network, groups: GroupLevels) -> Network:
-    return QuantizedNet(model, groups=groups) if type(model) is Net else quantized(model, groups=groups)
+    return quantized(model, groups=GROUP_LEVELS[2])

@@ -143,29 +143,33 @@ def network_of(path: Path, file: LoadedFile, model: Target | None) -> Architectu
         ModelFileError: what the file says of it cannot be used.
         ConfigError: it is a class of somebody's own, and `model` is not it.
     """
-    trusted = [model.target] if model else []
-
-    def target_of(config: Mapping[str, Any]) -> Target:
-        try:
-            return Target.from_config("model", config, trusted)
-        except ConfigError as error:
-            name = printable(str(config.get("_target_")))
-            raise ConfigError(
-                f"{path}: its network is {name}, a class that is neither this project's nor torchvision's: nothing is "
-                f"run because a file says so; name it if it is yours: --model {name}, or fl.load_model(path, model=...)"
-            ) from error
-
     try:
         if isinstance(told := file.info.get("network"), Mapping):
-            return described(told, target_of)
+            return told_network(path, told, model)
         if "num_classes" in file.info:
             return Architecture(model or NET, int(file.info["num_classes"]))
         found = None if file.info else _trained(path, file.sha256)
         if found and (model is None or found.get("_target_") == model.target):
-            return Architecture(target_of({key: value for key, value in found.items() if key != "weights"}))
+            return Architecture(_target(path, {key: value for key, value in found.items() if key != "weights"}, model))
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelFileError(f"{path}: quantization_info cannot be used ({error!r})") from error
     return Architecture(model or NET)
+
+
+def told_network(path: Path, told: Mapping[str, Any], model: Target | None) -> Architecture:
+    """Returns what `Architecture.describe` told in or beside a file; arguments and errors as those of `network_of`."""
+    return described(told, lambda config: _target(path, config, model))
+
+
+def _target(path: Path, config: Mapping[str, Any], model: Target | None) -> Target:
+    try:
+        return Target.from_config("model", config, [model.target] if model else [])
+    except ConfigError as error:
+        name = printable(str(config.get("_target_")))
+        raise ConfigError(
+            f"{path}: its network is {name}, a class that is neither this project's nor torchvision's: nothing is "
+            f"run because a file says so; name it if it is yours: --model {name}, or fl.load_model(path, model=...)"
+        ) from error
 
 
 def _trained(path: Path, sha: str) -> Mapping[str, Any] | None:

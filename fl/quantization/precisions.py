@@ -10,11 +10,11 @@ from torch import Tensor
 from fl.core.errors import ConfigError
 from fl.core.presets import choices, preset
 from fl.core.targets import Target
-from fl.models.architecture import NET, Architecture, architecture_of
-from fl.models.net import Net, Network, num_parameters
+from fl.models.architecture import Architecture, architecture_of
+from fl.models.net import Network, num_parameters
 from fl.quantization.graphs import float_tensors
 from fl.quantization.methods import METHODS
-from fl.quantization.modules import QuantizedNet
+from fl.quantization.modules import QuantizedLayer
 
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 """The words for types of numbers; int8, int4 and int2 are the others."""
@@ -54,14 +54,13 @@ class Precision:
             "dtype": word(self.name),
             "num_parameters": num_parameters(model),
             "num_classes": architecture.num_classes,
+            **architecture.told(),
         }
-        if architecture != Architecture(NET, architecture.num_classes):  # files of the EuroSAT CNN never said so
-            info["network"] = architecture.describe()
         if self.num_calibration_images and calibration is not None:
             info["num_calibration_images"] = len(calibration)
         if options:
             info["options"] = options
-        if kept := float_tensors(converted) if self.name.startswith("int") and type(model) is not Net else {}:
+        if kept := float_tensors(converted) if self.name.startswith("int") else {}:
             info["float_tensors"] = kept
         if hasattr(converted, "layout"):
             info["layout"] = converted.layout
@@ -87,8 +86,9 @@ def empty_model(info: Mapping[str, Any], architecture: Architecture) -> Network:
     """
     precision, network = precision_of(str(info["precision"])), architecture.build().eval()
     model = precision.convert(network, torch.zeros(1, architecture.bands, 64, 64), **dict(info.get("options", {})))
-    if isinstance(model, QuantizedNet):
-        model.use_layout(int(info.get("layout", 1)))
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.use_layout(int(info.get("layout", 2 if "network" in info else 1)))
     model.quantization_info = dict(info)
     return model
 

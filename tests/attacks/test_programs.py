@@ -13,6 +13,7 @@ from fl.deployment import memory
 from fl.deployment.files import open_file
 from fl.deployment.formats.torch_programs import TorchScript
 from fl.deployment.memory import peak_memory
+from fl.models.architecture import Architecture
 from fl.models.net import Net
 
 NOTHING = torch.zeros(1, 3, 64, 64)
@@ -58,7 +59,7 @@ def test_a_script_that_writes_files_is_not_run(tmp_path, name, refused):
 @pytest.mark.parametrize("precision", TorchScript.precisions)
 def test_our_own_scripts_are_run_whatever_their_weights_and_when_they_were_recorded(script, precision, network):
     """torch numbers the classes in a file by how many it recorded before; here others came in between."""
-    run = TorchScript().load(script / f"model_{precision}.ts", 1)
+    run = TorchScript().load(script / f"model_{precision}.ts", 1, Architecture())
     x = torch.rand(3, 3, 64, 64)
     assert torch.allclose(run(x), network(x), atol=0.01)
     assert TorchScript().weight_bytes(script / f"model_{precision}.ts") > 400_000
@@ -170,6 +171,7 @@ def filled(helper, size):
 
 
 @pytest.mark.parametrize("size", [1 << 31, 1 << 40, 1 << 62])
+@pytest.mark.long
 def test_an_onnx_model_that_asks_for_memory_is_one_line(onnx_file, size):
     target = onnx_file(lambda helper: filled(helper, size))
     with pytest.raises(ModelFileError, match=r"model_fp32\.onnx") as told:
@@ -213,6 +215,7 @@ COUNTS = [pytest.param(2), pytest.param(20, marks=pytest.mark.exhaustive)]
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["onnx", "litert"])
+@pytest.mark.long
 def test_damaged_files_run_or_are_one_line(tmp_path, network, name, count):
     """A runtime may crash on them; then that process is all that is lost."""
     kind = next(each for each in candidates_of() if each.name == name)
@@ -251,6 +254,7 @@ def test_other_content_under_a_formats_name_is_one_line(tmp_path, name, content)
     assert len(str(told.value).splitlines()) == 1
 
 
+@pytest.mark.long
 def test_other_content_under_litert_s_name_is_one_line_and_costs_no_more_than_a_process(tmp_path):
     """Its runtime is native from the first byte on."""
     pytest.importorskip("ai_edge_litert")

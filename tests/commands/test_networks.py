@@ -27,7 +27,11 @@ def beside(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "formats"),
-    [("Residual", {"onnx"}), ("Grouped", set()), pytest.param("Attention", {"onnx", "litert"}, marks=pytest.mark.long)],
+    [
+        pytest.param("Residual", {"onnx", "torchscript"}, marks=pytest.mark.long),
+        ("Grouped", {"torchexport"}),
+        pytest.param("Attention", {"onnx", "litert", "torchexport", "torchscript"}, marks=pytest.mark.long),
+    ],
     ids=["Residual", "Grouped", "Attention"],
 )
 def test_a_users_network_goes_the_whole_way(name, formats, beside, command, refused):
@@ -41,9 +45,8 @@ def test_a_users_network_goes_the_whole_way(name, formats, beside, command, refu
     line = refused("compare_quantizations.py", run, cwd=beside)
     assert f"its network is {own}" in line
     assert f"--model {own}" in line
-    asked = ["--precisions", "all", "--formats", ",".join(sorted({*formats, "torchexport"})), "--model", own]
+    asked = ["--precisions", "all", "--formats", ",".join(sorted(formats)), "--model", own]
     told = command("compare_quantizations.py", run, *asked, cwd=beside, check=0)
-    assert "torchexport left out (fp32, int8, int8_static): " in told.stdout
     report = read_json(run / "quantization_comparison.json")
     assert set(report["precisions"]) == {"fp32", "fp16", "int8", "int8_static", "int4", "int2"}
     assert set(report.get("formats", {})) == formats
@@ -55,13 +58,20 @@ def test_a_users_network_goes_the_whole_way(name, formats, beside, command, refu
         *(e for each in report.get("formats", {}).values() for e in each.values()),
     ):
         assert np.isfinite(entry["loss"])
+    assert report["network"] == {"_target_": own, "num_classes": 10, "bands": 3}
+    if kept := report["precisions"]["int8"].get("float_tensors"):
+        assert f"{len(kept)} tensors of {sum(kept.values()):,} bytes stay FP32: " in told.stdout
+    assert bool(kept) == (name != "Residual")
     verified = command("compare_quantizations.py", run, "--verify", "--model", own, cwd=beside, check=0)
     assert "Verified: " in verified.stdout
     command("fl", "export", run, "--model", own, cwd=beside, check=0)
     if name != "Residual":
         return
     benched = ["--batch-sizes", "1", "--images", "2", "--model", own, "--output", beside / "b.json"]
-    command("fl", "bench", run / "model_fp32.pt", run / "model_int8.pt", *benched, cwd=beside, check=0)
+    files = [run / file for file in ("model_fp32.pt", "model_int8.pt", "model_int8.ts")]
+    command("fl", "bench", *files, *benched, cwd=beside, check=0)
+    line = refused("fl", "bench", *files, "--output", beside / "c.json", cwd=beside)
+    assert f"--model {own}" in line
 
 
 def test_a_killed_run_of_a_users_network_goes_on_if_it_is_named(beside, command, refused):
@@ -99,6 +109,7 @@ def test_files_tell_their_network_and_readers_name_it_if_it_is_theirs(beside, co
 
 
 @pytest.mark.parametrize("choice", ["resnet18", "linear"])
+@pytest.mark.long
 def test_the_projects_networks_need_no_name(choice, beside, command):
     run, stem = beside / "run", ["model.stem=published"] if choice != "linear" else []
     wanted = [*TINY, "num_rounds=1", "data.num_images=60", f"model={choice}", *stem]

@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import json
 import pickle
 import re
 import shutil
@@ -17,6 +18,7 @@ from fl.core.errors import ConfigError, ModelFileError
 from fl.core.files import read_json
 from fl.deployment.files import deployed, measure_file, open_file
 from fl.deployment.formats import FORMATS, formats
+from fl.models.architecture import Architecture, network_named
 from fl.models.net import to_input
 from fl.quantization import precision_of
 from fl.quantization.model_file import load_fp32
@@ -54,7 +56,7 @@ def executor(files):
     def load(each, precision):
         if not each.path(files, precision).is_file():
             pytest.skip(f"the extra [{each.extra}] is not installed")
-        return each.load(each.path(files, precision), 1)
+        return each.load(each.path(files, precision), 1, Architecture())
 
     return load
 
@@ -146,9 +148,9 @@ def test_damaged_and_foreign_files_are_refused(files, tmp_path):
             damaged = each.path(tmp_path, "fp32")
             damaged.write_bytes(each.path(files, "fp32").read_bytes()[:1000])
             with pytest.raises(ModelFileError, match=f"{each.name} cannot run it"):
-                measure_file(damaged, test, 2)
+                measure_file(damaged, test, 2, Architecture())
     with pytest.raises(ModelFileError, match="no known format"):
-        measure_file(tmp_path / "model.bin", test, 2)
+        measure_file(tmp_path / "model.bin", test, 2, Architecture())
     assert deployed(tmp_path / "model_int8_static.onnx")[1] == "int8_static"
 
 
@@ -195,6 +197,7 @@ def test_a_pt2_file_that_asks_for_more_than_weights_is_refused_unread(files, tmp
         trace.unlink()
 
 
+@pytest.mark.long
 def test_comparison_and_export_write_evaluate_and_verify_them(small_run, command, tmp_path):
     """Both commands, in the formats that need no extra; the others are tested above and on real images."""
     folder = shutil.copytree(small_run, tmp_path / "run")
@@ -252,3 +255,44 @@ def test_every_format_keeps_the_accuracy_of_the_example_on_the_real_test_set(eur
                 assert entry["largest_logit_difference"] <= (5e-4 if name == "litert" else 1e-4)
             if name in OURS:
                 assert entry["agreement_with_model_file"] >= 0.999
+
+
+@pytest.mark.parametrize("name", ["networks.Residual", "networks.Attention", "linear"])
+@pytest.mark.parametrize("kind", OURS)
+def test_programs_of_any_network_are_run_if_they_are_ours(kind, name, tmp_path):
+    """Whatever the number of classes, which the file tells; a program of another network is not run."""
+    (each,), x = formats([kind], "--formats"), torch.rand(3, 3, 64, 64) * 2 - 1
+    network = Architecture(network_named(name), num_classes=7).initial(0).eval()
+    for precision in ("fp32", "int8_static"):
+        each.export(precision, network, x, tmp_path)
+        run = each.load(each.path(tmp_path, precision), 1, Architecture(network_named(name)))
+        expected = precision_of(precision).convert(network, x)(x).detach()
+        for way in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with way():
+                assert torch.allclose(run(x), expected, atol=1e-5)
+    with pytest.raises(ModelFileError, match=r"not the fp32 program|claims to hold"):
+        open_file(each.path(tmp_path, "fp32"), 1, Architecture())
+
+
+def test_a_script_that_would_forget_a_branch_is_not_written(tmp_path):
+    network = Architecture(network_named("networks.Branching")).initial(0).eval()
+    (each,) = formats(["torchscript"], "--formats")
+    with pytest.raises(ValueError, match="its code depends on values"):
+        each.export("fp32", network, torch.zeros(1, 3, 64, 64), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pt2_file_may_claim_no_more_than_it_holds(files, tmp_path):
+    source, forged = files / "model_int8.pt2", tmp_path / "model_int8.pt2"
+    config = "archive/data/weights/model_weights_config.json"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(forged, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == config:
+                told = json.loads(content)
+                for tensor in ("fc3.bias", "fc3.weight"):
+                    told["config"][tensor]["tensor_meta"]["sizes"][0]["as_int"] = 10**11
+                content = json.dumps(told).encode()
+            new.writestr(name, content)
+    with pytest.raises(ModelFileError, match="claims to hold 12,900,000,4"):
+        open_file(forged, 1, Architecture())

@@ -203,7 +203,7 @@ def chain():
 def test_one_value_that_two_layers_take_has_one_range(chain):
     x = to_input(images())
     converted = precision_of("int8_static").convert(chain, x)
-    left, right = converted.left.stored_input(), converted.right.stored_input()
+    left, right = converted.left.incoming(), converted.right.incoming()
     with torch.inference_mode():
         largest = F.max_pool2d(F.relu(chain.first(x)), 3, 2, 1).max().item()
         assert left == right == choose_activation_qparams(0.0, largest)
@@ -233,7 +233,7 @@ def test_a_value_that_is_pooled_for_one_layer_has_the_range_of_all_of_it():
         value = model.first(x)
         whole = choose_activation_qparams(value.min().item(), value.max().item())
         assert F.max_pool2d(value, 4).min() > value.min() + 0.1
-        assert converted.left.stored_input() == converted.right.stored_input() == whole
+        assert converted.left.incoming() == converted.right.incoming() == whole
         assert converted.first.following == (converted.left, converted.right)
         assert relative_error(model(x), converted(x)) <= 0.05
 
@@ -250,8 +250,8 @@ def test_ranges_are_those_of_every_calibration_image(chain):
     every, few = (precision_of("int8_static").convert(chain, each) for each in (x, x[:32]))
     with torch.inference_mode():
         added = torch.cat([chain.left(y) + chain.right(y) for y in [chain.pool(chain.relu(chain.first(x)))]])
-    assert every.head.stored_input() == choose_activation_qparams(added.min().item(), added.max().item())
-    assert every.head.stored_input() != few.head.stored_input()
+    assert every.head.incoming() == choose_activation_qparams(added.min().item(), added.max().item())
+    assert every.head.incoming() != few.head.incoming()
 
 
 def test_other_weights_loaded_into_a_converted_network_count(chain):
@@ -283,7 +283,7 @@ def test_layers_of_any_geometry_compute_with_what_their_weights_stand_for(layer,
     weight = quantized.weight.float() * quantized.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
     with torch.inference_mode():
         values = (x.float() - qparams.zero_point) * qparams.scale
-        found = quantized(x, qparams, relu=False)
+        found = quantized.computed(x, qparams, None)
         if isinstance(layer, nn.Linear):
             expected = F.linear(values, weight)
         else:

@@ -202,6 +202,7 @@ def noted(network, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_the_comparison_stores_what_was_done_and_verifies_it(noted, capsys):
     report = read_json(noted / "quantization_comparison.json")
     assert report["model_notes"] == ["removed prefix '_orig_mod.'", "counters float64 to int64"]
@@ -217,6 +218,7 @@ def test_the_comparison_stores_what_was_done_and_verifies_it(noted, capsys):
         (noted / "quantization_comparison.json").write_text(json.dumps(report))
 
 
+@pytest.mark.long
 def test_bench_says_once_what_was_done(network, command, tmp_path):
     state, _ = foreign(network, PREFIXES["'module.'"], torch.float32, 3)
     tensors(state, tmp_path / "foreign.safetensors")

@@ -16,7 +16,8 @@ from fl.core import presets
 from fl.core.errors import ModelFileError
 from fl.data.provenance import find_inputs
 from fl.models.net import Net, initial_model, to_input
-from fl.quantization import Precision, aware, halved, kernels, kernels_of, methods, modules, precision_of
+from fl.quantization import Precision, aware, graphs, halved, kernels, kernels_of, methods, modules, precision_of
+from fl.quantization.folding import fold_batch_norm
 from fl.quantization.model_file import load_fp32, load_model, save_model, to_bytes
 from fl.quantization.numeric import (
     QParams,
@@ -29,6 +30,7 @@ from fl.quantization.precisions import precisions
 from fl.quantization.rounding import quantize_weight_together
 
 PRECISIONS = {name: precision_of(name) for name in ("fp32", "fp16", "int8", "int8_static", "int4", "int2")}
+LAYERS = ("conv1", "conv2", "conv3", "fc1", "fc2", "fc3")
 INTEGER = ["int8", "int8_static", "int4", "int2"]
 """Precisions that run on INT8 kernels."""
 CLOSE = {"int8": 0.02, "int8_static": 0.02, "int4": 0.3, "int2": 1.2}
@@ -56,7 +58,7 @@ def executed_by(request, monkeypatch):
 
 def test_folding_batch_norm_changes_nothing(model, images):
     x = to_input(images)
-    assert torch.allclose(modules.fold_batch_norm(model)(x), model(x), atol=1e-4)
+    assert torch.allclose(fold_batch_norm(model)(x), model(x), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", INTEGER)
@@ -88,19 +90,19 @@ def test_the_profiler_sees_integer_kernels_and_no_float_convolution(model, image
 def test_static_activations_stay_uint8_between_layers(model, images):
     converted = PRECISIONS["int8_static"].convert(model, to_input(images))
     seen = {}
-    for name in modules.LAYERS:
+    for name in LAYERS:
         hook = lambda module, args, output, name=name: seen.update({name: (args[0].dtype, output.dtype)})  # noqa: E731
         converted.get_submodule(name).register_forward_hook(hook)
     with torch.inference_mode():
         converted(to_input(images))
-    assert all(before == torch.uint8 for before, _ in seen.values())
+    assert [before for before, _ in seen.values()] == [torch.float32] + [torch.uint8] * 5
     assert [after for _, after in seen.values()] == [torch.uint8] * 5 + [torch.float32]
 
 
 def test_every_convolution_and_linear_weight_is_int8(model, images):
     for name in ("int8", "int8_static"):
         state = PRECISIONS[name].convert(model, to_input(images)).state_dict()
-        assert {state[f"{layer}.weight"].dtype for layer in modules.LAYERS} == {torch.int8}
+        assert {state[f"{layer}.weight"].dtype for layer in LAYERS} == {torch.int8}
         assert not any("bn" in key for key in state)
 
 
@@ -283,7 +285,7 @@ def _smooth(channels, size, count=400):
 
 @pytest.mark.parametrize(("name", "times"), [("conv1", 4), ("conv2", 2), ("conv3", 2)])
 def test_smooth_inputs_pass_rounded_filters_with_far_less_error(model, name, times):
-    weight = modules.fold_batch_norm(model).get_submodule(name).weight.detach()
+    weight = fold_batch_norm(model).get_submodule(name).weight.detach()
     patches = _smooth(weight.shape[1], weight.shape[-1])
     errors = [
         (patches @ (dequantize_weight(*pair) - weight).flatten(1).T).norm().item()
@@ -296,16 +298,13 @@ def test_smooth_inputs_pass_rounded_filters_with_far_less_error(model, name, tim
 @pytest.mark.parametrize("name", INTEGER)
 def test_the_first_layer_adds_no_error_but_that_of_its_weights(model, images, name, executed_by):
     """An image's integers have their zero between two, which kernels do not know."""
-    x, seen = to_input(images), []
-    converted = PRECISIONS[name].convert(model, x)
-    converted.conv1.register_forward_hook(lambda layer, args, kwargs, output: seen.append(args), with_kwargs=True)
+    x = to_input(images)
+    layer = PRECISIONS[name].convert(model, x).conv1
+    layer.relu, layer.following = False, ()
     with torch.inference_mode():
-        converted(x)
-        integers, incoming = seen[0]
-        ours = converted.conv1(integers, incoming, relu=False)
-        layer = converted.conv1
+        ours, integers = layer(x), quantize_activation(x, layer.incoming())
         exact = F.conv2d(x, dequantize_weight(layer.weight, layer.weight_scale), layer.bias)
-    assert integers.dtype == torch.uint8
+    assert torch.equal(integers.permute(0, 2, 3, 1), images)
     assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
 
 
@@ -321,29 +320,33 @@ def test_first_and_last_layer_have_8_bits_and_groups_their_sizes(model, images, 
         assert state["conv2.multiplier"].shape == (64, -(-800 // (2400 // groups)))
 
 
-def test_ranges_are_those_of_every_calibration_image_after_relu(model, images):
+def test_ranges_are_those_of_every_calibration_image_after_relu(model, images, monkeypatch):
     """Largest values in the last of three batches, one in the second; none is below 0 where ReLU was."""
     inputs = to_input(images)[:9].clone()
     inputs[:4] *= 0.1
-    folded, x, expected = modules.fold_batch_norm(model), inputs, {}
+    folded, x, expected = fold_batch_norm(model), inputs, {}
     with torch.inference_mode():
-        for name, following in pairwise(modules.LAYERS):
+        for name, following in pairwise(LAYERS):
             x = F.relu(folded.get_submodule(name)(x))
             x = F.max_pool2d(x, 2) if "conv" in name else x
             x = x.flatten(1) if name == "conv3" else x
             expected[following] = x.max().item() / 255
-    found = modules.calibrate(model, inputs, batch_size=4)
+    monkeypatch.setattr(graphs, "CALIBRATION_PIXELS", 4 * 64 * 64)
+    found, first = (_ranges(PRECISIONS["int8_static"].convert(model, each)) for each in (inputs, inputs[:4]))
     assert {name: qparams.scale for name, qparams in found.items()} == pytest.approx(expected, rel=1e-5)
     assert {qparams.zero_point for qparams in found.values()} == {0}
-    first = modules.calibrate(model, inputs[:4])
     assert all(found[name].scale > 1.2 * first[name].scale for name in ("conv2", "conv3", "fc1"))
+
+
+def _ranges(converted):
+    return {name: converted.get_submodule(name).incoming() for name in LAYERS[1:]}
 
 
 def _as_layout_1(model, inputs, name):
     """Returns a state dict as the first version wrote it: every weight the nearest, the image over a range too."""
     state = PRECISIONS[name].convert(model, inputs).state_dict()
-    folded = modules.fold_batch_norm(model)
-    for layer in modules.LAYERS:
+    folded = fold_batch_norm(model)
+    for layer in LAYERS:
         if f"{layer}.levels" not in state:
             weight = folded.get_submodule(layer).weight.detach()
             state[f"{layer}.weight"], state[f"{layer}.weight_scale"] = quantize_weight(weight)
@@ -362,9 +365,9 @@ def test_files_of_the_first_layout_give_the_answers_they_gave(model, images, nam
     info = {"precision": name, "num_parameters": 434_602, "num_classes": 10}
     torch.save({"model_state_dict": state, "quantization_info": info, "made_from": "0" * 64}, tmp_path / "old.pt")
     loaded = load_model(tmp_path / "old.pt")
-    weights = {layer: loaded.get_buffer(f"{layer}.weight") for layer in modules.LAYERS}  # unpacked, if packed
+    weights = {layer: loaded.get_buffer(f"{layer}.weight") for layer in LAYERS}  # unpacked, if packed
     y = x
-    for layer in modules.LAYERS:
+    for layer in LAYERS:
         if name == "int8_static":
             incoming = QParams(state[f"{layer}.input_scale"].item(), state[f"{layer}.input_zero_point"].item())
         else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.core.errors import ConfigError
+from fl.models.architecture import Architecture
 from fl.models.net import Network
 
 Executor = Callable[[Tensor], Tensor]
@@ -53,10 +54,6 @@ class Format(ABC):
                     f"pip install -c constraints.txt -e '.[{self.extra}]'"
                 ) from error
 
-    def lacks(self, precision: str, model: Network) -> str:
-        """Returns why this format cannot hold a network in a precision, "" where it can."""
-        return ""
-
     @abstractmethod
     def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         """Writes `model_<precision><suffix>` into `folder`.
@@ -69,8 +66,14 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path, threads: int) -> Executor:
-        """Returns what answers from a file on the CPU, with that many threads."""
+    def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
+        """Returns what answers from a file on the CPU, with that many threads.
+
+        Args:
+            path: of the file.
+            threads: to compute with.
+            architecture: of the network in it, but for the numbers that the file tells.
+        """
 
     @abstractmethod
     def weight_bytes(self, path: Path) -> int:
@@ -86,10 +89,10 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def example_input(count: int = 2) -> Tensor:
+def example_input(count: int = 2, bands: int = 3) -> Tensor:
     """Returns inputs to trace a network with."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand((count, 3, 64, 64), generator=generator) * 2 - 1
+    return torch.rand((count, bands, 64, 64), generator=generator) * 2 - 1
 
 
 class FloatOutput(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl.core.files import write_bytes
 from fl.deployment.formats.base import Executor, Format, example_input, quiet
+from fl.models.architecture import Architecture, architecture_of
 from fl.models.net import Network
 from fl.quantization.folding import fold_batch_norm
 
@@ -32,11 +33,13 @@ class LiteRt(Format):
         whole = self.path(folder, "fp32")
         if precision == "fp32" or not whole.is_file():
             with quiet():
-                litert_torch.convert(fold_batch_norm(model), (example_input(1),)).export(str(whole))
+                litert_torch.convert(fold_batch_norm(model), (example_input(1, architecture_of(model).bands),)).export(
+                    str(whole)
+                )
         if precision != "fp32":
             write_bytes(self.path(folder, precision), _quantized(precision, whole, calibration))
 
-    def load(self, path: Path, threads: int) -> Executor:
+    def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
         with quiet():
             from ai_edge_litert.interpreter import Interpreter
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.deployment.formats.base import Executor, FloatOutput, Format, example_input, quiet
+from fl.models.architecture import Architecture, architecture_of
 from fl.models.net import Network
 from fl.quantization.folding import fold_batch_norm, quantizable, replace_module
 from fl.quantization.numeric import SMALLEST_SCALE, check_fits_fp16
@@ -28,18 +29,19 @@ class Onnx(Format):
     def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         target = self.path(folder, precision)
         folded: Any = fold_batch_norm(model)
+        bands = architecture_of(model).bands
         if precision in ("fp32", "fp16"):
             if precision == "fp16":
                 check_fits_fp16(folded.state_dict())
                 folded = FloatOutput(folded.half())
-            _write(folded, target)
+            _write(folded, target, bands)
             return
         with tempfile.TemporaryDirectory() as scratch, quiet():
             whole, static = Path(scratch) / "whole.onnx", precision == "int8_static"
-            _write(folded if static else _scaled_after(folded), whole)
+            _write(folded if static else _scaled_after(folded), whole, bands)
             _quantize(whole, target, calibration if static else None)
 
-    def load(self, path: Path, threads: int) -> Executor:
+    def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -109,12 +111,12 @@ def _scaled_after(folded: Network) -> Network:
     return folded
 
 
-def _write(network: nn.Module, path: Path) -> None:
+def _write(network: nn.Module, path: Path, bands: int) -> None:
     """Writes a network with a batch of any size, weights inside the file, without the lines it was traced through."""
     with quiet():
         torch.onnx.export(
             network.eval(),
-            (example_input(),),
+            (example_input(bands=bands),),
             str(path),
             dynamo=True,
             external_data=False,

@@ -2,11 +2,11 @@
 
 import io
 import json
-import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export.pt2_archive._package import PT2ArchiveReader
+from torch.jit import _recursive as recursive
+from torch.jit._trace import TracerWarning
 
 from fl.core.files import write_bytes
 from fl.deployment.formats.base import Executor, Format, example_input, quiet, tensor_bytes
-from fl.models.net import Net, Network
+from fl.models.architecture import Architecture, architecture_of
+from fl.models.net import Network
 from fl.quantization import precision_of
-from fl.quantization.modules import CONVOLUTIONS, LAYERS, QuantizedNet
+from fl.quantization.folding import replace_module
+from fl.quantization.modules import QuantizedLayer
 from fl.quantization.numeric import dequantize_weight
 
 WEIGHT, WEIGHTS = "data/weights/weight_", "data/weights/model_weights_config.json"
@@ -30,50 +34,46 @@ PROGRAM, BUILD = "models/model.json", (".data/serialization_id",)
 WRITERS_OWN = ("version", ".data/serialization_id")
 """Parts of a `.ts` file that its writer makes of the others."""
 
+NUMBERED = re.compile(rb"___torch_mangle_(\d+)")
+"""Of class names in a `.ts` file."""
+
 NOT_OURS = (
     "it is not the {} program that this version of quantfl and torch writes, and others are not run; write it again "
     "with compare_quantizations.py --formats"
 )
 
 
-ONLY_NET = "programs are opened again only if they are what is written here, which is known for the EuroSAT CNN alone"
+class Recordable(nn.Module):
+    """A `QuantizedLayer` in tensor operations alone: its reference path, with nothing of the data in Python.
 
-
-class RecordableNet(nn.Module):
-    """A `QuantizedNet` in tensor operations alone: its reference path, with nothing that depends on the data in Python.
-
-    Weights stay int8; what a layer is given is rounded to uint8 and computed with in float32.
+    Weights stay int8; what it is given is rounded to uint8 and computed with in float32.
     """
 
-    def __init__(self, quantized: QuantizedNet) -> None:
+    def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        for name in LAYERS:
-            self.add_module(name, nn.Module())
-            for key, tensor in quantized.get_submodule(name).named_buffers():
-                self.get_submodule(name).register_buffer(key, tensor.detach().clone())
+        self.geometry, self.relu, self.ranged = layer.geometry, layer.relu, layer.incoming() is not None
+        for name, tensor in layer.named_buffers():
+            self.register_buffer(name, tensor.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        for name in LAYERS:
-            layer: Any = self.get_submodule(name)
-            weight = dequantize_weight(layer.weight, layer.weight_scale)
-            x = self._rounded(x, layer)
-            if name in CONVOLUTIONS:
-                x = F.max_pool2d(F.relu(F.conv2d(x, weight, layer.bias)), 2)
-                x = x.flatten(1) if name == CONVOLUTIONS[-1] else x
-            else:
-                x = F.linear(x, weight, layer.bias)
-                x = x if name == LAYERS[-1] else F.relu(x)
-        return x
+        own: Any = self
+        weight, x = dequantize_weight(own.weight, own.weight_scale), self._rounded(x)
+        if self.geometry is None:
+            x = F.linear(x, weight, own.bias)
+        else:
+            x = F.conv2d(x, weight, own.bias, *self.geometry.lists())
+        return F.relu(x) if self.relu else x
 
-    def _rounded(self, x: Tensor, layer: Any) -> Tensor:
-        if hasattr(layer, "input_scale"):
-            scale, zero_point = layer.input_scale, layer.input_zero_point
+    def _rounded(self, x: Tensor) -> Tensor:
+        own: Any = self
+        if self.ranged:
+            scale, zero_point = own.input_scale, own.input_zero_point
         else:  # as `choose_activation_qparams`
             low, high = x.amin().double().clamp_max(0.0), x.amax().double().clamp_min(0.0)
             scale = ((high - low) / 255).float().clamp_min(torch.finfo(torch.float32).eps)
             zero_point = (-low / scale.double()).round().clamp(0, 255).float()
         steps = x / scale
-        is_image = hasattr(layer, "input_scale") and zero_point.is_floating_point()
+        is_image = self.ranged and zero_point.is_floating_point()
         integers = (steps + zero_point).round() if is_image else steps.round() + zero_point
         return (integers.clamp(0, 255) - zero_point) * scale
 
@@ -81,7 +81,21 @@ class RecordableNet(nn.Module):
 def recordable(precision: str, model: Network, calibration: Tensor) -> nn.Module:
     """Returns a network in evaluation mode that can be recorded."""
     converted = precision_of(precision).convert(model, calibration)
-    return RecordableNet(converted).eval() if isinstance(converted, QuantizedNet) else converted
+    for name, layer in list(converted.named_modules()):
+        if isinstance(layer, QuantizedLayer):
+            replace_module(converted, name, Recordable(layer))
+    return converted.eval()
+
+
+def _empty(architecture: Architecture, most: int) -> Network:
+    """Returns a network as a file of some bytes may hold it, which has a byte at least for each of its values.
+
+    Raises:
+        ValueError: it would be larger.
+    """
+    if (values := sum(tensor.numel() for tensor in architecture.shapes.values())) > most:
+        raise ValueError(f"it claims to hold {values:,} values in {most:,} bytes")
+    return architecture.build().eval()
 
 
 class TorchExport(Format):
@@ -89,22 +103,20 @@ class TorchExport(Format):
 
     name, suffix, precisions = "torchexport", ".pt2", ("fp32", "int8", "int8_static")
 
-    def lacks(self, precision: str, model: Network) -> str:
-        return "" if type(model) is Net else ONLY_NET
-
     def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
 
-    def load(self, path: Path, threads: int) -> Executor:
+    def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
         """Loads a program that is, but for the values of its weights, one that `export` writes.
 
         Any other is refused, because torch unpickles, and evaluates as Python, what a file of this format asks for.
         """
         content = path.read_bytes()
         found = _records(content)
-        num_classes = json.loads(found[WEIGHTS])["config"]["fc3.bias"]["tensor_meta"]["sizes"][0]["as_int"]
-        precision = path.stem.removeprefix("model_")
-        expected = self._recorded(precision, Net(num_classes).eval(), torch.zeros(1, 3, 64, 64))
+        told = json.loads(found[WEIGHTS])["config"].items()
+        sizes = {name: tuple(size["as_int"] for size in each["tensor_meta"]["sizes"]) for name, each in told}
+        precision, fitted = path.stem.removeprefix("model_"), architecture.fitted(sizes)
+        expected = self._recorded(precision, _empty(fitted, len(content)), torch.zeros(1, fitted.bands, 64, 64))
         if _program(found) != _program(_records(expected)):
             raise ValueError(NOT_OURS.format(precision))
         torch.set_num_threads(threads)
@@ -117,10 +129,13 @@ class TorchExport(Format):
         batch = {"x": {0: torch.export.Dim("batch", min=1)}}
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with quiet():
-            program = torch.export.export(network, (example_input(),), dynamic_shapes=batch)
+            program = torch.export.export(
+                network, (example_input(bands=architecture_of(model).bands),), dynamic_shapes=batch
+            )
             program.example_inputs = None  # a device needs neither them nor the lines they were traced through
             for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)
+                for told in ("stack_trace", "from_node"):
+                    node.meta.pop(told, None)
             torch.export.save(program, buffer)
         return buffer.getvalue()
 
@@ -167,25 +182,30 @@ def _script_weight_bytes(records: Mapping[str, bytes]) -> int:
     return sum(len(record) for name, record in records.items() if name.startswith("data/"))
 
 
-def _script(records: Mapping[str, bytes]) -> dict[str, Any]:
-    """Returns all that is in a `.ts` file but values of weights.
+def _script(records: Mapping[str, bytes]) -> dict[bytes, bytes]:
+    """Returns all that is in a `.ts` file but values of weights, of whose tensors the sizes stay.
 
-    torch numbers classes of one name by how many it has met in a process: they are told by their order here.
+    torch numbers classes of one name by how many it has met in a process: here the first is 0.
     """
-    pickled = [(operation.name, argument) for operation, argument, _ in pickletools.genops(records["data.pkl"])]
-    named = [str(argument).replace(" ", ".") for name, argument in pickled if name == "GLOBAL"]
-    order = {
-        each: f"class {number}" for number, each in enumerate(dict.fromkeys(named)) if each.startswith("__torch__.")
+    own = {
+        name.encode(): str(len(record)).encode() if name.startswith("data/") else record
+        for name, record in records.items()
+        if name not in WRITERS_OWN
     }
-    files = {f"code/{each.rpartition('.')[0].replace('.', '/')}.py": told for each, told in order.items()}
-    program: dict[str, Any] = {"data.pkl": [(n, order.get(str(a).replace(" ", "."), a)) for n, a in pickled]}
-    for name, record in records.items():
-        if name.startswith("code/"):
-            code = re.sub(r"__torch__(\.\w+)+", lambda found: order.get(found[0], found[0]), record.decode())
-            program[files.get(name, name)] = code
-        elif name not in ("data.pkl", *WRITERS_OWN):
-            program[name] = len(record) if name.startswith("data/") else record
-    return program
+    numbers = sorted({int(n) for name, record in own.items() for n in NUMBERED.findall(name + record)})
+    rank = {str(number).encode(): str(place).encode() for place, number in enumerate(numbers)}
+
+    def renumbered(text: bytes) -> bytes:
+        return NUMBERED.sub(lambda found: b"class " + rank[found[1]], text)
+
+    return {renumbered(name): renumbered(record) for name, record in own.items()}
+
+
+def _forget_classes() -> None:
+    """Lets torch put classes into files as a new process does, the first of a name into that of its module."""
+    torch._C._jit_clear_class_registry()
+    recursive.concrete_type_store = recursive.ConcreteTypeStore()
+    torch.jit._state._clear_class_state()
 
 
 class TorchScript(Format):
@@ -193,36 +213,42 @@ class TorchScript(Format):
 
     name, suffix, precisions = "torchscript", ".ts", ("fp32", "int8", "int8_static")
 
-    def lacks(self, precision: str, model: Network) -> str:
-        return "" if type(model) is Net else ONLY_NET
-
     def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         write_bytes(self.path(folder, precision), self._recorded(precision, model, calibration))
 
-    def load(self, path: Path, threads: int) -> Executor:
+    def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
         """Loads a program that is, but for the values of its weights, one that `export` writes.
 
         Any other is refused: TorchScript can read and write files (`torch.from_file`).
         """
         content = path.read_bytes()
-        precision, found, nothing = (
-            path.stem.removeprefix("model_"),
-            _script_records(content),
-            torch.zeros(1, 3, 64, 64),
-        )
-        one, two = (tensor_bytes(recordable(precision, Net(n).eval(), nothing).state_dict().values()) for n in (1, 2))
-        num_classes = max(1, 1 + (_script_weight_bytes(found) - one) // (two - one))
-        if _script(found) != _script(_script_records(self._recorded(precision, Net(num_classes).eval(), nothing))):
+        precision, found = path.stem.removeprefix("model_"), _script_records(content)
+        nothing = torch.zeros(1, architecture.bands, 64, 64)
+
+        def size(classes: int) -> int:
+            network = _empty(replace(architecture, num_classes=classes), len(content))
+            return tensor_bytes(recordable(precision, network, nothing).state_dict().values())
+
+        each = size(2) - size(1)
+        classes = 1 + (_script_weight_bytes(found) - size(1)) // each if each else architecture.num_classes
+        network = _empty(replace(architecture, num_classes=max(1, classes)), len(content))
+        if _script(found) != _script(_script_records(self._recorded(precision, network, nothing))):
             raise ValueError(NOT_OURS.format(precision))
         torch.set_num_threads(threads)
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            return torch.jit.load(io.BytesIO(content))
+            module: nn.Module = torch.jit.load(io.BytesIO(content))
+        for parameter in module.parameters():  # else what it answered once it cannot answer in inference mode
+            parameter.requires_grad = False
+        return module
 
     def weight_bytes(self, path: Path) -> int:
         return _script_weight_bytes(_script_records(path.read_bytes()))
 
     def _recorded(self, precision: str, model: Network, calibration: Tensor) -> bytes:
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            torch.jit.save(torch.jit.trace(network, example_input()), buffer)
+        with warnings.catch_warnings(record=True, action="always") as told:
+            _forget_classes()
+            torch.jit.save(torch.jit.trace(network, example_input(bands=architecture_of(model).bands)), buffer)
+        if lost := [each for each in told if issubclass(each.category, TracerWarning)]:
+            raise ValueError(f"its code depends on values, of which it would keep one ({lost[0].message})")
         return _without_lines(buffer)
