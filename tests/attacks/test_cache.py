@@ -112,6 +112,7 @@ def test_who_has_the_damaged_one_open_keeps_it(source, tmp_path):
     assert np.array_equal(before.images, expected)
 
 
+@pytest.mark.long
 def test_a_run_on_damaged_pixels_gives_the_same_bytes(small_run, tmp_path, command, monkeypatch):
     monkeypatch.setenv("QUANTFL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "one").mkdir()
@@ -123,6 +124,7 @@ def test_a_run_on_damaged_pixels_gives_the_same_bytes(small_run, tmp_path, comma
     assert (tmp_path / "two" / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
 
 
+@pytest.mark.long
 def test_a_cache_that_is_cut_while_it_is_read_is_one_line(tmp_path):
     own = {**os.environ, "QUANTFL_CACHE": str(tmp_path / "cache")}
     run = [sys.executable, "-m", "fl.train", *SMALL, "num_rounds=500", f"hydra.run.dir={tmp_path / 'run'}"]

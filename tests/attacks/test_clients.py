@@ -202,6 +202,7 @@ def poisoned(value):
 
 
 @pytest.mark.parametrize("value", [3e38, 1e20, 1e12, -1.0])
+@pytest.mark.long
 def test_a_run_with_poison_ends_in_a_record(value, tmp_path):
     """1e12 can be aggregated; whether the model is worth anything then is not for the server to say."""
     with suppress(RunError):

@@ -114,6 +114,7 @@ def sweep(tmp_path_factory, preloaded):
 
 @pytest.mark.parametrize("count", [6, MANY])
 @pytest.mark.parametrize("name", SWEEP_FILES)
+@pytest.mark.long
 def test_a_forged_file_of_a_sweep_is_one_line_or_harmless(sweep, tmp_path, name, count, monkeypatch, capsys):
     for number, (told, text) in enumerate(forgeries((sweep / name).read_text(), name.endswith("l"), count, seed=2)):
         folder = tmp_path / str(number)

@@ -59,6 +59,7 @@ def check(whole, runs):
         assert {key: each[key] for key in same} == {key: whole[key] for key in same}, each["told"]
 
 
+@pytest.mark.long
 def test_a_run_is_killed_at_some_of_its_writes(killed):
     whole, *runs = killed(1, 9, 18, 27, 33, 40, 48, 57, 66, 71, settings=[*RUN, *QUICK])
     assert whole["writes"] >= 71
@@ -77,6 +78,7 @@ def test_a_run_is_killed_at_each_of_its_writes(killed):
 @pytest.mark.parametrize(
     ("kills", "settings"), [(5, [*RUN, *QUICK]), pytest.param(20, RUN, marks=pytest.mark.exhaustive)], ids=["5", "20"]
 )
+@pytest.mark.long
 def test_a_run_is_killed_at_random_moments(kills, settings, tmp_path, killed):
     """Again and again, until it is finished: real processes, and the command that users have."""
     killed(settings=settings)

@@ -51,6 +51,7 @@ def test_a_second_writer_is_refused_at_once(door, training, tmp_path, refused):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_a_lock_ends_with_its_process(training, tmp_path):
     with pytest.raises(RunError, match="is writing into this folder"), sole_writer(tmp_path / "run"):
         pass
@@ -149,6 +150,7 @@ def test_a_line_that_does_not_fit_is_taken_back(name, tmp_path, monkeypatch):
     assert read_jsonl(tmp_path / name) == [{"round": 1}, {"round": 2}]
 
 
+@pytest.mark.long
 def test_on_a_full_disk_the_run_says_so_and_goes_on_elsewhere(tmp_path, whole, command):
     """A real file system with too little room for the second checkpoint."""
     (tmp_path / "small").mkdir()

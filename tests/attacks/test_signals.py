@@ -111,6 +111,7 @@ def test_while_a_run_is_training(engine, number, tmp_path):
 
 
 @pytest.mark.parametrize("number", SOME)
+@pytest.mark.long
 def test_while_a_sweep_is_training(number, tmp_path):
     """Two jobs side by side, in processes of their own, and one that waits."""
     swept = ["local_epochs=1", "seed=1,2,3", "hydra/launcher=parallel", "hydra.sweep.dir=sweep"]
@@ -148,6 +149,7 @@ def compared(small_run, tmp_path_factory):
         (["fl", "communication", "RUN"], "_struct"),
     ],
 )
+@pytest.mark.long
 def test_other_commands(arguments, library, compared, tmp_path):
     door = Door(tmp_path, *[str(compared) if each == "RUN" else each for each in arguments])
     door.until(lambda: door.has_imported(library))

@@ -444,6 +444,7 @@ def test_a_quantized_model_can_be_copied_after_it_ran(compared):
 
 
 @pytest.mark.eurosat
+@pytest.mark.long
 def test_the_example_model_keeps_its_promises_on_the_real_test_set(eurosat_zip, command, tmp_path):
     """The figures of the README: accuracy above the reference, INT8 within 0.25 points; times are printed."""
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")

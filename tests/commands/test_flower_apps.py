@@ -45,6 +45,7 @@ def flwr_run(checkout, tmp_path):
             os.kill(int(line.split()[0]), signal.SIGTERM)
 
 
+@pytest.mark.long
 def test_flwr_run_gives_the_same_bytes(flwr_run, small_run, tmp_path):
     folder = tmp_path / "run"
     printed = flwr_run(4, *SMALL, f"hydra.run.dir={folder}")

@@ -203,6 +203,7 @@ def test_without_sbatch_the_error_names_local(checkout, tmp_path):
     assert not (checkout / "outputs").exists()
 
 
+@pytest.mark.long
 def test_submissions_at_once_get_folders_of_their_own(submit, checkout, tmp_path):
     """Each ends at once, by a line that comes first in its jobs."""
     copy = shutil.copytree(checkout, tmp_path / "copy")
@@ -244,6 +245,7 @@ def test_local_ends_with_the_failing_step(submit, tmp_path):
     assert not (tmp_path / "run" / "compare-local.log").exists()
 
 
+@pytest.mark.long
 def test_an_interrupted_training_continues_to_the_same_bytes(checkout, small_run, tmp_path):
     """Ctrl-C after the first round; then the job script once more, as a requeued job runs it.
 

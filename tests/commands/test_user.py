@@ -117,6 +117,7 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
 def test_a_stopped_run_says_how_it_continues_and_that_works(way, tmp_path):
     """The second time before a round has ended, after which nothing is left to continue."""
     folder = tmp_path / "it's stopped"

@@ -98,6 +98,7 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.long
 def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
     overrides = ["num_rounds=3", "data.num_images=600", "local_epochs=2", f"strategy={strategy}"]
     model = run_small(tmp_path / "run", *overrides, *STRATEGIES[strategy])
@@ -113,6 +114,7 @@ def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
             assert tensor == 3 * 2 * 8  # rounds, epochs, batches of 16 in 120 images
 
 
+@pytest.mark.long
 def test_strategies_differ_where_they_should(tmp_path, small_run):
     plain = (small_run / "final_model.pt").read_bytes()
     for strategy in ("fedprox", "fedadam", "fedavgm"):
@@ -215,6 +217,7 @@ def test_training_runs_on_cuda(tmp_path):
 
 
 @pytest.mark.eurosat
+@pytest.mark.long
 def test_two_rounds_on_the_real_images_learn(command, tmp_path, eurosat_zip):
     overrides = ["num_rounds=2", "fraction_train=0.2", "local_epochs=1", "threads_per_client=1"]
     folder = train(command, *overrides, cwd=tmp_path)

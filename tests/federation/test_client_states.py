@@ -173,6 +173,7 @@ def test_a_strategy_makes_the_same_bits_of_answers_wherever_they_wait(strategy, 
 
 
 @every_strategy
+@pytest.mark.long
 def test_a_mean_takes_as_much_memory_of_many_answers_as_of_few(strategy, monkeypatch, tmp_path):
     monkeypatch.setattr(spool_module, "MOST_IN_MEMORY", 2**16)
     start = {f"layer{n}.weight": np.full((50, 1000), n, np.float32) for n in range(10)}

@@ -162,6 +162,7 @@ def test_a_run_bears_it_and_says_so(tmp_path, command, fault):
     assert read_json(tmp_path / "run" / "summary.json")["config"]["faults"]["clients"] == 2
 
 
+@pytest.mark.long
 def test_a_robust_mean_is_nearer_to_the_sound_one_than_the_mean(tmp_path, command):
     """With two of five clients turned round, the median stays with the three, and the mean goes nowhere."""
     folders = {}

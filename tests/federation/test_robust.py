@@ -141,6 +141,7 @@ def test_distances_are_between_changes_and_counters_do_not_count():
 @every_rule
 @pytest.mark.parametrize("names", [("conv.weight",), ("bn.running_mean",), ("bn.running_var",)])
 @pytest.mark.parametrize("factor", [1e3, 1e15])
+@pytest.mark.long
 def test_one_client_moves_nothing_far(rule, names, factor):
     answers = sound()
     answers[3] = poisoned(names, factor)
