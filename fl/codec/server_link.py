@@ -255,7 +255,8 @@ class ServerLink:
         node = reply.metadata.src_node_id
         if node in self._arrived:
             self._accepted[node] = self._arrived[node]
-        if self._update is not None and self._update.by_weight and (examples := examples_in(reply.content)):
+        by_weight = self._update is not None and self._update.by_weight and not _evaluates(reply)
+        if by_weight and (examples := examples_in(reply.content)):
             self._examples[node] = examples
 
     def state(self) -> dict[str, Any]:

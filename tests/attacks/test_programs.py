@@ -179,6 +179,7 @@ def test_an_onnx_model_that_asks_for_memory_is_one_line(onnx_file, size):
     assert len(str(told.value).splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_model_that_never_answers_is_left(onnx_file, monkeypatch):
     onnx = pytest.importorskip("onnx")
     monkeypatch.setattr(memory, "LONGEST_TRIAL_S", 15.0)

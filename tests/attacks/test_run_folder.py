@@ -110,6 +110,7 @@ def names_a_file(stderr, folder, why):
 
 
 @pytest.mark.parametrize("size", [1_000_000, pytest.param(3_000_000, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_file_that_does_not_fit_is_named_and_the_run_goes_on_later(size, tmp_path, whole, command):
     folder = tmp_path / "run"
     done = subprocess.run(

@@ -95,6 +95,7 @@ def test_while_a_command_is_being_loaded(library, number, tmp_path):
 
 @pytest.mark.parametrize("number", SOME)
 @pytest.mark.parametrize("engine", ["engine=in_process", RAY])
+@pytest.mark.long
 def test_while_a_run_is_training(engine, number, tmp_path):
     folder = tmp_path / "run"
     door = Door(tmp_path, "fl.train", *LONG_RUN, "local_epochs=1", engine, "hydra.run.dir=run")

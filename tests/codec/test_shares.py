@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from codec.test_strategy import learning
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from codec.test_strategy import learning, record
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +55,10 @@ def learned(received, server_round, client):
     return {name: array + rng.laplace(size=array.shape).astype(array.dtype) for name, array in received.items()}
 
 
+def asks(model, number, client, what):
+    return Message(RecordDict({"arrays": model, "config": ConfigRecord({"server-round": number})}), 2 + client, what)
+
+
 def rounds(codec, count=2, stop_after=None):
     """Returns the payloads' lengths and the error of the weighted mean, by round; perhaps continued by another link."""
     start = {"fc.weight": np.zeros(SHAPE, np.float32)}
@@ -62,9 +66,8 @@ def rounds(codec, count=2, stop_after=None):
     lengths, errors = [], []
     with InProcess().open(learning([codec_mod(update=codec)], learned), CLIENTS) as grid:
         for number in range(1, count + 1):
-            record = link.begin(ArrayRecord({n: Array(a) for n, a in start.items()}))
-            content = {"arrays": record, "config": ConfigRecord({"server-round": number})}
-            messages = [Message(RecordDict(content), 2 + client, "train") for client in range(CLIENTS)]
+            link.begin(record(start))
+            messages = [asks(record(start), number, client, "train") for client in range(CLIENTS)]
             found = np.zeros(SHAPE)
             lengths.append([0] * CLIENTS)
             for reply in grid.send_and_receive(link.send(messages)):
@@ -74,6 +77,10 @@ def rounds(codec, count=2, stop_after=None):
                 link.accept(reply)
                 found += weights[client] * reply.content["arrays"]["fc.weight"].numpy()
             exact = sum(w * learned(start, number, c)["fc.weight"] for c, w in enumerate(weights))
+            questions = [asks(record(start), number, client, "evaluate") for client in range(CLIENTS)]
+            for reply in grid.send_and_receive(link.send(questions)):  # whose number of images is no weight
+                link.receive(reply)
+                link.accept(reply)
             errors.append(np.square(found - exact).sum() / np.square(exact).sum())
             if number == stop_after:
                 state, link = link.state(), ServerLink(None, codec)

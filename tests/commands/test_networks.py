@@ -28,12 +28,13 @@ def beside(tmp_path):
 @pytest.mark.parametrize(
     ("name", "formats"),
     [
-        pytest.param("Residual", {"onnx", "torchscript"}, marks=pytest.mark.long),
+        ("Residual", {"onnx", "torchscript"}),
         ("Grouped", {"torchexport"}),
-        pytest.param("Attention", {"onnx", "litert", "torchexport", "torchscript"}, marks=pytest.mark.long),
+        ("Attention", {"onnx", "litert", "torchexport", "torchscript"}),
     ],
     ids=["Residual", "Grouped", "Attention"],
 )
+@pytest.mark.long
 def test_a_users_network_goes_the_whole_way(name, formats, beside, command, refused):
     own, run = f"my_networks.{name}", beside / "run"
     told = command("fl.train", *TINY, *CODED, f"model._target_={own}", f"hydra.run.dir={run}", cwd=beside, check=0)

@@ -216,6 +216,7 @@ def test_submissions_at_once_get_folders_of_their_own(submit, checkout, tmp_path
     assert {str(path.parent) for path in copy.glob("outputs/*/*/train.sbatch")} == folders
 
 
+@pytest.mark.long
 def test_local_runs_both_steps_and_the_training_can_start_again(submit, tmp_path):
     folder = tmp_path / "run 100% 'quoted'"
     cache = tmp_path / "a cache"

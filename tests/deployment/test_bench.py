@@ -26,6 +26,7 @@ def files(small_run, tmp_path_factory):
 CHOSEN = ("model_fp32.pt", "model_int8.ts", "model_int8_static.pt")
 
 
+@pytest.mark.long
 def test_every_model_of_a_folder_is_measured_at_every_batch_size(files, command, tmp_path):
     folder = tmp_path / "chosen"
     shutil.copytree(files, folder, ignore=lambda _, names: {n for n in names if n.startswith("model_")} - {*CHOSEN})
