@@ -107,13 +107,11 @@ def test_weights_are_remembered_over_a_kill():
 
 def test_a_share_that_says_nothing_is_the_usual_one():
     """Small networks have a floor; who is given less than that sends what all were told to."""
-    few, usual = Ecq(bits=0.94).at(0.001), Ecq(bits=0.94)
-    rng, change = np.random.default_rng(0), {f"{n}.weight": np.ones((32, 64), np.float32) for n in "abcdefgh"}
+    few = min(shared_bits(0.012, range(1, CLIENTS + 1)))
     with pytest.raises(PayloadError, match="choose at least"):
-        few.encode(change, rng)
-    lengths, _ = rounds(Ecq(bits=0.02, by_weight=True))
-    assert min(lengths[1]) > 0
-    assert usual.at(0.5) == Ecq(bits=0.5)
+        Ecq().at(few).encode(learned({"fc.weight": np.zeros(SHAPE, np.float32)}, 2, 0), np.random.default_rng(0))
+    lengths, _ = rounds(Ecq(bits=0.012, by_weight=True))
+    assert lengths[1][0] == lengths[0][0] < lengths[1][-1]
 
 
 @pytest.mark.parametrize("bits", [0.0, -1.0, float("nan"), 1e9])

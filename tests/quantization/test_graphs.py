@@ -9,7 +9,7 @@ from torch import nn
 from fl.core.targets import Target
 from fl.models.architecture import Architecture, network_named
 from fl.models.net import to_input
-from fl.quantization import aware, kernels, kernels_of, modules, precision_of
+from fl.quantization import aware, graphs, kernels, kernels_of, modules, precision_of
 from fl.quantization.folding import fold_batch_norm, quantizable
 from fl.quantization.graphs import QuantizedGraph, float_tensors
 from fl.quantization.model_file import load_fp32, load_model, save_model, save_state
@@ -245,7 +245,8 @@ def test_a_network_in_half_precision_takes_any_float(model):
         assert half(x).dtype == torch.float16
 
 
-def test_ranges_are_those_of_every_calibration_image(chain):
+def test_ranges_are_those_of_every_calibration_image(chain, monkeypatch):
+    monkeypatch.setattr(graphs, "CALIBRATION_PIXELS", 32 * 64 * 64)
     x = to_input(images(80))
     every, few = (precision_of("int8_static").convert(chain, each) for each in (x, x[:32]))
     with torch.inference_mode():
