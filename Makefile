@@ -19,13 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into .venv what constraints.txt names, torch among it: minutes, and gigabytes where pip picks CUDA..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit]' | $(SHORT)
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,geo]' | $(SHORT)
 	@touch $@
 	@echo "Installed. To use it by hand: source $(BIN)/activate"
 
 $(ALL): $(STAMP)
 	@echo "Adding the runtimes of the deployment formats (ONNX Runtime, LiteRT): minutes..."
-	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,onnx,edge]' | $(SHORT)
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,geo,onnx,edge]' | $(SHORT)
 	@touch $@
 
 demo: $(STAMP) ## Train with coded traffic on built-in synthetic images, compare precisions: about two minutes

@@ -148,7 +148,8 @@ def _opened(options: Options, device: torch.device, output_dir: Path) -> Compari
     opening(options.model, output_dir, num_parameters(model))
     file.tell(options.model)
     say("\nLoading test set...")
-    inputs = find_inputs(run, options.data, architecture_of(model).num_classes)
+    architecture = architecture_of(model)
+    inputs = find_inputs(run, options.data, architecture.num_classes, architecture.pixels)
     loaded = f"Test set loaded: {counted(len(inputs.test.labels), 'image')} of {inputs.test.title}"
     if run is None:
         loaded += "\n  note: no run lies beside this model, so its training images are not known"

@@ -12,7 +12,8 @@ from fl.core.console import progress
 from fl.core.errors import ModelFileError
 from fl.core.targets import Target
 from fl.data.provenance import TestSet
-from fl.models.net import Network, to_input
+from fl.models.architecture import input_of
+from fl.models.net import Network
 from fl.quantization import Precision, kernels_of
 from fl.quantization.model_file import load_with_info, save_model
 from fl.training.evaluation import Evaluation, evaluate, warm_up
@@ -52,12 +53,12 @@ def convert_and_save(
         source_sha256: of the file it came from.
         precision: how to convert.
         folder: an existing one.
-        calibration: uint8 [n, 64, 64, 3] training images; None where none are needed.
+        calibration: [n, height, width, bands] training images; None where none are needed.
         trained_with: the training precision, for a model that was trained for this one.
     """
     inputs = None
     if precision.num_calibration_images and calibration is not None:
-        inputs = to_input(torch.from_numpy(calibration[: precision.num_calibration_images]))
+        inputs = input_of(model)(torch.from_numpy(calibration[: precision.num_calibration_images]))
     path, converted = folder / f"model_{precision.name}.pt", precision.convert(model, inputs)
     if trained_with:
         converted.quantization_info = {**converted.quantization_info, "trained_with": trained_with}
@@ -80,7 +81,7 @@ def measure(
         ModelFileError: the file cannot be used, or the loss is not finite.
     """
     model, file = load_with_info(path, device, network)
-    warm_up(model, test, batch_size, device, model.input_dtype)
+    warm_up(model, test, batch_size, device, input_of(model))
     sets = [test] if validation is None else [test, validation]
     with progress(f"evaluating {path.name}", sum(len(each.labels) for each in sets)) as advance:
         evaluation, *others = [
@@ -90,7 +91,7 @@ def measure(
                 each.labels,
                 batch_size=batch_size,
                 device=device,
-                dtype=model.input_dtype,
+                to_input=input_of(model),
                 advance=advance,
             )
             for each in sets

@@ -104,7 +104,8 @@ def _recompute(
     foreign = source.is_file() and source_file.made_from is None
     notes = load_fp32(source, named)[1].notes if foreign else stored.get("model_notes", ())
     run = find_run(source, source_sha256)
-    inputs = find_inputs(run, data, architecture_of(model).num_classes)
+    architecture = architecture_of(model)
+    inputs = find_inputs(run, data, architecture.num_classes, architecture.pixels)
     batch_size, device = stored["evaluation"]["batch_size"], device_of(stored["evaluation"]["device"])
     measured = {
         name: measure(

@@ -1,5 +1,6 @@
 """Decoded images in a memory-mapped cache, and their split into training, validation and test images."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,10 +13,9 @@ from filelock import FileLock
 
 from fl.core.console import say
 from fl.core.errors import ConfigError, DataError, counted
-from fl.core.files import read_json, sha256, write_json
+from fl.core.files import MIB, read_json, sha256, write_json
+from fl.core.pixels import DTYPES, Pixels
 
-IMAGE_SIZE = 64
-"""Pixels on each side."""
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""
 VERIFIED = "verified.json"
@@ -29,7 +29,7 @@ class ImageSet:
     """A decoded data set.
 
     Attributes:
-        images: uint8 [n, 64, 64, 3], RGB, mapped from disk.
+        images: [n, height, width, bands] of a type in `DTYPES`, mapped from disk.
         labels: int64 [n], positions in `class_names`.
         class_names: in alphabetical order for images from disk.
         name: what it is called in logs and reports.
@@ -53,6 +53,36 @@ class ImageSet:
         """The name, with SYNTHETIC where it applies."""
         return f"{self.name} (SYNTHETIC images)" if self.synthetic else self.name
 
+    @property
+    def pixels(self) -> Pixels:
+        """What each image is like."""
+        height, width, bands = self.images.shape[1:]
+        return Pixels(height, width, bands, self.images.dtype.name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some images of a set, read from disk when they are asked for.
+
+    Attributes:
+        images: all of them.
+        positions: int64, of these.
+    """
+
+    images: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found: np.ndarray = self.images[self.positions[rows]]
+        return found
+
+    def thinned(self, step: int) -> "Rows":
+        """Returns each of so many."""
+        return Rows(self.images, self.positions[::step])
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,9 +93,11 @@ class Plan:
         key: of its content; equal content gives an equal key, wherever it lies.
         class_names: of the data set.
         labels: int64 [n].
-        decode: fills uint8 [n, 64, 64, 3] and returns notes on what it changed; may raise `DataError`.
+        decode: fills an array of `form` and returns notes on what it changed; may raise `DataError`.
         synthetic: see `ImageSet`.
         files: of each image, as CLASS/NAME; none where images are no files.
+        form: looks what the images are like; may raise `DataError`.
+        places: looks where on Earth each image is, float64 [n, 2]; may raise `DataError`. None where nobody knows.
     """
 
     name: str
@@ -75,6 +107,8 @@ class Plan:
     decode: Callable[[np.ndarray], list[str]]
     synthetic: bool = False
     files: Sequence[str] = ()
+    form: Callable[[], Pixels] = Pixels
+    places: Callable[[], np.ndarray] | None = None
 
 
 def open_images(plan: Plan, cache_dir: Path, *, verify: bool = False) -> ImageSet:
@@ -121,10 +155,12 @@ def _decode_into(folder: Path, plan: Plan) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        shape = (len(plan.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        form = plan.form()
+        shape, dtype = (len(plan.labels), *form.shape), np.dtype(form.dtype)
+        _refuse_little_room(folder, math.prod(shape) * dtype.itemsize)
         if len(plan.labels) >= MANY_IMAGES:
             say(f"Decoding {counted(len(plan.labels), 'image')} once, into {folder}...")
-        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
+        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", dtype, shape)
         notes = plan.decode(images)
         images.flush()
         np.save(temporary / "labels.npy", plan.labels)
@@ -148,6 +184,13 @@ def _decode_into(folder: Path, plan: Plan) -> None:
             shutil.rmtree(left_over, ignore_errors=True)
 
 
+def _refuse_little_room(folder: Path, num_bytes: int) -> None:
+    """Refuses what the disk cannot hold: a mapped file that does not fit ends the process while it is written."""
+    if num_bytes > (free := shutil.disk_usage(folder.parent).free):
+        needed = f"{num_bytes / MIB:,.0f} MiB are needed for decoded images, {free / MIB:,.0f} are free"
+        raise DataError(f"data.cache_dir={folder.parent}: {needed}; set QUANTFL_CACHE to a larger disk")
+
+
 def load_images(folder: Path, *, verify: bool = False) -> ImageSet:
     """Opens a cache folder; pixels are mapped (copy on write, so that nothing can change the file).
 
@@ -166,9 +209,9 @@ def load_images(folder: Path, *, verify: bool = False) -> ImageSet:
         count = int(meta["num_images"])
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
-        if images.shape != (count, IMAGE_SIZE, IMAGE_SIZE, 3) or labels.shape != (count,):
+        if images.ndim != 4 or 0 in images.shape or len(images) != count or labels.shape != (count,):
             raise ValueError("sizes disagree")
-        if images.dtype != np.uint8 or labels.dtype != np.int64:
+        if images.dtype.name not in DTYPES or not images.dtype.isnative or labels.dtype != np.int64:
             raise ValueError("types disagree")
         labels, found = np.array(labels), _identity(folder)
         if verify or _verified(folder) != found:

@@ -85,7 +85,35 @@ class Shards:
         return _shared("ShardPartitioner", labels, num_clients, seed, settings)
 
 
-def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Regions:
+    """Neighbouring images for each client, where the images say where they are: equal shares but for one image.
+
+    The images are cut in two across their longer side, in proportion to the clients on either, and so on (a k-d tree,
+    doi.org/10.1145/361002.361007). Nothing is drawn.
+    """
+
+    def split(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        raise ConfigError("partition=regions: it is not known where these images are")
+
+    def split_places(self, places: np.ndarray, num_clients: int) -> list[np.ndarray]:
+        """Returns positions in `places` (float64 [n, 2]) for each client."""
+        return _cut(np.arange(len(places)), places, num_clients)
+
+
+def _cut(positions: np.ndarray, places: np.ndarray, parts: int) -> list[np.ndarray]:
+    if parts == 1:
+        return [positions]
+    here = places[positions]
+    ordered = positions[np.argsort(here[:, np.argmax(np.ptp(here, axis=0))], kind="stable")]
+    before = parts // 2
+    middle = round(len(positions) * before / parts)
+    return _cut(ordered[:middle], places, before) + _cut(ordered[middle:], places, parts - before)
+
+
+def split_among_clients(
+    partition: Partition, labels: np.ndarray, num_clients: int, seed: int, places: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Returns one sorted int64 array of positions in `labels` per client.
 
     Args:
@@ -93,13 +121,18 @@ def split_among_clients(partition: Partition, labels: np.ndarray, num_clients: i
         labels: int64 [n], of the training images.
         num_clients: how many clients.
         seed: for this purpose, from `fl.core.seeds.derive`.
+        places: float64 [n, 2], where that is asked for.
 
     Raises:
         ConfigError: more clients than images, or a client without images.
     """
     if num_clients > len(labels):
         raise ConfigError(f"num_clients={num_clients}: there are only {len(labels)} training images")
-    shares = [np.sort(np.asarray(share, dtype=np.int64)) for share in partition.split(labels, num_clients, seed)]
+    if isinstance(partition, Regions) and places is not None:
+        found = partition.split_places(places, num_clients)
+    else:
+        found = partition.split(labels, num_clients, seed)
+    shares = [np.sort(np.asarray(share, dtype=np.int64)) for share in found]
     empty = [client for client, share in enumerate(shares) if not len(share)]
     if empty:
         raise ConfigError(f"num_clients={num_clients}: client {empty[0]} gets no images; lower num_clients")
@@ -116,6 +149,7 @@ class Sharing:
         positions: int64 [n], of the images to share out.
         num_clients: how many clients.
         seed: for this purpose, from `fl.core.seeds.derive`.
+        places: of every image, float64 [n, 2], where the partition asks for them.
     """
 
     partition: Target
@@ -123,6 +157,7 @@ class Sharing:
     positions: np.ndarray
     num_clients: int
     seed: int
+    places: np.ndarray | None = None
 
     @property
     def file_name(self) -> str:
@@ -131,14 +166,16 @@ class Sharing:
         versions = [importlib.metadata.version(name) for name in ("flwr-datasets", "numpy")]
         target, parameters = self.partition.target, dict(self.partition.parameters)
         decides = [target, parameters, self.num_clients, self.seed, versions]
-        return f"{sha256(json.dumps(decides).encode(), code, self.labels, self.positions)[:32]}.npz"
+        arrays = [self.labels, self.positions, *([] if self.places is None else [self.places])]
+        return f"{sha256(json.dumps(decides).encode(), code, *arrays)[:32]}.npz"
 
     def shares(self) -> dict[str, np.ndarray]:
         """Returns a sorted int64 array of image positions per client, "0", "1", ...; see `split_among_clients`."""
         if self.num_clients >= MANY_CLIENTS:
             say(f"Sharing {counted(len(self.positions), 'training image')} among {self.num_clients:,} clients...")
         labels = self.labels[self.positions]
-        shares = split_among_clients(self.partition.build(), labels, self.num_clients, self.seed)
+        places = None if self.places is None else self.places[self.positions]
+        shares = split_among_clients(self.partition.build(), labels, self.num_clients, self.seed, places)
         return {str(client): self.positions[share] for client, share in enumerate(shares)}
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from fl.core.errors import ConfigError, DataError, QuantflError
 from fl.core.files import read_json, sha256
+from fl.core.pixels import Pixels
 from fl.core.presets import preset
 from fl.core.run_folder import PARTITION, SETTINGS, SUMMARY, run_of
 from fl.core.seeds import numpy_generator
 from fl.core.targets import Target
-from fl.data.images import ImageSet, Plan, open_images
+from fl.data.images import ImageSet, Plan, Rows, open_images
 from fl.data.settings import DataSettings, split_of
 from fl.data.sources import EUROSAT_CLASSES
 from fl.data.split import Split
@@ -24,9 +25,11 @@ COUNTS = ("num_clients", "clients_per_round", "rounds_completed")
 
 DEFAULT_SEED = 42
 
-CALIBRATION_POOL = 512
+CALIBRATION_POOL, CHUNK = 512, 1000
 
 NAMED = ("eurosat", "synthetic")
+
+USUAL = Pixels()
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,14 @@ class TestSet:
     """Images to evaluate on.
 
     Attributes:
-        images: uint8 [n, 64, 64, 3].
+        images: of which slices are [n, height, width, bands].
         labels: int64 [n].
         title: with SYNTHETIC where it applies.
         synthetic: see `fl.data.ImageSet`.
         notes: what decoding changed.
     """
 
-    images: np.ndarray
+    images: Rows
     labels: np.ndarray
     title: str
     synthetic: bool
@@ -50,7 +53,12 @@ class TestSet:
     @property
     def sha256(self) -> str:
         """Of pixels and labels."""
-        return sha256(self.labels, self.images)
+        chunks = (self.images[start : start + CHUNK] for start in range(0, len(self.labels), CHUNK))
+        return sha256(self.labels, *chunks)
+
+    def thinned(self, step: int) -> "TestSet":
+        """Returns each of so many images."""
+        return replace(self, images=self.images.thinned(step), labels=self.labels[::step])
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Inputs:
 
     Attributes:
         test: the test images.
-        calibration: uint8 [n, 64, 64, 3] training images, None where none can be had.
+        calibration: [n, height, width, bands] training images, None where none can be had.
         calibrated_on: where they come from, or why there are none.
         class_names: of the test images.
         validation: images that the run held out to choose by, None where it held none.
@@ -125,7 +133,7 @@ def _run_in(folder: Path) -> Run:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
 
 
-def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
+def find_inputs(run: Run | None, data: str | None, num_classes: int, pixels: Pixels = USUAL) -> Inputs:
     """Returns what to evaluate and to calibrate on.
 
     Without `data`: the test part of the run's own data set, or of EuroSAT (seed 42) for a model without a run. With
@@ -137,13 +145,14 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
         run: that made the model, if known.
         data: the user's `--data`: None, "eurosat", "synthetic", or the path of a zip or folder.
         num_classes: of the model.
+        pixels: of the images that the model is for.
 
     Raises:
-        QuantflError: data is missing, damaged, or its classes are not the model's.
+        QuantflError: data is missing, damaged, or not what the model is for.
     """
     if data is None:
         images, split = _known(run)
-        _check_classes(images, run, num_classes)
+        _check(images, run, num_classes, pixels)
         return _from_split(images, split)
     try:
         known, reason = _known(run) if run or os.environ.get("EUROSAT_ZIP") else None, "EUROSAT_ZIP is not set"
@@ -151,14 +160,15 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int) -> Inputs:
         known, reason = None, str(error)
     if data not in NAMED and not Path(data).expanduser().exists():
         raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}")
-    settings = DataSettings.from_config(_asked(data, run, num_classes))
+    settings = DataSettings.from_config(_asked(data, run, num_classes, pixels))
     images, plan = _open(settings)
-    _check_classes(images, run, num_classes)
+    _check(images, run, num_classes, pixels)
     if known and images.sha256 == known[0].sha256:
         return _from_split(*known)
     if data in NAMED or Path(data).expanduser().is_file():
         return _from_split(images, split_of(settings, plan, DEFAULT_SEED))
-    test = TestSet(images.images, images.labels, f"custom test set {Path(data).name}", images.synthetic, images.notes)
+    rows, title = Rows(images.images, np.arange(len(images.labels))), f"custom test set {Path(data).name}"
+    test = TestSet(rows, images.labels, title, images.synthetic, images.notes)
     if known and known[0].class_names == images.class_names:
         calibrated = _from_split(*known)
         return Inputs(test, calibrated.calibration, calibrated.calibrated_on, images.class_names)
@@ -176,13 +186,21 @@ def _known(run: Run | None) -> tuple[ImageSet, Split]:
     return images, split
 
 
-def _asked(data: str, run: Run | None, num_classes: int) -> dict[str, Any]:
+def _asked(data: str, run: Run | None, num_classes: int, pixels: Pixels) -> dict[str, Any]:
     if data in NAMED:
         config = preset("data", data)
         return {**config, "num_images": run.data["num_images"]} if run and "num_images" in run.data else config
     names = run.class_names if run else EUROSAT_CLASSES if num_classes == len(EUROSAT_CLASSES) else None
     common = {key: value for key, value in preset("data", "eurosat").items() if key not in ("_target_", "path")}
-    return {"_target_": "fl.data.Folder", "path": str(Path(data).expanduser()), "class_names": names, **common}
+    own: dict[str, Any] = {"_target_": "fl.data.Folder", "path": str(Path(data).expanduser()), "class_names": names}
+    if pixels.dtype != "uint8" or pixels.bands != 3:  # as the run took them, or whole
+        own["bands"] = run.data.get("bands") if run else None
+    if run and run.data["_target_"] == "fl.data.EuroSatMs":
+        own |= {"_target_": "fl.data.EuroSatMs"}
+        del own["class_names"]
+    else:
+        own["image_size"] = [pixels.height, pixels.width]
+    return {**own, **common}
 
 
 def _open(settings: DataSettings) -> tuple[ImageSet, Plan]:
@@ -192,7 +210,9 @@ def _open(settings: DataSettings) -> tuple[ImageSet, Plan]:
 
 def _from_split(images: ImageSet, split: Split) -> Inputs:
     test, held_out = (
-        TestSet(images.images[part], images.labels[part], split.told(images.title), images.synthetic, images.notes)
+        TestSet(
+            Rows(images.images, part), images.labels[part], split.told(images.title), images.synthetic, images.notes
+        )
         for part in (split.test, split.validation)
     )
     chosen = np.sort(numpy_generator(0, "calibration").permutation(split.train)[:CALIBRATION_POOL])
@@ -201,8 +221,11 @@ def _from_split(images: ImageSet, split: Split) -> Inputs:
     return Inputs(test, images.images[chosen], calibrated_on, images.class_names, validation)
 
 
-def _check_classes(images: ImageSet, run: Run | None, num_classes: int) -> None:
+def _check(images: ImageSet, run: Run | None, num_classes: int, pixels: Pixels) -> None:
+    """Refuses images of other classes, bands or types than the model was trained on."""
     expected = run.class_names if run else None
     if len(images.class_names) != num_classes or (expected and images.class_names != expected):
         names, wanted = ", ".join(images.class_names), ", ".join(expected) if expected else f"{num_classes} classes"
         raise DataError(f"{images.name}: has the classes {names}; the model has {wanted}")
+    if (images.pixels.bands, images.pixels.dtype) != (pixels.bands, pixels.dtype):
+        raise DataError(f"{images.name}: has images of {images.pixels.told()}; the model is for {pixels.told()}")

@@ -5,12 +5,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, DataError
+from fl.core.pixels import Normalize, Pixels
 from fl.core.targets import Target, first_problem
 from fl.data.images import ImageSet, Plan, open_images
+from fl.data.normalization import band_statistics
 from fl.data.split import Split, listed_split, read_lists, split_images
 
 
@@ -25,6 +28,7 @@ class DataSettings:
     verify_cache: bool = False
     split: Literal["random", "spatial", "files"] = "random"
     split_files: Path | None = None
+    normalize: Normalize = "fixed"
 
     @property
     def holds_out(self) -> bool:
@@ -78,3 +82,36 @@ def split_of(data: DataSettings, plan: Plan, seed: int) -> Split:
     if not plan.files:
         raise ConfigError(f"data.split={data.split}: {plan.name} images are no files that a list could name")
     return listed_split(plan.files, read_lists(data.split, data.split_files, data.cache_dir), data.split)
+
+
+def pixels_of(data: DataSettings, images: ImageSet, split: Split) -> Pixels:
+    """Returns what the images are like, and by what they are normalised: found on the training images alone.
+
+    Args:
+        data: of the run.
+        images: all of them.
+        split: which of them train.
+
+    Raises:
+        ConfigError: the fixed normalization, and they are not of 8 bits.
+        DataError: a band is the same everywhere.
+    """
+    if data.normalize == "bands":
+        return band_statistics(images, split.train)
+    if images.pixels.dtype != "uint8":
+        raise ConfigError(
+            f"data.normalize=fixed: is for 8-bit images, these are of {images.pixels.dtype}; take data.normalize=bands"
+        )
+    return images.pixels
+
+
+def places_of(data: DataSettings) -> np.ndarray:
+    """Returns where on Earth each image is, float64 [n, 2], in units that are the same in both directions.
+
+    Raises:
+        DataError: the images do not say.
+    """
+    plan = data.source.build().plan(data.cache_dir)
+    if plan.places is None:
+        raise DataError(f"partition=regions: {plan.name} images do not say where they are")
+    return plan.places()

@@ -1,26 +1,53 @@
 """Images on disk: EuroSAT (zip, folder or download) and any folder of class sub-folders."""
 
 import functools
-import io
-import os
+import math
 import tempfile
-import warnings
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked
 
 from fl.core.console import progress
 from fl.core.errors import ConfigError, DataError, counted
 from fl.core.files import sha256
-from fl.data.images import IMAGE_SIZE, Plan
+from fl.core.pixels import MOST_BANDS, MOST_SIDE, Pixels
+from fl.data.decoding import Wanted, place_of, resized
+from fl.data.images import Plan
+from fl.data.listing import ImageFile, list_folder, list_zip
+
+T = TypeVar("T")
+
+
+def _within(number: Any, most: float = math.inf) -> bool:
+    return type(number) is int and 1 <= number <= most
+
+
+def _sides(value: Any) -> Any:
+    sides = [value, value] if isinstance(value, int) else value
+    if sides is None:
+        return None
+    if isinstance(sides, list | tuple) and len(sides) == 2 and all(_within(each, MOST_SIDE) for each in sides):
+        return tuple(sides)
+    raise ValueError(
+        f"must be pixels on each side, 1 to {MOST_SIDE:,}, or [height, width], or null for the images' own"
+    )
+
+
+def _numbers(value: Any) -> Any:
+    if value in (None, "rgb"):
+        return value
+    if isinstance(value, list | tuple) and _within(len(value), MOST_BANDS) and all(map(_within, value)):
+        return tuple(value)
+    raise ValueError("must be numbers of bands from 1, as [3,2,1], or rgb, or null for all")
+
+
+Size = Annotated[tuple[int, int] | None, BeforeValidator(_sides)]
+Bands = Annotated[Literal["rgb"] | tuple[int, ...] | None, BeforeValidator(_numbers)]
 
 EUROSAT_CLASSES = (
     "AnnualCrop",
@@ -34,12 +61,11 @@ EUROSAT_CLASSES = (
     "River",
     "SeaLake",
 )
+BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
+"""Sentinel-2's, in the order that EuroSAT's files have them."""
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-"""By content, whatever a file is called: other formats of Pillow start programs (EPS) or are many, old and unused."""
-LARGEST_FILE_BYTES, MOST_PIXELS = 64 * 1024**2, 4096**2
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What Pillow and zipfile raise for damaged images and entries (an encrypted entry is a RuntimeError)."""
+RGB = Wanted()
+"""64x64 pixels of red, green and blue, as EuroSAT's."""
 
 
 class Source(Protocol):
@@ -66,15 +92,20 @@ class EuroSat:
 
 @checked(frozen=True)
 class Folder:
-    """Any folder (or zip) of class sub-folders, each holding images.
+    """Any folder (or zip) of class sub-folders, each holding images of any size, number of bands and usual depth.
 
     Args:
         path: the folder.
         class_names: the classes it must have, exactly; taken from the folder when None.
+        image_size: pixels on each side, or [height, width]; of the images when None. Runs from before there was a
+            choice said nothing, and meant 64 and rgb.
+        bands: which, by number from 1, in this order; all when None; rgb: 8-bit red, green and blue of any image.
     """
 
     path: str | None = None
     class_names: tuple[str, ...] | None = None
+    image_size: Size = (64, 64)
+    bands: Bands = "rgb"
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -85,32 +116,56 @@ class Folder:
 
     def plan(self, cache_dir: Path) -> Plan:
         assert self.path
-        return plan_files("folder", Path(self.path).expanduser(), self.class_names)
+        wanted = Wanted(self.image_size, self.bands)
+        return plan_files("folder", Path(self.path).expanduser(), self.class_names, wanted)
 
 
-@dataclass(frozen=True)
-class _File:
-    """One image file: its class, its name, the CRC-32 and size of its bytes, and how to read them."""
+@checked(frozen=True)
+class EuroSatMs:
+    """EuroSAT with all 13 bands of Sentinel-2 (Helber et al., IEEE JSTARS 2019), 16-bit TIFF: its ten classes.
 
-    class_name: str
-    name: str
-    crc: int
-    num_bytes: int
-    read: Callable[[], bytes]
+    Args:
+        path: the zip file, or a folder it was unpacked to.
+        bands: by name, as in `BANDS`, in any order; all when None.
+    """
+
+    path: str | None = None
+    bands: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError(
+                "data=eurosat_ms: data.path=PATH or the variable EUROSAT_MS_ZIP is needed, EuroSATallBands.zip or the "
+                "folder that was unpacked from it"
+            )
+        if unknown := [name for name in self.bands or () if name not in BANDS]:
+            raise ConfigError(f"data.bands={unknown[0]}: is none of {', '.join(BANDS)}")
+
+    def plan(self, cache_dir: Path) -> Plan:
+        assert self.path
+        wanted = Wanted((64, 64), tuple(BANDS.index(name) + 1 for name in self.bands or BANDS))
+        return plan_files("eurosat_ms", Path(self.path).expanduser(), EUROSAT_CLASSES, wanted)
 
 
-def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None) -> Plan:
+def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None, wanted: Wanted = RGB) -> Plan:
     """Plans a data set from a zip file or a folder.
 
     The key covers class, name, CRC-32 and size of every image, so a zip and its unpacked folder share a cache.
 
+    Args:
+        name: of the data set.
+        path: of the zip or folder.
+        class_names: the classes it must have; None for those that it has.
+        wanted: what its images become.
+
     Raises:
         DataError: the path is missing or damaged, entries point outside, or the classes are not the expected ones.
     """
+    suffixes = IMAGE_SUFFIXES if wanted.bands == "rgb" else {*IMAGE_SUFFIXES, ".npy"}
     if path.is_dir():
-        files, class_folders = _list_folder(path)
+        files, class_folders = list_folder(path, suffixes)
     elif path.is_file():
-        files, class_folders = _list_zip(path)
+        files, class_folders = list_zip(path, suffixes)
     else:
         raise DataError(f"data.path={path}: no such file or folder")
     found = sorted({file.class_name for file in files} | class_folders)
@@ -126,129 +181,115 @@ def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None) -> Pl
         raise DataError(f"data.path={path}: needs at least two sub-folders of images, one per class; found {found}")
     files.sort(key=lambda file: (file.class_name, file.name))
     labels = np.array([expected.index(file.class_name) for file in files], dtype=np.int64)
-    listing = "".join(f"{file.class_name}/{file.name} {file.crc:08x} {file.num_bytes}\n" for file in files)
-
-    def decode(images: np.ndarray) -> list[str]:
-        return _decode(path, files, images)
-
-    names = [f"{file.class_name}/{file.name}" for file in files]
-    return Plan(name, sha256(listing.encode()), tuple(expected), labels, decode, files=names)
-
-
-def _list_zip(path: Path) -> tuple[list[_File], set[str]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except DECODE_ERRORS as error:
-        raise DataError(f"data.path={path}: not a whole zip file ({error}); download it again") from error
-    files, folders = [], []
-    for entry in archive.infolist():
-        inside, _, name = entry.filename.replace("\\", "/").rstrip("/").rpartition("/")
-        parent = _folder(inside)
-        if entry.filename.startswith(("/", "\\")) or ".." in (*parent.parts, name) or ":" in entry.filename:
-            raise DataError(f"data.path={path}: entry {entry.filename!r} points outside the archive; refused")
-        hidden = _hidden((*parent.parts, name))
-        if entry.is_dir() and not hidden:
-            folders.append(parent / name)
-        if entry.is_dir() or hidden or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-            continue
-        if entry.file_size > LARGEST_FILE_BYTES:
-            raise DataError(f"data.path={path}: entry {entry.filename!r} has {entry.file_size} bytes; too large")
-        files.append((parent, _in_zip(archive, entry, parent.name, name)))
-    return _class_files(path, files, folders)
+    listing = "".join(f"{file.place} {file.crc:08x} {file.num_bytes}\n" for file in files)
+    listing += "" if wanted == RGB else repr(wanted)
+    return Plan(
+        name,
+        sha256(listing.encode()),
+        tuple(expected),
+        labels,
+        functools.partial(_decode, path, files, wanted),
+        files=[file.place for file in files],
+        form=functools.partial(_form, path, files, wanted),
+        places=functools.partial(_places, path, files),
+    )
 
 
-@functools.cache
-def _folder(text: str) -> PurePosixPath:
-    return PurePosixPath(text)  # slow: once per folder, not per image
-
-
-def _in_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, class_name: str, name: str) -> _File:
-    return _File(class_name, name, entry.CRC, entry.file_size, lambda: archive.read(entry))
-
-
-def _list_folder(path: Path) -> tuple[list[_File], set[str]]:
-    root = path.resolve()
-    files, folders = [], []
-    for each in sorted(path.rglob("*")):
-        place = PurePosixPath(each.relative_to(path).as_posix())
-        if _hidden(place.parts):
-            continue
-        try:
-            inside = each.resolve(strict=True).is_relative_to(root)
-        except (OSError, RuntimeError):  # a link to nowhere, or to itself
-            inside = False
-        if not inside:
-            raise DataError(f"data.path={path}: {place} points outside the folder, or nowhere; refused")
-        if each.is_dir():
-            folders.append(place)
-        elif place.suffix.lower() in IMAGE_SUFFIXES:
-            if not each.is_file():
-                raise DataError(f"data.path={path}: {place} is no regular file; refused")
-            if (size := each.stat().st_size) > LARGEST_FILE_BYTES:
-                raise DataError(f"data.path={path}: {place} has {size} bytes; too large")
-            crc = zlib.crc32(each.read_bytes())
-            files.append((place.parent, _File(each.parent.name, each.name, crc, size, each.read_bytes)))
-    return _class_files(path, files, folders)
-
-
-def _class_files(
-    path: Path, files: list[tuple[PurePosixPath, _File]], folders: list[PurePosixPath]
-) -> tuple[list[_File], set[str]]:
-    """Returns the files and the names of all class folders, empty ones too, which must lie side by side."""
-    parents = {parent for parent, _ in files}
-    above = sorted({str(parent.parent) for parent in parents})
-    if any(not parent.parts for parent in parents) or len(above) > 1:
-        raise DataError(f"data.path={path}: images must lie in class sub-folders side by side, as in CLASS/image.jpg")
-    if not files:
-        raise DataError(f"data.path={path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    class_folders = {folder.name for folder in folders if str(folder.parent) == above[0]}
-    return [file for _, file in files], class_folders
-
-
-def _hidden(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
-
-
-def _decode(path: Path, files: list[_File], images: np.ndarray) -> list[str]:
-    resized: Counter[tuple[int, int]] = Counter()
-    converted: Counter[str] = Counter()
-    with progress("decoding images once", len(files)) as advance, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of what is refused below
-        for position, file in enumerate(files):
+def _each(path: Path, files: Sequence[ImageFile], what: str, do: Callable[[bytes], T]) -> Iterator[tuple[ImageFile, T]]:
+    """Yields every file with what is made of its content; what cannot be is refused by name."""
+    with progress(what, len(files)) as advance:
+        for file in files:
             try:
-                image: Image.Image = Image.open(io.BytesIO(file.read()), formats=FORMATS)
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(
-                        f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}; make it smaller"
-                    )
-                image.load()
-            except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-                place = f"{file.class_name}/{file.name}"
-                raise DataError(f"data.path={path}: {place} cannot be decoded ({error})") from error
-            if image.mode != "RGB":
-                converted[image.mode] += 1
-                image = _to_rgb(image, path, file)
-            if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                resized[image.size] += 1
-                image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-            images[position] = np.asarray(image)
+                made = do(file.read())
+            except Exception as error:  # whatever a library makes of damaged content
+                told = (str(error).splitlines() or [type(error).__name__])[0]
+                raise DataError(f"data.path={path}: {file.place} cannot be decoded ({told})") from error
+            yield file, made
             advance(1)
-    sizes = ", ".join(f"{width}x{height}" for (width, height), _ in resized.most_common(3))
-    notes = [f"{_images(resized)} resized to {IMAGE_SIZE}x{IMAGE_SIZE} (from {sizes}, ...)"] if resized else []
-    modes = ", ".join(converted)
-    return notes + ([f"{_images(converted)} converted to RGB (from mode {modes})"] if converted else [])
+
+
+def _form(path: Path, files: Sequence[ImageFile], wanted: Wanted) -> Pixels:
+    """Returns what all images will be like.
+
+    Raises:
+        DataError: they differ in what was not chosen.
+    """
+    if known := wanted.form:
+        return known
+    first: tuple[ImageFile, Pixels] | None = None
+    for file, form in _each(path, files, "looking at images", wanted.look):
+        if isinstance(wanted.bands, tuple) and max(wanted.bands) > form.bands:
+            have = counted(form.bands, "band")
+            raise DataError(f"data.bands={list(wanted.bands)}: {file.place} has {have}; the first is 1")
+        first = first or (file, form)
+        (one, held), size = first, wanted.size or form.shape[:2]
+        if held.bands != form.bands:
+            told = f"{one.place} has {counted(held.bands, 'band')}, {file.place} {counted(form.bands, 'band')}"
+            raise DataError(f"data.path={path}: {told}; data.bands=rgb makes red, green and blue of all")
+        if held.dtype != form.dtype:
+            told = f"{one.place} has pixels of {held.dtype}, {file.place} of {form.dtype}"
+            raise DataError(f"data.path={path}: {told}; give images of one type")
+        if wanted.size is None and (held.shape[:2] != size or max(size) > MOST_SIDE):
+            sizes = [
+                f"{each.place} has {pixels.width}x{pixels.height} pixels" for each, pixels in (first, (file, form))
+            ]
+            raise DataError(
+                f"data.path={path}: {', '.join(dict.fromkeys(sizes))}; choose a size, as in data.image_size=64"
+            )
+    assert first
+    held = first[1]
+    height, width = wanted.size or held.shape[:2]
+    return Pixels(height, width, len(wanted.bands) if isinstance(wanted.bands, tuple) else held.bands, held.dtype)
+
+
+def _decode(path: Path, files: Sequence[ImageFile], wanted: Wanted, images: np.ndarray) -> list[str]:
+    sizes: Counter[tuple[int, int]] = Counter()
+    converted: Counter[str] = Counter()
+    height, width = images.shape[1:3]
+    found = _each(path, files, "decoding images once", wanted.decode)
+    for position, (_, (array, mode)) in enumerate(found):
+        if mode:
+            converted[mode] += 1
+        if array.shape[:2] != (height, width):
+            sizes[array.shape[1], array.shape[0]] += 1
+        images[position] = resized(array, height, width)
+    told = ", ".join(f"{wide}x{high}" for (wide, high), _ in sizes.most_common(3))
+    notes = [f"{_images(sizes)} resized to {width}x{height} (from {told}, ...)"] if sizes else []
+    kind = "RGB" if images.shape[3] == 3 else "grey"
+    return notes + (
+        [f"{_images(converted)} converted to {kind} (from mode {', '.join(converted)})"] if converted else []
+    )
 
 
 def _images(counts: Counter[Any]) -> str:
     return counted(counts.total(), "image").replace(",", "")  # as in the notes of older caches
 
 
-def _to_rgb(image: Image.Image, path: Path, file: _File) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(f"data.path={path}: {file.class_name}/{file.name} has mode {image.mode}; give 8 or 16 bits")
-    return image.convert("RGBA").convert("RGB")  # by way of RGBA: a palette with transparency warns otherwise
+def _places(path: Path, files: Sequence[ImageFile]) -> np.ndarray:
+    """Returns where images are: in the coordinates of their files where all have the same, else east and north.
+
+    Raises:
+        DataError: a file does not say; or they have several systems, and what converts them is not installed.
+    """
+    try:
+        found = np.array([place for _, place in _each(path, files, "looking where images are", place_of)])
+    except DataError as error:
+        raise DataError(f"partition=regions: {error}; only georeferenced TIFFs say where they are") from error
+    codes, places = found[:, 0].astype(int), found[:, 1:]
+    if len(set(codes)) == 1 and not 4000 <= codes[0] < 5000:  # metres
+        return places
+    try:
+        import pyproj
+    except ImportError as error:
+        raise DataError(
+            "partition=regions: images in several systems of coordinates, or in degrees, need pyproj; install it with: "
+            "pip install -c constraints.txt -e '.[geo]'"
+        ) from error
+    degrees = np.empty_like(places)
+    for code in set(codes.tolist()):
+        these, to_degrees = codes == code, pyproj.Transformer.from_crs(code, 4326, always_xy=True)
+        degrees[these] = np.stack(to_degrees.transform(*places[these].T), 1)
+    return degrees * [np.cos(np.radians(degrees[:, 1].mean())), 1]
 
 
 def _download(cache_dir: Path) -> Path:

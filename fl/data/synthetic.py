@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 from fl.core.console import progress
 from fl.core.files import sha256
 from fl.core.seeds import numpy_generator
-from fl.data.images import IMAGE_SIZE, Plan
+from fl.data.images import Plan
 
 VERSION = 1
+IMAGE_SIZE = 64
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
 
 

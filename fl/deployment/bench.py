@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import sha256, write_json
 from fl.core.machine import compute_with, device_of, environment
 from fl.core.targets import Target
+from fl.data.images import Rows
 from fl.data.provenance import TestSet, find_inputs, find_run
 from fl.deployment.candidates import Candidate, opened
 from fl.deployment.files import deployed
@@ -41,24 +42,25 @@ class Timing:
     logits: list[np.ndarray] = field(default_factory=list)
 
 
-def take_turns(candidates: Sequence[Candidate], images: np.ndarray, batch_size: int) -> list[Timing]:
+def take_turns(candidates: Sequence[Candidate], images: Rows, batch_size: int) -> list[Timing]:
     """Runs every candidate over all images in batches, in turns, after two batches that do not count.
 
     Args:
         candidates: what to run.
-        images: uint8 [n, 64, 64, 3], n at least `batch_size`.
+        images: at least `batch_size`.
         batch_size: of each pass.
     """
     timings = [Timing() for _ in candidates]
-    batches = torch.from_numpy(images).split(batch_size)
+    batches = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     turn = math.ceil(len(batches) / TURNS)
     with torch.inference_mode():
         for each in candidates:
-            for batch in batches[:2]:
-                each.run(batch)
+            for rows in batches[:2]:
+                each.run(torch.from_numpy(images[rows]))
         for start in range(0, len(batches), turn):
             for each, timing in zip(candidates, timings, strict=True):
-                for batch in batches[start : start + turn]:
+                for rows in batches[start : start + turn]:
+                    batch = torch.from_numpy(images[rows])
                     began = time.perf_counter()
                     logits = each.run(batch)
                     took = time.perf_counter() - began
@@ -295,18 +297,20 @@ def _baseline(candidates: Sequence[Candidate]) -> int:
 
 def _test_images(candidates: Sequence[Candidate], data: str | None, most: int | None) -> TestSet:
     """Returns the test images of the models' run, or of `data`, evenly thinned to no more than `most`."""
-    one_image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    classes = [each.run(one_image).shape[1] for each in candidates]
+    kinds = {each.architecture.pixels.told() for each in candidates}
+    if len(kinds) > 1:
+        raise ConfigError(f"models for different images cannot be compared: {'; '.join(sorted(kinds))}")
+    classes = [each.run(each.architecture.blank(1)).shape[1] for each in candidates]
     if len(set(classes)) > 1:
         told = ", ".join(f"{each.path} has {count}" for each, count in zip(candidates, classes, strict=True))
         raise ConfigError(f"models of different classes cannot be compared: {told}")
     runs = (find_run(each.path, each.made_from) for each in candidates if each.made_from)
     run = next((found for found in runs if found), None)
-    test = find_inputs(run, data, classes[0]).test
+    test = find_inputs(run, data, classes[0], candidates[0].architecture.pixels).test
     if run is None:
         say("note: no run lies beside these models, so their training images are not known")
     every = math.ceil(len(test.labels) / (most or len(test.labels)))
-    return replace(test, images=test.images[::every], labels=test.labels[::every])
+    return test.thinned(every)
 
 
 def _fitting(batch_sizes: Sequence[int], num_images: int) -> list[int]:

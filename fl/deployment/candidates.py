@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl.core.targets import Target
 from fl.deployment.files import deployed, network_in, open_file, source_of
+from fl.models.architecture import Architecture, architecture_of, input_of
 from fl.models.net import to_input
 from fl.quantization.model_file import load_with_info
 
@@ -19,11 +20,12 @@ class Candidate:
 
     Attributes:
         path: of the file.
-        run: from uint8 images [n, 64, 64, 3] to float32 logits on the CPU.
+        run: from images [n, height, width, bands] to float32 logits on the CPU.
         is_fp32: whether it may be the baseline.
         weight_bytes: of all its tensors.
         device: where it runs.
         made_from: SHA-256 of the model it was converted from, None where that is not known.
+        architecture: of the network in it, which says what images it is for.
         tell: says what was done to read the file, if anything was.
         network: as the user named it.
     """
@@ -34,6 +36,7 @@ class Candidate:
     weight_bytes: int
     device: str
     made_from: str | None
+    architecture: Architecture
     tell: Callable[[Path], None] = lambda path: None
     network: Target | None = None
 
@@ -45,16 +48,19 @@ def opened(path: Path, device: Any, threads: int, network: Target | None = None)
         QuantflError: it cannot be read or run, or its runtime is not installed.
     """
     if deployed(path):
-        kind, precision, execute = open_file(path, threads, network_in(path, network))
-        is_fp32, made_from = precision == "fp32", source_of(path)
-        return Candidate(path, lambda x: execute(to_input(x)), is_fp32, kind.weight_bytes(path), "cpu", made_from)
+        architecture = network_in(path, network)
+        kind, precision, execute = open_file(path, threads, architecture)
+        is_fp32, pixels = precision == "fp32", architecture.pixels
+        answer = lambda x: execute(to_input(x, pixels=pixels))  # noqa: E731
+        return Candidate(path, answer, is_fp32, kind.weight_bytes(path), "cpu", source_of(path), architecture)
     model, file = load_with_info(path, device, network)
-    dtype: Any = model.input_dtype
+    given = input_of(model)
 
     def run(images: Tensor) -> Tensor:
-        logits: Tensor = model(to_input(images.to(device), dtype)).float().cpu()
+        logits: Tensor = model(given(images.to(device))).float().cpu()
         return logits
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.state.values())
     is_fp32 = file.info.get("precision", "fp32") == "fp32"
-    return Candidate(path, run, is_fp32, size, device.type, file.made_from or file.sha256, file.tell, network)
+    made_from = file.made_from or file.sha256
+    return Candidate(path, run, is_fp32, size, device.type, made_from, architecture_of(model), file.tell, network)

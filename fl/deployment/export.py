@@ -146,10 +146,10 @@ def _deployed(
     """Writes and evaluates deployment files in `scratch`; returns their entries, as they will lie in `folder`."""
     final = options.run_dir / MODEL
     run = find_run(final, read_file(final).sha256)
-    inputs = find_inputs(run, options.data, architecture_of(shipment.model).num_classes)
+    architecture = architecture_of(shipment.model)
+    inputs = find_inputs(run, options.data, architecture.num_classes, architecture.pixels)
     say(f"Writing and evaluating {', '.join(f.name for f in chosen)} on {inputs.test.title}...")
     files = write_files(shipment.model, chosen, inputs.calibration, scratch)
-    architecture = architecture_of(shipment.model)
     measured = [measure_file(file, inputs.test, BATCH_SIZE, architecture) for file in files]
     measured = [replace(each, path=folder / each.path.name) for each in measured]
     answers = same_precision(shipment.model, {}, inputs.calibration, inputs.test, BATCH_SIZE)
@@ -204,11 +204,11 @@ def readme(metadata: Mapping[str, Any], file: str) -> str:
         "",
         "```python",
         "import fl",
-        "from fl.models.net import to_input",
+        "from fl.models.architecture import input_of",
         "",
         f'model = fl.load_model("{file}")               # in the precision of the file, on the GPU if there is one',
         f'model = fl.load_model("{file}", fp16="auto")  # FP16 on CUDA, FP32 on a CPU',
-        "logits = model(to_input(images, model.input_dtype))  # images: uint8 [n, 64, 64, 3], on the model's device",
+        "logits = model(input_of(model)(images))  # images: [n, height, width, bands], on its device",
         "```",
         "",
         "`selection_metadata.json` has every round it was chosen from.",

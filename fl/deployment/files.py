@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fl.core.targets import Target
 from fl.data.provenance import TestSet
 from fl.deployment.apart import written_apart
 from fl.deployment.formats import FORMATS, Executor, Format
-from fl.models.architecture import NET, Architecture, architecture_of
+from fl.models.architecture import NET, Architecture, architecture_of, input_of
 from fl.models.net import Network, to_input
 from fl.quantization import precision_of
 from fl.quantization.model_file import told_network
@@ -43,11 +44,11 @@ def write_files(model: Network, chosen: Sequence[Format], calibration: np.ndarra
     Args:
         model: FP32, in evaluation mode.
         chosen: formats.
-        calibration: uint8 [n, 64, 64, 3] training images, or None.
+        calibration: [n, height, width, bands] training images, or None.
         folder: an existing one.
     """
-    bands = architecture_of(model).bands
-    inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else torch.empty(0, bands, 64, 64)
+    given = architecture_of(model).zeros(0)
+    inputs = input_of(model)(torch.from_numpy(calibration)) if calibration is not None else given
     if calibration is None and any("int8_static" in each.precisions for each in chosen):
         say("int8_static left out: there are no training images to calibrate on")
     paths = []
@@ -125,7 +126,7 @@ def open_file(path: Path, threads: int, architecture: Architecture | None = None
     architecture = architecture or network_in(path, None)
     try:
         execute = each.load(path, threads, architecture)
-        execute(torch.zeros(1, architecture.bands, 64, 64))
+        execute(architecture.zeros(1))
     except Exception as error:  # whatever a runtime makes of a file
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path}: {each.name} cannot run it ({told})") from error
@@ -140,9 +141,11 @@ def measure_file(path: Path, test: TestSet, batch_size: int, architecture: Archi
     """
     each, precision, execute = open_file(path, torch.get_num_threads(), architecture)
     content = path.read_bytes()
-    warm_up(execute, test, batch_size, CPU)
+    given = partial(to_input, pixels=architecture.pixels)
+    warm_up(execute, test, batch_size, CPU, given)
     with progress(f"evaluating {path.name}", len(test.labels)) as advance:
-        evaluation = evaluate(execute, test.images, test.labels, batch_size=batch_size, device=CPU, advance=advance)
+        score = partial(evaluate, images=test.images, labels=test.labels, batch_size=batch_size, device=CPU)
+        evaluation = score(execute, to_input=given, advance=advance)
     if not np.isfinite(evaluation.logits).all():
         raise ModelFileError(
             f"{path.name}: its answers are not all finite; this model cannot be shipped as {precision}"
@@ -158,9 +161,12 @@ def same_precision(
 
     def answers(precision: str) -> Evaluation:
         if precision not in cache:
-            inputs = to_input(torch.from_numpy(calibration)) if calibration is not None else None
+            inputs = input_of(model)(torch.from_numpy(calibration)) if calibration is not None else None
             network = precision_of(precision).convert(model, inputs)
-            cache[precision] = evaluate(network, test.images, test.labels, batch_size=batch_size, device=CPU)
+            given = input_of(network)
+            cache[precision] = evaluate(
+                network, test.images, test.labels, batch_size=batch_size, device=CPU, to_input=given
+            )
         return cache[precision]
 
     return answers

@@ -79,7 +79,6 @@ def _peaks(
     if found:
         found[0].check_installed(str(path))  # imports its libraries
     compute_with(threads)
-    images = torch.zeros(max(batch_sizes), 64, 64, 3, dtype=torch.uint8)
     peaks: list[tuple[int, int | None]] = []
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
@@ -88,6 +87,7 @@ def _peaks(
             resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     before = _resident_bytes("VmRSS")
     model = opened(path, torch.device(device), threads, network)
+    images = model.architecture.blank(max(batch_sizes))
     with torch.inference_mode():
         for size in batch_sizes:
             for _ in range(2):

@@ -1,5 +1,6 @@
 """Which images a run is made of, and which client holds which of them."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +10,19 @@ from typing import Any
 import numpy as np
 
 from fl.core.console import say
-from fl.core.errors import DataError
+from fl.core.errors import ConfigError, DataError
 from fl.core.files import read_json, sha256, write_json, write_npz
+from fl.core.pixels import Pixels
 from fl.core.run_folder import INDICES, PARTITION, PARTITION_PLOT, SHARES
 from fl.core.seeds import derive
 from fl.data import ImageSet, Split
 from fl.data.partition import Sharing, label_distribution, read_shares, share_images
+from fl.data.settings import pixels_of, places_of
 from fl.experiment.settings import Settings
 from fl.federation.plots import plot_label_distribution
 from fl.training.start import Start, start_of
+
+REGIONS = "fl.data.partition.Regions"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class RunImages:
     split: Split
     shares_file: Path
     start: Start
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the images are like, and what they are normalised by."""
+        return self.start.architecture.pixels
 
     @cached_property
     def shares(self) -> list[np.ndarray]:
@@ -54,13 +64,18 @@ class RunImages:
             "shares_sha256": sha256(*(part for share in self.shares for part in (np.array([len(share)]), share))),
             "label_distribution": counts,
             "images_per_client": counts.sum(axis=1),
+            "pixels": dataclasses.asdict(self.pixels),
         }
 
     def told(self) -> str:
         """Returns what is printed of them."""
         train, validation, test = (len(part) for part in (self.split.train, self.split.validation, self.split.test))
         sizes = f"{train:,} training, {validation:,} validation, {test:,} test images"
-        return "\n  note: ".join([f"Data: {self.split.told(self.images.title)}: {sizes}", *self.images.notes])
+        lines = [f"Data: {self.split.told(self.images.title)}: {sizes}", *self.images.notes]
+        if self.pixels != Pixels():
+            how = ", each band less its mean over the training images, by its deviation" if self.pixels.mean else ""
+            lines.insert(1, f"images of {self.pixels.told()}{how}")
+        return "\n  note: ".join(lines)
 
     def write(self, run_dir: Path) -> None:
         """Stores which image is where, before training, unless that was done before the run was killed."""
@@ -97,8 +112,14 @@ def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Pat
     """
     seed, num_clients = derive(settings.rounds.seed, "partition"), settings.rounds.num_clients
     folder = settings.data.cache_dir.expanduser().absolute() / "shares"
-    sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed)
-    start, told = start_of(settings.model, len(images.class_names), images.images.shape[1:], settings.rounds.seed)
+    places = places_of(settings.data) if settings.partition.target == REGIONS else None
+    sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed, places)
+    pixels = pixels_of(settings.data, images, split)
+    if settings.training.augmentation == "dihedral" and pixels.height != pixels.width:
+        raise ConfigError(
+            f"augmentation=dihedral: turns images by quarters, and these have {pixels.told()}; take flips"
+        )
+    start, told = start_of(settings.model, len(images.class_names), pixels, settings.rounds.seed)
     if told:
         say(told)
     return RunImages(images, split, share_images(folder, sharing, otherwise), start)

@@ -8,7 +8,7 @@ from fl.codec import ServerLink
 from fl.core.console import say
 from fl.core.machine import compute_with
 from fl.core.records import Score, Scores
-from fl.data.images import ImageSet
+from fl.data.images import ImageSet, Rows
 from fl.federation.task import ServerTask
 from fl.models.net import channels_last
 from fl.training.evaluation import evaluate_as_told
@@ -56,7 +56,7 @@ class Evaluator:
         self.network.load_state_dict(model.to_torch_state_dict())
         found, dtype = evaluate_as_told(
             self.network,
-            self._images.images[positions],
+            Rows(self._images.images, positions),
             self._images.labels[positions],
             batch_size=BATCH_SIZE,
             device=self._device,

@@ -24,7 +24,7 @@ from fl.federation.kept_models import keep_model
 from fl.federation.plots import plot_rounds
 from fl.federation.task import ServerTask
 from fl.models.net import Network, num_parameters
-from fl.quantization.model_file import save_state
+from fl.quantization.model_file import save_trained
 
 PLOTS = 20
 """The plot of a long run is drawn again when it has a 20th more rounds: one drawing takes as long as it has rounds."""
@@ -97,7 +97,7 @@ class Journal:
             self.event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
         self.rounds.append(self.records[-1])
-        keep_model(self._folder, state, self.records, self._task.server.checkpoint.keep)
+        keep_model(self._folder, state, self.records, self._task.server.checkpoint.keep, self._task.start.architecture)
 
     def show(self, record: RoundRecord) -> None:
         """Shows a round that was written down."""
@@ -119,7 +119,7 @@ class Journal:
             limit, done = self._task.server.time_limit_min or 0, len(self.records)
             say(f"time_limit_min={limit:g} reached: stopped after round {done} of {self._task.rounds.num_rounds}")
         self.event(state, round=len(self.records))
-        model_sha256 = save_state(self._folder / MODEL, model)
+        model_sha256 = save_trained(self._folder / MODEL, model, self._task.start.architecture)
         self._draw()
         ledger = communication(self.records, [self._task.server.link])
         write_json(self._folder / COMMUNICATION, ledger)

@@ -11,8 +11,10 @@ from torch import Tensor
 from fl.core.groups import STRICT
 from fl.core.records import METRICS, best_round
 from fl.core.run_folder import MODELS, model_of_round
-from fl.quantization.model_file import save_state
+from fl.models.architecture import Architecture
+from fl.quantization.model_file import save_trained
 
+DEFAULT = Architecture()
 Keep = Literal["last", "best", "all"] | int
 
 
@@ -30,7 +32,13 @@ class CheckpointSettings:
         raise ValueError("must be last, best, all or a number of rounds")
 
 
-def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], keep: Keep) -> None:
+def keep_model(
+    run_dir: Path,
+    state: Mapping[str, Tensor],
+    records: Sequence[Mapping[str, Any]],
+    keep: Keep,
+    architecture: Architecture = DEFAULT,
+) -> None:
     """Keeps the model of the last of `records` if `keep` says so, and removes those that it no longer wants.
 
     Args:
@@ -38,6 +46,7 @@ def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Map
         state: the model after the last round.
         records: all rounds so far, as in `rounds.jsonl`.
         keep: "last" keeps none but `final_model.pt`, "best" the best by either metric, a number that many last ones.
+        architecture: of the model.
     """
     done = [int(record["round"]) for record in records]
     wanted: set[int | None] = set(done[-keep:] if isinstance(keep, int) else ())
@@ -47,7 +56,7 @@ def keep_model(run_dir: Path, state: Mapping[str, Tensor], records: Sequence[Map
         wanted = set(done)
     if done[-1] in wanted:
         (run_dir / MODELS).mkdir(exist_ok=True)
-        save_state(model_of_round(run_dir, done[-1]), state)
+        save_trained(model_of_round(run_dir, done[-1]), state, architecture)
     for path in (run_dir / MODELS).glob("round_*.pt") if keep != "all" else ():
         if int(path.stem.removeprefix("round_")) not in wanted:
             path.unlink()

@@ -5,22 +5,24 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fl.core.errors import ConfigError
+from fl.core.pixels import Pixels, described_pixels
 from fl.core.presets import choices, preset
 from fl.core.seeds import drawn_by, torch_generator
 from fl.core.targets import Target
-from fl.models.net import Net, Network
+from fl.models.net import Net, Network, to_input
 
 NET = Target("fl.models.net.Net", {}, "model")
-WEIGHTS = "weights"
-"""Setting of the group that is not the constructor's."""
+WEIGHTS, PIXELS = "weights", "pixels"
+"""Not the constructor's: a setting of the group, and what files tell beside its settings."""
 CLASSES, BANDS = "num_classes", ("in_channels", "in_chans")
 """What a network's constructor may call the numbers of classes and bands."""
 
@@ -32,12 +34,30 @@ class Architecture:
     Attributes:
         target: its class, or a function that returns one.
         num_classes: of the images.
-        bands: of an image.
+        pixels: what the images are like, and what they are normalised by.
     """
 
     target: Target = field(default=NET)
     num_classes: int = 10
-    bands: int = 3
+    pixels: Pixels = field(default_factory=Pixels)
+
+    @property
+    def bands(self) -> int:
+        """Of an image."""
+        return self.pixels.bands
+
+    def zeros(self, count: int) -> Tensor:
+        """Returns inputs of zeros, float32 [count, bands, height, width]."""
+        return torch.zeros(count, self.bands, self.pixels.height, self.pixels.width)
+
+    def blank(self, count: int) -> Tensor:
+        """Returns images of zeros, [count, height, width, bands] of the pixels' type."""
+        return torch.from_numpy(np.zeros((count, *self.pixels.shape), self.pixels.dtype))
+
+    def sized(self, num_classes: int | None = None, bands: int | None = None) -> "Architecture":
+        """Returns it for other numbers of classes or bands, of which nobody knows the means."""
+        pixels = self.pixels if bands in (None, self.bands) else replace(self.pixels.plain, bands=bands)
+        return replace(self, num_classes=num_classes or self.num_classes, pixels=pixels)
 
     def build(self) -> Network:
         """Returns a network with weights that its constructor draws.
@@ -82,7 +102,7 @@ class Architecture:
     @property
     def head(self) -> frozenset[str]:
         """The names of tensors whose size is the number of classes."""
-        other = replace(self, num_classes=self.num_classes + 1).shapes
+        other = self.sized(num_classes=self.num_classes + 1).shapes
         return frozenset(name for name, tensor in self.shapes.items() if other[name].shape != tensor.shape)
 
     def fitted(self, sizes: Mapping[str, tuple[int, ...]]) -> "Architecture":
@@ -90,7 +110,7 @@ class Architecture:
         fitted = self
         for number in ("num_classes", "bands"):
             now = getattr(fitted, number)
-            more = replace(fitted, **{number: now + 1}).shapes
+            more = fitted.sized(**{number: now + 1}).shapes
             for name, tensor in fitted.shapes.items():
                 grown, given = more[name].shape, sizes.get(name, ())
                 steps = [
@@ -99,35 +119,38 @@ class Architecture:
                 step, place = max(steps, default=(0, 0))
                 if step > 0 and len(given) == tensor.dim():
                     found = now + (given[place] - tensor.shape[place]) // step
-                    fitted = replace(fitted, **{number: max(found, 1)})
+                    fitted = fitted.sized(**{number: max(found, 1)})
                     break
         return fitted
 
     def describe(self) -> dict[str, Any]:
         """Returns what a file keeps of it, plain data; see `described`."""
         own = {"_target_": self.target.target, **self.target.parameters}
-        return {**own, "num_classes": self.num_classes, "bands": self.bands}
+        told = {**own, "num_classes": self.num_classes, "bands": self.bands}
+        return told | ({PIXELS: found} if (found := self.pixels.describe()) else {})
 
     def told(self) -> dict[str, Any]:
         """Returns what files say of it: `network`, or nothing where it is the default, as they always did."""
         is_default = self == Architecture(NET, self.num_classes)
         return {} if is_default else {"network": self.describe()}
 
-    def refuse_misfits(self, height: int, width: int) -> None:
-        """Lets a network answer once for images of this size.
+    def refuse_misfits(self) -> None:
+        """Lets a network answer once for such images.
 
         Raises:
             ConfigError: it cannot, or its answer is not one logit for each class.
         """
         name, network = self.target.target, self.build().eval()
-        images = torch.zeros(2, self.bands, height, width)
+        images = self.zeros(2)
         try:
             with torch.inference_mode():
                 answer = network(images)
         except Exception as error:  # whatever a network makes of input it was not made for
             told = (str(error).splitlines() or [type(error).__name__])[0]
-            size = f"{self.bands} bands and {height} x {width} pixels"
-            raise ConfigError(f"model._target_={name}: cannot answer for images of {size} ({told})") from error
+            raise ConfigError(
+                f"model._target_={name}: cannot answer for images of {self.pixels.told()} ({told}); set "
+                "data.image_size, or take a network for any size, as model=resnet18"
+            ) from error
         if not isinstance(answer, Tensor) or answer.shape != (2, self.num_classes):
             found = f"[{', '.join(map(str, answer.shape))}]" if isinstance(answer, Tensor) else type(answer).__name__
             raise ConfigError(
@@ -160,10 +183,13 @@ def described(told: Mapping[str, Any], target_of: Callable[[Mapping[str, Any]], 
     numbers = {name: told.get(name) for name in ("num_classes", "bands")}
     if not all(type(number) is int and number > 0 for number in numbers.values()):
         raise ValueError(f"its network has the sizes {json.dumps(numbers, default=str)}")
-    own = {key: value for key, value in told.items() if key not in numbers}
+    own = {key: value for key, value in told.items() if key not in (*numbers, PIXELS)}
+    if not isinstance(told.get(PIXELS), Mapping | None):
+        raise ValueError("what its images are like is told in no way that is known")
+    pixels = described_pixels(told.get(PIXELS), cast(int, numbers["bands"]))
     if downloads := [key for key in own if str(key).startswith(WEIGHTS)]:  # torchvision fetches what these name
         raise ValueError(f"its network asks for {', '.join(downloads)}")
-    return Architecture(target_of(own), **cast(dict[str, int], numbers))
+    return Architecture(target_of(own), cast(int, numbers["num_classes"]), pixels)
 
 
 def architecture_of(network: nn.Module) -> Architecture:
@@ -172,8 +198,14 @@ def architecture_of(network: nn.Module) -> Architecture:
     if isinstance(known, Architecture):
         return known
     if isinstance(network, Net):
-        return Architecture(NET, network.num_classes, network.conv1.in_channels)
+        return Architecture(NET, network.num_classes, Pixels(bands=network.conv1.in_channels))
     raise ValueError(f"{type(network).__name__}: nobody knows how it was built")
+
+
+def input_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Returns what makes a network's input of images [n, height, width, bands]: normalised, in its type."""
+    dtype = getattr(network, "input_dtype", torch.float32)
+    return partial(to_input, dtype=dtype, pixels=architecture_of(network).pixels)
 
 
 def network_named(model: str | Callable[..., Any]) -> Target:
@@ -222,9 +254,10 @@ def _skeleton(key: str) -> tuple[dict[str, Tensor], frozenset[str]]:
 
     Apart from it, for an architecture travels to every client.
     """
-    own = json.loads(key)
-    name, numbers = own.pop("_target_"), {each: own.pop(each) for each in ("num_classes", "bands")}
-    architecture = Architecture(Target(name, own, "model"), **numbers)
+    architecture = described(
+        json.loads(key),
+        lambda own: Target(own["_target_"], {key: own[key] for key in own if key != "_target_"}, "model"),
+    )
     try:
         with torch.device("meta"):
             network = architecture.build()

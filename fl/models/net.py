@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fl.core.pixels import Pixels
 from fl.core.seeds import torch_generator
+
+PLAIN = Pixels()
 
 
 class Network(nn.Module):
@@ -79,14 +82,18 @@ class Net(Network):
         return F.relu(F.max_pool2d(x, 2)) if self.training else F.max_pool2d(F.relu(x), 2)
 
 
-def to_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns the network's input for RGB images: `(x / 255 - 0.5) / 0.5`, channels_last in memory.
+def to_input(images: Tensor, dtype: torch.dtype = torch.float32, pixels: Pixels = PLAIN) -> Tensor:
+    """Returns a network's input, channels_last: `(x / 255 - 0.5) / 0.5`, or by each band's mean and deviation.
 
     Args:
-        images: uint8 [n, 64, 64, 3].
-        dtype: floating type of the result [n, 3, 64, 64].
+        images: [n, height, width, bands]; of 8 bits where `pixels` has no means.
+        dtype: floating type of the result [n, bands, height, width].
+        pixels: what the images are normalised by.
     """
-    return images.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).to(dtype)
+    if not pixels.mean:
+        return images.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).to(dtype)
+    mean, deviation = torch.tensor([pixels.mean, pixels.deviation], device=images.device).view(2, -1, 1, 1)
+    return images.permute(0, 3, 1, 2).to(torch.float32, copy=True).sub_(mean).div_(deviation).to(dtype)
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -1,18 +1,19 @@
 """Any network in integers: its convolutions and linear layers quantized in the graph that torch.fx traces of it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fl.models.architecture import architecture_of
 from fl.models.net import Network
 from fl.quantization.folding import always_int8, fold_batch_norm, is_quantizable, quantizable, replace_module, traced
 from fl.quantization.kernels import REFERENCE, cpu_kernels, max_pool
 from fl.quantization.modules import LAYOUT, GroupedLayer, QuantizedLayer
-from fl.quantization.numeric import IMAGE, GroupLevels, choose_activation_qparams
+from fl.quantization.numeric import IMAGE, GroupLevels, QParams, choose_activation_qparams
 
 CALIBRATION_PIXELS = 128 * 64 * 64
 """Of a batch of images to calibrate on, at most, but one image at least."""
@@ -31,7 +32,8 @@ class QuantizedGraph(fx.GraphModule):
 
     BatchNorm is folded where it follows a layer. Dynamic: what a layer takes is quantized over the range of the batch.
     Static: over stored ranges, and what only other layers take stays uint8 on its way, through ReLU and max pooling.
-    The first layer is given the image's own integers; where it pads, an edge is half a pixel's step from zero.
+    The first layer is given the integers of an 8-bit image; where it pads, an edge is half a pixel's step from zero. Of
+    images that are normalised band by band it takes what any layer takes.
     """
 
     input_dtype, layout = torch.float32, LAYOUT
@@ -57,14 +59,16 @@ def quantized(model: Network, calibration: Tensor | None = None, groups: GroupLe
     if whole is None:
         return _layer_by_layer(folded, groups)
     layers = _layers_of(whole)
-    ranges = _ranges(whole, layers, calibration) if calibration is not None else {}
+    exact = set() if architecture_of(model).pixels.mean else {n for n, node in layers.items() if _sees_image(node)}
+    ranges = _ranges(whole, {*layers} - exact, calibration) if calibration is not None else {}
     _without_what_does_nothing(whole)
     joined = {name: _joined(node, layers) for name, node in layers.items()} if ranges else {}
     for consumers in joined.values():  # one value, one range: pooling may have narrowed it for some
         if consumers:
             wide = _widest([ranges[each] for each in consumers])
             ranges |= dict.fromkeys(consumers, wide)
-    made = _replaced(folded, layers, ranges, groups)
+    stored = {name: choose_activation_qparams(*found) for name, found in ranges.items()}
+    made = _replaced(folded, {**dict.fromkeys(layers), **stored, **dict.fromkeys(exact, IMAGE)}, groups)
     for name, node in layers.items():
         made[name].relu = _fused_relu(whole, node)
     for name, consumers in joined.items():
@@ -99,15 +103,13 @@ def _layers_of(whole: fx.GraphModule) -> dict[str, fx.Node]:
     }
 
 
-def _ranges(
-    whole: fx.GraphModule, layers: Mapping[str, fx.Node], calibration: Tensor
-) -> dict[str, tuple[float, float]]:
-    """Returns the smallest and the largest value that each layer is given, but for those that are given the image."""
+def _ranges(whole: fx.GraphModule, layers: Collection[str], calibration: Tensor) -> dict[str, tuple[float, float]]:
+    """Returns the smallest and the largest value that each layer is given."""
     found: dict[str, tuple[float, float]] = {}
 
     class Watched(fx.Interpreter):
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if target in layers and not _sees_image(layers[target]):
+            if target in layers:
                 low, high = torch.aminmax(args[0])
                 found[target] = _widest([(low.item(), high.item()), found.get(target, (0.0, 0.0))])
             return super().call_module(target, args, kwargs)
@@ -127,18 +129,12 @@ def _sees_image(node: fx.Node) -> bool:
 
 
 def _replaced(
-    folded: Network,
-    layers: Mapping[str, fx.Node],
-    ranges: Mapping[str, tuple[float, float]],
-    groups: GroupLevels | None,
+    folded: Network, layers: Mapping[str, QParams | None], groups: GroupLevels | None
 ) -> dict[str, QuantizedLayer]:
-    """Puts quantized layers into the places of those in float, and returns them."""
+    """Puts quantized layers, with what is stored of their input, into the places of those in float; returns them."""
     ends, made = always_int8(folded), dict[str, QuantizedLayer]()
-    for name, node in layers.items():
+    for name, stored in layers.items():
         layer = folded.get_submodule(name)
-        stored = IMAGE if _sees_image(node) else None
-        if name in ranges:
-            stored = choose_activation_qparams(*ranges[name])
         few = None if name in ends else groups
         made[name] = QuantizedLayer(layer, stored) if few is None else GroupedLayer(layer, few)
         replace_module(folded, name, made[name])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fl.core.errors import ConfigError
+from fl.models.architecture import architecture_of
 from fl.models.net import Network, channels_last
 from fl.quantization import precision_of
 
@@ -48,7 +49,7 @@ def prepare(
     try:
         half = precision_of("fp16").convert(model, None, **options).to(device)
         with torch.inference_mode():
-            if not half(torch.zeros(1, 3, 64, 64, device=device)).isfinite().all():
+            if not half(architecture_of(half).zeros(1).to(device)).isfinite().all():
                 raise ValueError("its outputs are not finite")
     except Exception as error:  # whatever a device makes of a type it was not made for
         told = (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fl.core.console import say
 from fl.core.errors import ConfigError, ModelFileError, printable
 from fl.core.files import read_json, sha256, write_bytes
+from fl.core.pixels import Pixels
 from fl.core.run_folder import SETTINGS, run_of
 from fl.core.targets import Target
 from fl.models.architecture import NET, Architecture, architecture_of, described, network_named
@@ -28,6 +29,7 @@ from fl.quantization.half import fp16_wanted, prepare
 from fl.quantization.precisions import SHORT, word
 from fl.quantization.state_dicts import as_fp32, check_names, check_shapes, find, plain
 
+USUAL = Pixels()
 BITS_PER_BYTE, FEWEST_BITS, LONGEST = 8, 2, 1000
 
 OURS = {"precision", "num_classes"}
@@ -73,6 +75,22 @@ def to_bytes(content: Any) -> bytes:
 def save_state(path: Path, state: Mapping[str, Tensor]) -> str:
     """Writes a plain state dict, whole, and returns the SHA-256 of the file."""
     content = to_bytes(dict(state))
+    write_bytes(path, content)
+    return sha256(content)
+
+
+def save_trained(path: Path, state: Mapping[str, Tensor], architecture: Architecture) -> str:
+    """Writes what was trained, whole, and returns the SHA-256 of the file.
+
+    It is a plain state dict; where its images are none of the usual, it is a `model_fp32.pt`, which says what they are
+    and what they are normalised by.
+    """
+    if architecture.pixels == USUAL:
+        return save_state(path, state)
+    network = architecture.build()
+    network.load_state_dict(dict(state))
+    info = dict(precision_of("fp32").convert(network).quantization_info)
+    content = to_bytes({"model_state_dict": dict(state), "quantization_info": info})
     write_bytes(path, content)
     return sha256(content)
 
@@ -188,7 +206,7 @@ def load_model(
 ) -> Network:
     """Returns a ready model of the precision the file says, in evaluation mode.
 
-    Its input is what `fl.models.net.to_input(images, model.input_dtype)` makes of uint8 images.
+    Its input is what `fl.models.architecture.input_of(model)` makes of images.
     `model.quantization_info` is a dict with `precision`, `num_parameters` and what the precision adds.
 
     Args:

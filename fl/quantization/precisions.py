@@ -44,7 +44,7 @@ class Precision:
 
         Args:
             model: FP32.
-            calibration: float [n, 3, 64, 64] from training images, where `num_calibration_images` asks for them.
+            calibration: float [n, bands, height, width], where `num_calibration_images` asks for training images.
             **options: of the method.
         """
         architecture = architecture_of(model)
@@ -85,7 +85,7 @@ def empty_model(info: Mapping[str, Any], architecture: Architecture) -> Network:
         ValueError: it names no precision, or a layout of a newer version.
     """
     precision, network = precision_of(str(info["precision"])), architecture.build().eval()
-    model = precision.convert(network, torch.zeros(1, architecture.bands, 64, 64), **dict(info.get("options", {})))
+    model = precision.convert(network, architecture.zeros(1), **dict(info.get("options", {})))
     for layer in model.modules():
         if isinstance(layer, QuantizedLayer):
             layer.use_layout(int(info.get("layout", 2 if "network" in info else 1)))

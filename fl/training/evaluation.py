@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl.core.records import Score
+from fl.data.images import Rows
 from fl.data.provenance import TestSet
+from fl.models.architecture import input_of
 from fl.models.net import Network, channels_last, to_input
 from fl.quantization.half import prepare
 
@@ -34,23 +37,23 @@ class Evaluation:
 
 def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; the last two may be left out
     model: Callable[[Tensor], Tensor],
-    images: np.ndarray,
+    images: np.ndarray | Rows,
     labels: np.ndarray,
     *,
     batch_size: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    to_input: Callable[[Tensor], Tensor] = to_input,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Evaluation:
     """Returns loss, accuracy and predictions of `model`, which must be in evaluation mode.
 
     Args:
-        model: maps float [n, 3, 64, 64] of `dtype` on `device` to logits [n, classes].
-        images: uint8 [n, 64, 64, 3], n at least 1.
+        model: maps what `to_input` makes of images on `device` to logits [n, classes].
+        images: [n, height, width, bands], n at least 1.
         labels: int64 [n].
         batch_size: images per forward pass; results of models with dynamic ranges depend on it.
         device: where `model` lives.
-        dtype: floating type of the model's input.
+        to_input: makes the model's input of images, see `input_of`.
         advance: called with the number of images done since the last call.
     """
     loss, answers, seconds = 0.0, [], 0.0
@@ -59,7 +62,7 @@ def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; t
             batch = torch.from_numpy(images[start : start + batch_size])
             target = torch.from_numpy(labels[start : start + batch_size]).to(device)
             began = time.perf_counter()
-            logits = model(to_input(batch.to(device), dtype)).float()
+            logits = model(to_input(batch.to(device))).float()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds += time.perf_counter() - began
@@ -74,7 +77,7 @@ def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; t
 
 def evaluate_as_told(  # seven: as `evaluate`
     model: Network,
-    images: np.ndarray,
+    images: np.ndarray | Rows,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -88,11 +91,12 @@ def evaluate_as_told(  # seven: as `evaluate`
         The evaluation, and the type it was computed in.
     """
     network = prepare(model, device, fp16, tell)
-    found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+    score = partial(evaluate, images=images, labels=labels, batch_size=batch_size, device=device)
+    found = score(network, to_input=input_of(network))
     if network.input_dtype != torch.float32 and not np.isfinite(found.logits).all():
         tell("inference.fp16: answers overflow half precision, FP32 is used instead")
         network = channels_last(model.to(device))
-        found = evaluate(network, images, labels, batch_size=batch_size, device=device)
+        found = score(network, to_input=input_of(network))
     return found, network.input_dtype
 
 
@@ -101,10 +105,10 @@ def warm_up(
     test: TestSet,
     batch_size: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    to_input: Callable[[Tensor], Tensor] = to_input,
 ) -> None:
     """Runs two batches, so that packing weights and choosing kernels are not in the time per image."""
     with torch.inference_mode():
         for _ in range(2):
             batch = torch.from_numpy(test.images[:batch_size]).to(device)
-            model(to_input(batch, dtype))
+            model(to_input(batch))

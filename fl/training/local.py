@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 
 from fl.core.groups import STRICT, Count
 from fl.core.targets import Target
-from fl.models.net import to_input
+from fl.models.architecture import input_of
 from fl.training.arithmetic import Arithmetic, Fp32
 
 Augmentation = Literal["none", "flips", "dihedral"]
@@ -50,7 +50,7 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     """Returns the images, each flipped (and for `dihedral` turned by quarters) at random.
 
     Args:
-        images: any dtype [n, size, size, 3].
+        images: any dtype [n, size, size, bands].
         kind: `none`; `flips` left-right and up-down; `dihedral` all eight symmetries of the square.
         generator: on the CPU.
     """
@@ -77,7 +77,7 @@ def train_locally(  # eight: a network, its data, its settings, and this round's
 
     Args:
         model: in any mode, on the device of `images`.
-        images: uint8 [n, 64, 64, 3].
+        images: [n, height, width, bands] of the architecture's type.
         labels: int64 [n].
         settings: see `TrainingSettings`.
         lr: learning rate of this round.
@@ -86,7 +86,7 @@ def train_locally(  # eight: a network, its data, its settings, and this round's
         scaler: of the loss, with what it learned in earlier rounds; a fresh one by default.
     """
     model.train()
-    device = images.device.type
+    device, prepared = images.device.type, input_of(model)
     scaler = scaler or settings.arithmetic.scaler(device)
     optimizer = settings.optimizer.build(model.parameters(), lr=lr)
     received = [parameter.detach().clone() for parameter in model.parameters()]
@@ -94,7 +94,7 @@ def train_locally(  # eight: a network, its data, its settings, and this round's
     for _ in range(settings.local_epochs):
         for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
             batch = batch.to(images.device)
-            inputs = to_input(augment(images[batch], settings.augmentation, generator))
+            inputs = prepared(augment(images[batch], settings.augmentation, generator))
             with settings.arithmetic.autocast(device):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=settings.label_smoothing)

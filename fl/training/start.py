@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl.core.errors import ConfigError, ModelFileError
 from fl.core.groups import filled
+from fl.core.pixels import Pixels
 from fl.core.targets import Target
 from fl.models.architecture import NET, WEIGHTS, Architecture
 from fl.models.net import Network
@@ -75,21 +76,20 @@ class Start:
         return self.architecture.build()
 
 
-def start_of(settings: ModelSettings, num_classes: int, image_shape: tuple[int, ...], seed: int) -> tuple[Start, str]:
+def start_of(settings: ModelSettings, num_classes: int, pixels: Pixels, seed: int) -> tuple[Start, str]:
     """Returns what a run starts from, and a line about it ("" where there is nothing to say).
 
     Args:
         settings: of the run.
         num_classes: of the images.
-        image_shape: height, width, bands.
+        pixels: what the images are like.
         seed: of the run.
 
     Raises:
         QuantflError: the network cannot answer for these images, or the weights are none of it.
     """
-    height, width, bands = image_shape
-    architecture = Architecture(settings.network, num_classes, bands)
-    architecture.refuse_misfits(height, width)
+    architecture = Architecture(settings.network, num_classes, pixels)
+    architecture.refuse_misfits()
     if settings.weights is None:
         return Start(architecture, seed), ""
     _, sha, notes = _given(settings.weights, architecture)

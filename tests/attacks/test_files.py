@@ -17,7 +17,8 @@ from PIL import Image
 
 from fl.core.errors import ConfigError, DataError, QuantflError
 from fl.core.files import read_json, write_json
-from fl.data.sources import MOST_PIXELS, plan_files
+from fl.data.decoding import MOST_PIXELS
+from fl.data.sources import plan_files
 from fl.experiment.settings import settings_from
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(OUT) (w) file closefile showpage\n"

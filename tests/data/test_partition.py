@@ -8,6 +8,7 @@ from fl.core.targets import Target
 from fl.data.partition import (
     Dirichlet,
     Iid,
+    Regions,
     Shards,
     Sharing,
     label_distribution,
@@ -42,6 +43,29 @@ def test_shards_give_few_classes_and_dirichlet_gives_unlike_clients():
     unlike = label_distribution(LABELS, split_among_clients(Dirichlet(alpha=0.1), LABELS, 5, seed=0), 10)
     alike = label_distribution(LABELS, split_among_clients(Dirichlet(alpha=1000.0), LABELS, 5, seed=0), 10)
     assert unlike.std(axis=0).mean() > 3 * alike.std(axis=0).mean()
+
+
+def test_regions_are_cut_across_the_longer_side():
+    places = np.stack(np.meshgrid(np.arange(20.0), np.arange(10.0)), 2).reshape(-1, 2)
+    west, east = split_among_clients(Regions(), LABELS[:200], 2, seed=0, places=places)
+    assert places[west, 0].max() < places[east, 0].min()
+
+
+def test_regions_are_neighbours_and_nearly_equal():
+    """Seven clients on a map twice as wide as high: no client's image lies nearer to the others of another."""
+    places = np.random.default_rng(3).random((700, 2)) * [2000, 1000]
+    shares = split_among_clients(Regions(), LABELS.repeat(2)[:700], 7, seed=0, places=places)
+    assert sorted(np.concatenate(shares)) == list(range(700))
+    assert {len(share) for share in shares} == {100}
+    boxes = [np.stack([places[share].min(0), places[share].max(0)]) for share in shares]
+    for first, one in enumerate(boxes):
+        for other in boxes[first + 1 :]:
+            apart = (one[1] < other[0]) | (other[1] < one[0])
+            assert apart.any(), "two clients' images lie among each other"
+    sizes = [len(share) for share in split_among_clients(Regions(), LABELS, 7, seed=0, places=places[:600])]
+    assert max(sizes) - min(sizes) <= 2
+    with pytest.raises(ConfigError, match="not known where"):
+        split_among_clients(Regions(), LABELS, 7, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def test_one_class_is_nothing_to_learn(image_folder, tmp_path):
 
 
 def test_files_too_large_to_be_images_are_refused(image_folder, tmp_path, monkeypatch):
-    from fl.data import sources
+    from fl.data import listing
 
     folder = image_folder()
     path = zipped(folder, tmp_path / "some.zip")
-    monkeypatch.setattr(sources, "LARGEST_FILE_BYTES", 1000)
+    monkeypatch.setattr(listing, "LARGEST_FILE_BYTES", 1000)
     for source in (folder, path):
         with pytest.raises(DataError, match="bytes; too large"):
             Folder(str(source)).plan(tmp_path)

@@ -29,7 +29,7 @@ CHOICES = [(place, c) for group, choices in GROUPS.items() for place in PLACES.g
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_gives_valid_settings(group, choice):
-    overrides = [f"{group}={choice}"] + (["data.path=some_folder"] if choice == "folder" else [])
+    overrides = [f"{group}={choice}"] + (["data.path=some_folder"] if choice in ("folder", "eurosat_ms") else [])
     settings = settings_from(composed(*overrides))
     places = {"strategy": settings.server.strategy, "optimizer": settings.training.optimizer}
     if target := (places | {"partition": settings.partition}).get(group):
@@ -69,8 +69,8 @@ REFUSED = {
     "data.test_fraction=0": ["data.test_fraction=0"],
     "optimizer.betas=[0.9,1.5]": ["optimizer", "Invalid beta"],
     "strategy=fedavgg": ["strategy=fedavgg", "fedadam, fedavg, fedavgm, fedprox, krum, median, multikrum, nesterov"],
-    "data=mars": ["data=mars", "eurosat, folder, synthetic"],
-    "partition=random": ["partition=random", "dirichlet, iid, shards"],
+    "data=mars": ["data=mars", "eurosat, eurosat_ms, folder, synthetic"],
+    "partition=random": ["partition=random", "dirichlet, iid, regions, shards"],
     "optimizer=rmsprop": ["optimizer=rmsprop", "adam, adamw, muon, sgd"],
     "experiment=nonsense": ["experiment=nonsense", "best, demo"],
     "lr=true": ["lr=True"],

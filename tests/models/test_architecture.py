@@ -1,16 +1,20 @@
 """Which network is trained: built for the images, told by its file, refused where it does not go with them."""
 
+import json
+
 import networks
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fl.core.errors import ConfigError
+from fl.core.pixels import Pixels
 from fl.core.presets import choices, preset
 from fl.core.targets import Target
-from fl.models.architecture import Architecture, architecture_of, described, network_named
+from fl.models.architecture import Architecture, architecture_of, described, input_of, network_named
 from fl.models.linear import BandStatistics
-from fl.models.net import initial_model
+from fl.models.net import initial_model, to_input
 
 OWN = ("Residual", "Grouped", "Attention", "function_of_a_network")
 
@@ -26,8 +30,8 @@ def named(request):
 
 def test_a_network_is_built_for_the_images(named):
     bands = 3 if "torchvision.models" in named.target else 5
-    architecture = Architecture(named, num_classes=7, bands=bands)
-    architecture.refuse_misfits(64, 64)
+    architecture = Architecture(named, num_classes=7, pixels=Pixels(bands=bands))
+    architecture.refuse_misfits()
     state = architecture.build().state_dict()
     assert {name: tensor.shape for name, tensor in state.items()} == {
         name: tensor.shape for name, tensor in architecture.shapes.items()
@@ -39,7 +43,7 @@ def test_a_network_is_built_for_the_images(named):
 
 def test_the_sizes_of_a_state_dict_are_found_in_it(named):
     bands = 3 if "torchvision.models" in named.target else 5
-    real = Architecture(named, num_classes=7, bands=bands)
+    real = Architecture(named, num_classes=7, pixels=Pixels(bands=bands))
     sizes = {name: tuple(tensor.shape) for name, tensor in real.build().state_dict().items()}
     assert Architecture(named).fitted(sizes) == real
     assert Architecture(named).fitted({}) == Architecture(named)
@@ -62,15 +66,47 @@ def test_the_default_starts_as_it_always_did():
     assert all(torch.equal(ours[name], before[name]) for name in before)
 
 
-def test_a_description_comes_back(named):
-    architecture = Architecture(named, 7, 4)
-    told = architecture.describe()
+OTHER = Pixels(32, 48, 4, "uint16", (1.5, 2, 3, 4), (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("pixels", [Pixels(bands=4), OTHER, OTHER.plain], ids=["usual", "normalised", "plain"])
+def test_a_description_comes_back(named, pixels):
+    architecture = Architecture(named, 7, pixels)
+    told = json.loads(json.dumps(architecture.describe()))
+    assert ("pixels" in told) == (pixels != Pixels(bands=4))
     assert described(told, lambda own: Target.from_config("model", own, [named.target])) == architecture
     with pytest.raises(ValueError, match="asks for weights_backbone"):
         described({**told, "weights_backbone": "DEFAULT"}, lambda own: named)
     for broken in ({**told, "num_classes": -1}, {**told, "bands": True}, {**told, "num_classes": "7"}):
         with pytest.raises(ValueError, match="sizes"):
             described(broken, lambda own: named)
+    forged = [{"height": 0}, {"width": 10**6}, {"dtype": "object"}, {"mean": [1, 2]}, {"deviation": [1, 2, 3, 0]}]
+    forged += [{"mean": "1234"}, {"mean": [1, 2, 3, float("nan")]}, {"mean": []}, {"height": True}]
+    for each in (3, "uint16", *({**OTHER.describe(), **one} for one in forged)):
+        with pytest.raises(ValueError, match=r"images|normalises"):
+            described({**told, "pixels": each}, lambda own: named)
+
+
+def test_input_is_normalised_by_each_bands_mean_and_deviation():
+    images = np.random.default_rng(0).integers(0, 60_000, (3, 32, 48, 4)).astype(np.uint16)
+    architecture = Architecture(network_named("linear"), 7, OTHER)
+    given = input_of(architecture.build())(torch.from_numpy(images))
+    expected = (images.astype(np.float64) - OTHER.mean) / OTHER.deviation
+    assert given.shape == (3, 4, 32, 48)
+    assert torch.allclose(given, torch.from_numpy(expected).permute(0, 3, 1, 2).float(), rtol=1e-6)
+    half = architecture.build()
+    half.input_dtype = torch.float16
+    assert input_of(half)(torch.from_numpy(images)).dtype == torch.float16
+    assert architecture.blank(2).numpy().dtype == np.uint16
+    assert architecture.zeros(2).shape == (2, 4, 32, 48)
+
+
+def test_input_leaves_the_images_as_they_are():
+    pixels = Pixels(8, 8, 1, "float32", (2.0,), (3.0,))
+    images = torch.rand(2, 8, 8, 1)
+    before = images.clone()
+    to_input(images, pixels=pixels)
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +114,13 @@ def test_a_description_comes_back(named):
     [
         ("SevenClasses", 3, 64, "answers two images with [2, 7] instead of [2, 10]"),
         ("TwoAnswers", 3, 64, "answers two images with tuple instead of [2, 10]"),
-        ("SevenClasses", 4, 64, "cannot answer for images of 4 bands and 64 x 64 pixels"),
-        ("Attention", 3, 32, "cannot answer for images of 3 bands and 32 x 32 pixels"),
+        ("SevenClasses", 4, 64, "cannot answer for images of 64x64 pixels, 4 bands of uint8 ("),
+        ("Attention", 3, 32, "cannot answer for images of 32x32 pixels, 3 bands of uint8 ("),
     ],
 )
 def test_a_network_that_does_not_go_with_the_images_is_refused(name, bands, size, told):
     with pytest.raises(ConfigError) as error:
-        Architecture(target(name), 10, bands).refuse_misfits(size, size)
+        Architecture(target(name), 10, Pixels(size, size, bands)).refuse_misfits()
     assert told in str(error.value)
     assert f"model._target_=networks.{name}: " in str(error.value)
     assert "\n" not in str(error.value)
@@ -131,7 +167,9 @@ def test_published_stems_and_small_ones():
         ("mobilenet_v3_small", ((16, 32, 32), (16, 64, 64))),
     ):
         for stem, expected in zip(("published", "small"), sizes, strict=True):
-            network = Architecture(Target(f"fl.models.published.{name}", {"stem": stem}, "model"), bands=4).build()
+            network = Architecture(
+                Target(f"fl.models.published.{name}", {"stem": stem}, "model"), pixels=Pixels(bands=4)
+            ).build()
             first = network.conv1 if name == "resnet18" else network.features[0][0]
             assert first(torch.zeros(1, 4, 64, 64)).shape[1:] == expected
 

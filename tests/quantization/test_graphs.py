@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fl.core.pixels import Pixels
 from fl.core.targets import Target
-from fl.models.architecture import Architecture, network_named
+from fl.models.architecture import Architecture, input_of, network_named
 from fl.models.net import to_input
 from fl.quantization import aware, graphs, kernels, kernels_of, modules, precision_of
 from fl.quantization.folding import fold_batch_norm, quantizable
@@ -38,6 +39,27 @@ def used(network):
 @pytest.fixture(scope="module", params=NETWORKS)
 def model(request):
     return used(Architecture(network_named(request.param)).initial(0))
+
+
+@pytest.mark.parametrize("precision", INTEGER)
+@pytest.mark.parametrize("name", ["networks.Residual", "net"])
+def test_normalised_bands_lose_little(name, precision):
+    """16-bit bands of different brightness, which reach six deviations to one side: far beyond what an image does."""
+    values = torch.randn(16, 64, 64, 4, generator=torch.Generator().manual_seed(1)).exp() * torch.tensor(
+        [50.0, 900, 9, 99]
+    )
+    given = values.numpy().astype("uint16")
+    mean, deviation = given.mean((0, 1, 2), dtype=float), given.std((0, 1, 2), dtype=float)
+    pixels = Pixels(bands=4, dtype="uint16", mean=tuple(mean), deviation=tuple(deviation))
+    model = Architecture(network_named(name), 10, pixels).initial(0).train()
+    x = input_of(model)(torch.from_numpy(given))
+    assert x.max() > 6
+    with torch.inference_mode():
+        for _ in range(5):
+            model(x)
+        expected = model.eval()(x)
+        found = precision_of(precision).convert(model, x)(x)
+    assert (found - expected).norm() < INTEGER[precision] * expected.norm()
 
 
 @pytest.fixture(params=[kernels.ONEDNN, kernels.REFERENCE])

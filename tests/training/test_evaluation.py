@@ -1,6 +1,7 @@
 """The evaluation loop counts every image once, whatever the batches."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_the_input_has_the_type_that_was_asked_for_and_the_time_is_per_image(som
         seen.append((x.dtype, tuple(x.shape)))
         return torch.zeros(len(x), 10, dtype=x.dtype)
 
-    found = evaluate(undecided, images, labels, batch_size=20, device=CPU, dtype=torch.float16)
+    found = evaluate(
+        undecided, images, labels, batch_size=20, device=CPU, to_input=partial(to_input, dtype=torch.float16)
+    )
     assert seen == [(torch.float16, (20, 3, 64, 64)), (torch.float16, (1, 3, 64, 64))]
     assert found.score.loss == pytest.approx(np.log(10), rel=1e-6)
     assert 0 < found.ms_per_image < 1000

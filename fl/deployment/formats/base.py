@@ -18,7 +18,7 @@ from fl.models.architecture import Architecture
 from fl.models.net import Network
 
 Executor = Callable[[Tensor], Tensor]
-"""From float32 inputs [n, 3, 64, 64] to float32 logits [n, classes], for any n of at least 1."""
+"""From float32 inputs [n, bands, height, width] to float32 logits [n, classes], for any n of at least 1."""
 
 
 class Format(ABC):
@@ -61,7 +61,7 @@ class Format(ABC):
         Args:
             precision: one of `precisions`.
             model: FP32, in evaluation mode.
-            calibration: float32 [n, 3, 64, 64], training images.
+            calibration: float32 [n, bands, height, width], training images.
             folder: may hold files of earlier precisions, made from the same model.
         """
 
@@ -89,10 +89,10 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def example_input(count: int = 2, bands: int = 3) -> Tensor:
+def example_input(architecture: Architecture, count: int = 2) -> Tensor:
     """Returns inputs to trace a network with."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand((count, bands, 64, 64), generator=generator) * 2 - 1
+    return torch.rand(architecture.zeros(count).shape, generator=generator) * 2 - 1
 
 
 class FloatOutput(nn.Module):

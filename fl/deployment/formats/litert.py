@@ -33,9 +33,8 @@ class LiteRt(Format):
         whole = self.path(folder, "fp32")
         if precision == "fp32" or not whole.is_file():
             with quiet():
-                litert_torch.convert(fold_batch_norm(model), (example_input(1, architecture_of(model).bands),)).export(
-                    str(whole)
-                )
+                example = example_input(architecture_of(model), 1)
+                litert_torch.convert(fold_batch_norm(model), (example,)).export(str(whole))
         if precision != "fp32":
             write_bytes(self.path(folder, precision), _quantized(precision, whole, calibration))
 

@@ -29,16 +29,16 @@ class Onnx(Format):
     def export(self, precision: str, model: Network, calibration: Tensor, folder: Path) -> None:
         target = self.path(folder, precision)
         folded: Any = fold_batch_norm(model)
-        bands = architecture_of(model).bands
+        example = example_input(architecture_of(model))
         if precision in ("fp32", "fp16"):
             if precision == "fp16":
                 check_fits_fp16(folded.state_dict())
                 folded = FloatOutput(folded.half())
-            _write(folded, target, bands)
+            _write(folded, target, example)
             return
         with tempfile.TemporaryDirectory() as scratch, quiet():
             whole, static = Path(scratch) / "whole.onnx", precision == "int8_static"
-            _write(folded if static else _scaled_after(folded), whole, bands)
+            _write(folded if static else _scaled_after(folded), whole, example)
             _quantize(whole, target, calibration if static else None)
 
     def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
@@ -111,12 +111,12 @@ def _scaled_after(folded: Network) -> Network:
     return folded
 
 
-def _write(network: nn.Module, path: Path, bands: int) -> None:
+def _write(network: nn.Module, path: Path, example: Tensor) -> None:
     """Writes a network with a batch of any size, weights inside the file, without the lines it was traced through."""
     with quiet():
         torch.onnx.export(
             network.eval(),
-            (example_input(bands=bands),),
+            (example,),
             str(path),
             dynamo=True,
             external_data=False,

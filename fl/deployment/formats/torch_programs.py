@@ -6,7 +6,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ class TorchExport(Format):
         told = json.loads(found[WEIGHTS])["config"].items()
         sizes = {name: tuple(size["as_int"] for size in each["tensor_meta"]["sizes"]) for name, each in told}
         precision, fitted = path.stem.removeprefix("model_"), architecture.fitted(sizes)
-        expected = self._recorded(precision, _empty(fitted, len(content)), torch.zeros(1, fitted.bands, 64, 64))
+        expected = self._recorded(precision, _empty(fitted, len(content)), fitted.zeros(1))
         if _program(found) != _program(_records(expected)):
             raise ValueError(NOT_OURS.format(precision))
         torch.set_num_threads(threads)
@@ -129,9 +128,8 @@ class TorchExport(Format):
         batch = {"x": {0: torch.export.Dim("batch", min=1)}}
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with quiet():
-            program = torch.export.export(
-                network, (example_input(bands=architecture_of(model).bands),), dynamic_shapes=batch
-            )
+            example = example_input(architecture_of(model))
+            program = torch.export.export(network, (example,), dynamic_shapes=batch)
             program.example_inputs = None  # a device needs neither them nor the lines they were traced through
             for node in program.graph.nodes:
                 for told in ("stack_trace", "from_node"):
@@ -223,15 +221,15 @@ class TorchScript(Format):
         """
         content = path.read_bytes()
         precision, found = path.stem.removeprefix("model_"), _script_records(content)
-        nothing = torch.zeros(1, architecture.bands, 64, 64)
+        nothing = architecture.zeros(1)
 
         def size(classes: int) -> int:
-            network = _empty(replace(architecture, num_classes=classes), len(content))
+            network = _empty(architecture.sized(classes), len(content))
             return tensor_bytes(recordable(precision, network, nothing).state_dict().values())
 
         each = size(2) - size(1)
         classes = 1 + (_script_weight_bytes(found) - size(1)) // each if each else architecture.num_classes
-        network = _empty(replace(architecture, num_classes=max(1, classes)), len(content))
+        network = _empty(architecture.sized(max(1, classes)), len(content))
         if _script(found) != _script(_script_records(self._recorded(precision, network, nothing))):
             raise ValueError(NOT_OURS.format(precision))
         torch.set_num_threads(threads)
@@ -248,7 +246,7 @@ class TorchScript(Format):
         network, buffer = recordable(precision, model, calibration), io.BytesIO()
         with warnings.catch_warnings(record=True, action="always") as told:
             _forget_classes()
-            torch.jit.save(torch.jit.trace(network, example_input(bands=architecture_of(model).bands)), buffer)
+            torch.jit.save(torch.jit.trace(network, example_input(architecture_of(model))), buffer)
         if lost := [each for each in told if issubclass(each.category, TracerWarning)]:
             raise ValueError(f"its code depends on values, of which it would keep one ({lost[0].message})")
         return _without_lines(buffer)
