@@ -201,8 +201,13 @@ def poisoned(value):
     return mod
 
 
-@pytest.mark.parametrize("value", [3e38, 1e20, 1e12, -1.0])
-@pytest.mark.long
+EVERY = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pytest.param(3e38, marks=pytest.mark.long), *(pytest.param(each, marks=EVERY) for each in (1e20, 1e12, -1.0))],
+)
 def test_a_run_with_poison_ends_in_a_record(value, tmp_path):
     """1e12 can be aggregated; whether the model is worth anything then is not for the server to say."""
     with suppress(RunError):

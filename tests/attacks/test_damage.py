@@ -109,7 +109,7 @@ def named_in(path):
 
 
 @pytest.mark.parametrize("damage", [bits, blocks, ends])
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_no_damage_of_what_a_client_remembers_goes_unnoticed(damage, copy, capsys):
     folder, whole = copy
     newest = named_in(folder / CHECKPOINT) - named_in(folder / PREVIOUS_CHECKPOINT)
@@ -180,7 +180,7 @@ def test_a_line_whose_writer_died_is_written_again(copy):
 @pytest.mark.parametrize(
     "name", ["checkpoint.pt", "checkpoint_previous.pt", "events.jsonl", "shares.npz", "partition.json"]
 )
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_missing_file_is_made_again(name, copy):
     folder, whole = copy
     (folder / name).unlink()

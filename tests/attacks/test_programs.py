@@ -216,7 +216,7 @@ COUNTS = [pytest.param(2), pytest.param(20, marks=pytest.mark.exhaustive)]
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["onnx", "litert"])
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_damaged_files_run_or_are_one_line(tmp_path, network, name, count):
     """A runtime may crash on them; then that process is all that is lost."""
     kind = next(each for each in candidates_of() if each.name == name)
@@ -255,7 +255,7 @@ def test_other_content_under_a_formats_name_is_one_line(tmp_path, name, content)
     assert len(str(told.value).splitlines()) == 1
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_other_content_under_litert_s_name_is_one_line_and_costs_no_more_than_a_process(tmp_path):
     """Its runtime is native from the first byte on."""
     pytest.importorskip("ai_edge_litert")

@@ -41,7 +41,7 @@ def training(tmp_path):
 
 @pytest.mark.parametrize(
     "door",
-    [["fl.train", *LONG_RUN, "hydra.run.dir=run"], pytest.param(["fl", "resume", "run"], marks=pytest.mark.long)],
+    [["fl.train", *LONG_RUN, "hydra.run.dir=run"], pytest.param(["fl", "resume", "run"], marks=pytest.mark.exhaustive)],
 )
 def test_a_second_writer_is_refused_at_once(door, training, tmp_path, refused):
     before = len(read_jsonl(tmp_path / "run" / "rounds.jsonl"))

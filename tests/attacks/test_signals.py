@@ -112,7 +112,7 @@ def test_while_a_run_is_training(engine, number, tmp_path):
 
 
 @pytest.mark.parametrize("number", SOME)
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_while_a_sweep_is_training(number, tmp_path):
     """Two jobs side by side, in processes of their own, and one that waits."""
     swept = ["local_epochs=1", "seed=1,2,3", "hydra/launcher=parallel", "hydra.sweep.dir=sweep"]
@@ -144,13 +144,12 @@ def compared(small_run, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "library"),
     [
-        (["compare_quantizations.py", "RUN", "--output", "out"], "torch_python"),
-        (["fl", "export", "RUN", "--output", "out"], "torch_python"),
-        (["fl", "bench", "RUN", "--output", "out.json"], "torch_python"),
-        (["fl", "communication", "RUN"], "_struct"),
+        pytest.param(["compare_quantizations.py", "RUN", "--output", "out"], "torch_python", marks=pytest.mark.long),
+        pytest.param(["fl", "export", "RUN", "--output", "out"], "torch_python", marks=pytest.mark.exhaustive),
+        pytest.param(["fl", "bench", "RUN", "--output", "out.json"], "torch_python", marks=pytest.mark.exhaustive),
+        pytest.param(["fl", "communication", "RUN"], "_struct", marks=pytest.mark.exhaustive),
     ],
 )
-@pytest.mark.long
 def test_other_commands(arguments, library, compared, tmp_path):
     door = Door(tmp_path, *[str(compared) if each == "RUN" else each for each in arguments])
     door.until(lambda: door.has_imported(library))

@@ -24,7 +24,7 @@ def run_folder(tmp_path):
     return make
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_is_shown_over_every_shipped_link(command, run_folder):
     folder = run_folder()
     said = command("fl", "communication", folder, "--json", "out.json", check=0).stdout

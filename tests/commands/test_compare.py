@@ -234,7 +234,7 @@ def test_verify_of_what_is_not_there_says_so(compared, refused):
     refused("compare_quantizations.py", folder / "typo.pt", "--verify", words=["typo.pt: no such file or folder"])
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_model_from_elsewhere_gets_default_clients_and_rounds(small_run, command, tmp_path):
     """Any state dict of this network, here with a custom test folder and no training images to calibrate on."""
     shutil.copy(small_run / "final_model.pt", tmp_path / "foreign.pt")

@@ -36,7 +36,7 @@ def own_run(validated_run, tmp_path):
     return shutil.copytree(validated_run, tmp_path / "run")
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_keeps_the_models_of_its_rounds_and_a_resumed_one_too(validated_run, tmp_path):
     assert kept(validated_run) == [1, 2, 3]
     assert model_of_round(validated_run, 3).read_bytes() == (validated_run / "final_model.pt").read_bytes()

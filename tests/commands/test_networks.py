@@ -28,13 +28,12 @@ def beside(tmp_path):
 @pytest.mark.parametrize(
     ("name", "formats"),
     [
-        ("Residual", {"onnx", "torchscript"}),
-        ("Grouped", {"torchexport"}),
-        ("Attention", {"onnx", "litert", "torchexport", "torchscript"}),
+        pytest.param("Residual", {"onnx", "torchscript"}, marks=pytest.mark.long),
+        pytest.param("Grouped", {"torchexport"}, marks=pytest.mark.exhaustive),
+        pytest.param("Attention", {"onnx", "litert", "torchexport", "torchscript"}, marks=pytest.mark.exhaustive),
     ],
     ids=["Residual", "Grouped", "Attention"],
 )
-@pytest.mark.long
 def test_a_users_network_goes_the_whole_way(name, formats, beside, command, refused):
     own, run = f"my_networks.{name}", beside / "run"
     told = command("fl.train", *TINY, *CODED, f"model._target_={own}", f"hydra.run.dir={run}", cwd=beside, check=0)
@@ -110,7 +109,7 @@ def test_files_tell_their_network_and_readers_name_it_if_it_is_theirs(beside, co
 
 
 @pytest.mark.parametrize("choice", ["resnet18", "linear"])
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_the_projects_networks_need_no_name(choice, beside, command):
     run, stem = beside / "run", ["model.stem=published"] if choice != "linear" else []
     wanted = [*TINY, "num_rounds=1", "data.num_images=60", f"model={choice}", *stem]

@@ -13,7 +13,7 @@ from fl.core.files import read_jsonl
 from fl.experiment.run import run
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_that_was_stopped_before_its_first_round_begins_again(tmp_path, refused):
     whole = run_small(tmp_path / "run").read_bytes()
     for name in ("final_model.pt", "summary.json", "checkpoint.pt", "checkpoint_previous.pt"):

@@ -27,7 +27,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_failed_jobs_are_rows_and_the_others_run(failing_sweep):
     done, folder = failing_sweep
     assert done.returncode == 1, done.stdout + done.stderr

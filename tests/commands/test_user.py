@@ -116,8 +116,13 @@ def wait_for(path, process):
     assert path.exists()
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.long
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_stopped_run_says_how_it_continues_and_that_works(way, tmp_path):
     """The second time before a round has ended, after which nothing is left to continue."""
     folder = tmp_path / "it's stopped"

@@ -81,7 +81,7 @@ def test_statistics_are_those_of_the_textbook():
     assert found["ms_p50"] == 250
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_file_in_a_subfolder_is_tested_on_the_images_of_its_run(files, command):
     command("fl", "export", files, "--quantize", "none", "--format", "torchscript", check=0)
     fp32, script = files / "export" / "model_fp32.pt", files / "export" / "model_int8.ts"

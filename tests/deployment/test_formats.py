@@ -197,7 +197,7 @@ def test_a_pt2_file_that_asks_for_more_than_weights_is_refused_unread(files, tmp
         trace.unlink()
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_comparison_and_export_write_evaluate_and_verify_them(small_run, command, tmp_path):
     """Both commands, in the formats that need no extra; the others are tested above and on real images."""
     folder = shutil.copytree(small_run, tmp_path / "run")

@@ -97,8 +97,13 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.long
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "fedadam" else pytest.mark.exhaustive)
+        for name in STRATEGIES
+    ],
+)
 def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
     overrides = ["num_rounds=3", "data.num_images=600", "local_epochs=2", f"strategy={strategy}"]
     model = run_small(tmp_path / "run", *overrides, *STRATEGIES[strategy])
@@ -114,7 +119,7 @@ def test_every_strategy_learns_and_keeps_statistics_sane(strategy, tmp_path):
             assert tensor == 3 * 2 * 8  # rounds, epochs, batches of 16 in 120 images
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_strategies_differ_where_they_should(tmp_path, small_run):
     plain = (small_run / "final_model.pt").read_bytes()
     for strategy in ("fedprox", "fedadam", "fedavgm"):

@@ -74,7 +74,7 @@ def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path, codecs
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("min_completed", [1, 4])
 def test_a_killed_actor_is_a_failed_client(tmp_path, min_completed):
     folder = tmp_path / "run"
@@ -148,7 +148,7 @@ def _all_end(pids):
         time.sleep(0.1)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_ends_in_one_line(tmp_path, stop):
     command = [sys.executable, "-m", "fl.train", *RAY, "num_rounds=500", f"hydra.run.dir={tmp_path / 'run'}"]

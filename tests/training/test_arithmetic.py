@@ -49,7 +49,7 @@ def test_mixed_precision_computes_in_16_bits_and_keeps_fp32_weights(dtype):
     assert not torch.equal(mixed.fc1.weight, exact.fc1.weight)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_the_16_bit_type_is_chosen_for_the_hardware_and_told(monkeypatch, tmp_path, capsys):
     def cpu(**capabilities):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -117,8 +117,9 @@ def test_loss_scaling_is_kept_for_each_client_and_a_run_that_goes_on_has_it(tmp_
     assert folders[0].joinpath("final_model.pt").read_bytes() == folders[1].joinpath("final_model.pt").read_bytes()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.long
+@pytest.mark.parametrize(
+    "bits", [pytest.param(8, marks=pytest.mark.exhaustive), pytest.param(4, marks=pytest.mark.long)]
+)
 def test_quantization_aware_training_learns_with_every_codec_and_strategy(bits, tmp_path):
     codecs = ["codec@broadcast=int8", "codec@update=ecq", "update.bits=3"] if bits == 4 else []
     strategy = ["strategy=fedadam"] if bits == 8 else []
@@ -145,7 +146,7 @@ def test_both_engines_train_aware_of_quantization_to_the_same_bytes(command, tmp
     assert models[0] == models[1]
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_model_trained_for_int4_is_marked_as_such(command, tmp_path):
     folder = train(command, *SMALL, "num_rounds=1", "training=qat", "training.bits=4", cwd=tmp_path)
     done = command("compare_quantizations.py", folder / "final_model.pt", "--precisions", "all", check=0)
