@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -19,6 +19,7 @@ from fl.codec.wire import (
     CANNOT,
     WIRE,
     Initial,
+    Names,
     bytes_in,
     checked,
     is_coded,
@@ -45,6 +46,7 @@ def codec_mod(
     update: Codec | None = None,
     initial: Initial | None = None,
     seed: int = 0,
+    statistics: Mapping[str, str] | None = None,
 ) -> Mod:
     """Returns a mod that decodes what a client receives and codes what it answers.
 
@@ -58,11 +60,12 @@ def codec_mod(
         update: how the change is sent back; None for plain arrays.
         initial: the model before the first message; without it the first message is a whole model.
         seed: of random rounding and rotation.
+        statistics: which arrays are BatchNorm's, where their names do not say so: {"3": "running_mean", ...}.
     """
     if uncalled:
         raise ConfigError(f"{CANNOT}: it is given to mods as it is; call it: mods=[codec_mod(...)]")
-    checked("codec_mod", broadcast, update, initial, seed)
-    client = _Client(broadcast, update, initial, seed)
+    checked("codec_mod", broadcast, update, initial, seed, statistics)
+    client = _Client(broadcast, update, initial, seed, statistics)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if WIRE not in message.content.config_records:
@@ -74,7 +77,7 @@ def codec_mod(
             key, received, held = client.received(message, told, context)
         if received is None:
             return Message(RecordDict({WIRE: ConfigRecord({"holds": held})}), reply_to=message)
-        message.content = RecordDict({**message.content, key: record_of(received)})
+        message.content = RecordDict({**message.content, key: client.names.record_of(received)})
         del message.content[WIRE]
         stream = _stream(message, context)
         reply = call_next(message, context)
@@ -89,9 +92,16 @@ def codec_mod(
 class _Client:
     """What `codec_mod` was told, and what it does on both sides of the app."""
 
-    def __init__(self, broadcast: Codec | None, update: Codec | None, initial: Initial | None, seed: int) -> None:
+    def __init__(
+        self,
+        broadcast: Codec | None,
+        update: Codec | None,
+        initial: Initial | None,
+        seed: int,
+        statistics: Mapping[str, str] | None,
+    ) -> None:
         self._broadcast, self._update, self._initial, self._seed = broadcast, update, initial, seed
-        self._settings = settings_of(broadcast, update, initial)
+        self._settings, self.names = settings_of(broadcast, update, initial, statistics), Names(statistics)
 
     def refuse_plain(self, message: Message) -> None:
         """Says that nothing is coded, where a model arrives that no `CodecStrategy` sent."""
@@ -114,12 +124,12 @@ class _Client:
         key = model_key(message.content.array_records, chosen if isinstance(chosen, str) else None)
         record = message.content.array_records[key]
         if self._broadcast is None or not is_coded(record):
-            return key, tensors_of(record), NOTHING
+            return key, self.names.tensors_of(record), NOTHING
         held: Tensors | None = None
         if REFERENCE in context.state.array_records:
             held = tensors_of(context.state.array_records[REFERENCE])
         elif self._initial is not None:
-            held = start_of(self._initial)
+            held = self.names.inside(start_of(self._initial))
         if held is None:
             return key, None, NOTHING
         before, reference = fingerprint(held), told.get("reference")
@@ -146,7 +156,7 @@ class _Client:
             reply.content[WIRE] = ConfigRecord()  # so that the server sees that this mod was there
             return
         key = model_key(reply.content.array_records, sent_as)
-        trained = fitted(tensors_of(reply.content.array_records[key]), received)
+        trained = fitted(self.names.tensors_of(reply.content.array_records[key]), received)
         if _is_no_model(trained, received):
             LOG.warning(
                 "codec_mod: the answer is much shorter than the model that was received, as gradients or differences "

@@ -21,14 +21,13 @@ from fl.codec.wire import (
     STYPE,
     WIRE,
     Initial,
+    Names,
     bytes_in,
     examples_in,
     model_key,
     payload_array,
-    record_of,
     settings_of,
     start_of,
-    tensors_of,
 )
 from fl.core.errors import ConfigError, PayloadError, RunError
 
@@ -65,14 +64,21 @@ class ServerLink:
         update: how changes arrive; None for plain arrays.
         initial: the model before the first message; without it the first message is a whole model.
         seed: of random rounding and rotation.
+        statistics: which arrays are BatchNorm's, where their names do not say so.
     """
 
     def __init__(
-        self, broadcast: Codec | None, update: Codec | None, *, initial: Initial | None = None, seed: int = 0
+        self,
+        broadcast: Codec | None,
+        update: Codec | None,
+        *,
+        initial: Initial | None = None,
+        seed: int = 0,
+        statistics: Mapping[str, str] | None = None,
     ) -> None:
         self._broadcast, self._update, self._seed = broadcast, update, seed
-        self._settings = settings_of(broadcast, update, initial)
-        start = start_of(initial) if initial is not None else None
+        self._settings, self._names = settings_of(broadcast, update, initial, statistics), Names(statistics)
+        start = self._names.inside(start_of(initial)) if initial is not None else None
         self._chain = BroadcastChain(broadcast, start, seed) if broadcast is not None else None
         self._at_first = fingerprint(start) if start is not None else NOTHING
         self._holds: dict[int, bytes] = {}  # fingerprint, by node
@@ -102,7 +108,7 @@ class ServerLink:
 
     def _typed(self, arrays: ArrayRecord) -> dict[str, np.ndarray]:
         """Returns the arrays in the types of the first model: Flower's mean makes float64 of integers."""
-        exact = tensors_of(arrays)
+        exact = self._names.tensors_of(arrays)
         self._dtypes = self._dtypes or {name: array.dtype for name, array in exact.items()}
         return {name: as_type(array, self._dtypes.get(name, array.dtype)) for name, array in exact.items()}
 
@@ -136,7 +142,7 @@ class ServerLink:
         if self._broadcast is not None and self._broadcast.error_feedback:
             decay = self._broadcast.decay
             self._unsent = {n: np.asarray(decay * each, each.dtype) for n, each in self._not_sent().items()}
-        self._basis = record_of(_moved(self._reference, self._unsent))
+        self._basis = self._names.record_of(_moved(self._reference, self._unsent))
         return self._basis
 
     def _not_sent(self) -> dict[str, np.ndarray]:
@@ -192,14 +198,14 @@ class ServerLink:
             if _same(record, self._given):
                 return _Sent(key, self._reference, self._reference_id, True, self._not_sent() if self._chain else {})
         key = model_key(records, self.key)
-        model = tensors_of(records[key])
+        model = self._names.tensors_of(records[key])
         return _Sent(key, model, fingerprint(model), on_chain=False)
 
     def _broadcast_to(self, node: int) -> ArrayRecord:
         held = self._holds.get(node, self._at_first)
         payloads = self._chain.payloads_for(held) if self._chain is not None else None
         if payloads is None:
-            return record_of(self._reference)
+            return self._names.record_of(self._reference)
         payloads = payloads or [b""]  # nothing is new; an app without the mod is to fail at it
         return ArrayRecord({str(number): payload_array(payload) for number, payload in enumerate(payloads)})
 
@@ -237,7 +243,7 @@ class ServerLink:
     def _decode(self, content: RecordDict, sent: _Sent, payloads: Mapping[str, bytes], node: int) -> None:
         if self._update is None:
             key = model_key(content.array_records, sent.key)
-            trained = tensors_of(content.array_records[key])
+            trained = self._names.tensors_of(content.array_records[key])
         else:
             if len(payloads) != 1:
                 raise PayloadError("the answer is not one payload")
@@ -248,7 +254,7 @@ class ServerLink:
             self._arrived[node] = checksum_of(payload)
         if sent.offset:
             trained = _moved(fitted(trained, sent.model), sent.offset)
-        content[key] = record_of(trained)
+        content[key] = self._names.record_of(trained)
 
     def accept(self, reply: Message) -> None:
         """Notes that an update is used; until a client hears so, it takes its last one for lost."""

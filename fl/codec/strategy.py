@@ -1,6 +1,6 @@
 """The server's end in a Flower app: a wrapper that any of its strategies goes on working in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -34,6 +34,7 @@ class CodecStrategy(Strategy):
         update: how changes arrive; None for plain arrays.
         initial: the model before the first message; without it the first message is a whole model.
         seed: of random rounding and rotation.
+        statistics: which arrays are BatchNorm's, where their names do not say so: {"3": "running_mean", ...}.
     """
 
     _codec_inner: Strategy
@@ -55,12 +56,13 @@ class CodecStrategy(Strategy):
         update: Codec | None = None,
         initial: Initial | None = None,
         seed: int = 0,
+        statistics: Mapping[str, str] | None = None,
     ) -> None:
-        checked("CodecStrategy", broadcast, update, initial, seed)
+        checked("CodecStrategy", broadcast, update, initial, seed, statistics)
         if initial is not None and fingerprint(start_of(initial)) != fingerprint(start_of(initial)):
             raise ConfigError("CodecStrategy(initial=...): returned two different models; seed it")
         self._codec_inner = inner
-        server_link = ServerLink(broadcast, update, initial=initial, seed=seed)
+        server_link = ServerLink(broadcast, update, initial=initial, seed=seed, statistics=statistics)
         server_link.key = getattr(inner, "arrayrecord_key", server_link.key)
         self._codec_run = _Run(server_link)
 

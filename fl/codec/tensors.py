@@ -12,9 +12,13 @@ BYTE_STEPS = np.array([code if code < 16 else (16 + code % 16) << (code // 16 - 
 """Magnitudes of a byte: 0 to 31, then 16 for each doubling up to 1,984."""
 
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""BatchNorm's, as torch calls them."""
+
+
 def is_statistic(name: str) -> bool:
     """Tells BatchNorm's running statistics and counters, which are averaged and never optimized, by their names."""
-    return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
+    return name.endswith(tuple(f".{kind}" for kind in STATISTICS))
 
 
 def is_value(name: str, dtype: np.dtype) -> bool:

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fl.codec.base import Codec
 from fl.codec.changes import as_tensors
 from fl.codec.payload import Tensors
+from fl.codec.tensors import STATISTICS
 from fl.core.errors import ConfigError, PayloadError
 
 WIRE = "quantfl.link"
@@ -61,6 +62,43 @@ def start_of(initial: Initial) -> dict[str, np.ndarray]:
     return tensors_of(model) if isinstance(model, ArrayRecord) else as_tensors(model)
 
 
+class Names:
+    """What an app says of arrays without names: which are BatchNorm's statistics.
+
+    Within the codecs they have the names of `inside`; apps, strategies and plain messages never see those.
+
+    Args:
+        statistics: of names as they stand in an `ArrayRecord` ("3"), which of `STATISTICS` each is; None for none.
+    """
+
+    def __init__(self, statistics: Mapping[str, str] | None) -> None:
+        self._inside = {name: f"{name}.{kind}" for name, kind in (statistics or {}).items()}
+        self._outside = {inside: name for name, inside in self._inside.items()}
+
+    def inside(self, tensors: Tensors) -> dict[str, np.ndarray]:
+        """Returns arrays by names that say what they are.
+
+        Raises:
+            ConfigError: there is no array of a name.
+        """
+        if missing := [name for name in self._inside if name not in tensors]:
+            raise ConfigError(f"statistics: the model has no array {missing[0]!r}, its arrays are {_some(tensors)}")
+        return {self._inside.get(name, name): array for name, array in tensors.items()}
+
+    def tensors_of(self, record: ArrayRecord) -> dict[str, np.ndarray]:
+        """Returns the arrays of an app's record."""
+        return self.inside(tensors_of(record))
+
+    def record_of(self, tensors: Tensors) -> ArrayRecord:
+        """Returns plain arrays under the app's names."""
+        return record_of({self._outside.get(name, name): array for name, array in tensors.items()})
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(names)[:6]
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+
+
 def payload_array(payload: bytes) -> Array:
     """Returns the array that carries a payload."""
     return Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
@@ -83,7 +121,9 @@ def bytes_in(record: ConfigRecord, key: str) -> bytes:
     return value
 
 
-def checked(end: str, broadcast: object, update: object, initial: object, seed: object) -> None:
+def checked(  # six: the arguments of both ends
+    end: str, broadcast: object, update: object, initial: object, seed: object, statistics: object
+) -> None:
     """Refuses arguments of another kind.
 
     Args:
@@ -92,6 +132,7 @@ def checked(end: str, broadcast: object, update: object, initial: object, seed: 
         update: the same.
         initial: should be a function or None.
         seed: should be a number.
+        statistics: should be a mapping of names to `STATISTICS`, or None.
 
     Raises:
         ConfigError: names the argument.
@@ -106,12 +147,22 @@ def checked(end: str, broadcast: object, update: object, initial: object, seed: 
         raise ConfigError(f"{end}(initial=...): is a {kind}; must be a function that returns the first model")
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"{end}(seed={seed!r}): must be a whole number of at least 0")
+    told = statistics.items() if isinstance(statistics, Mapping) else () if statistics is None else [(0, 0)]
+    if not all(isinstance(name, str) and kind in STATISTICS for name, kind in told):
+        raise ConfigError(
+            f"{end}(statistics={statistics!r:.60}): must say of names of arrays which of {', '.join(STATISTICS)} each "
+            'is, as in {"3": "running_mean", "4": "running_var"}'
+        )
 
 
-def settings_of(broadcast: Codec | None, update: Codec | None, initial: Initial | None) -> str:
+def settings_of(
+    broadcast: Codec | None, update: Codec | None, initial: Initial | None, statistics: Mapping[str, str] | None = None
+) -> str:
     """Returns what both ends must be told alike, as text to compare and to show."""
     told = {"broadcast": broadcast.description if broadcast else None, "update": update.description if update else None}
     told["initial"] = None if initial is None else "given"
+    if statistics:
+        told["statistics"] = "/".join(f"{name}:{kind}" for name, kind in sorted(statistics.items()))
     return ", ".join(f"{name}={value}" for name, value in told.items())
 
 

@@ -763,3 +763,78 @@ def test_plain_answers_to_a_coded_broadcast_move_the_model_that_was_sent():
     np.testing.assert_allclose(strategy.kept["fc.weight"], model()["fc.weight"] + 3 * step, atol=1e-5)
     apart = np.abs(seen[3, 0]["fc.weight"] - model()["fc.weight"] - 2 * step).max()
     assert apart > 0.1, "clients hold what frames bring"
+
+
+NAMED = {"0": "0", "1": "1", "2.running_mean": "2", "3.running_var": "3", "4.num_batches_tracked": "4"}
+"""Of a layer with BatchNorm: what its arrays are, and what they are called in a list."""
+STATISTICS = {"2": "running_mean", "3": "running_var", "4": "num_batches_tracked"}
+
+
+def normalised():
+    rng = np.random.default_rng(3)
+    arrays = [rng.normal(size=(64, 32)), rng.normal(size=64), rng.normal(size=64), rng.uniform(0, 1e-3, 64)]
+    return [*(array.astype(np.float32) for array in arrays), np.array(0)]
+
+
+def with_statistics(received, server_round, client):
+    """Trains, whatever arrays are called: a variance comes down to nearly nothing."""
+    rng = np.random.default_rng((server_round, client))
+    first, bias, mean, variance, count = received.values()
+    new = [first + rng.normal(size=first.shape) / 9, bias - 0.1, mean * 0.5 - 1, variance * 0.01, count + 7]
+    return {name: np.asarray(array, old.dtype) for (name, old), array in zip(received.items(), new, strict=True)}
+
+
+@pytest.mark.parametrize("codec", [Uniform(2, error_feedback=True), Ecq(bits=1.5), Uniform(8)], ids=str)
+def test_a_list_whose_statistics_are_named_is_coded_as_arrays_with_such_names(codec, monkeypatch):
+    sizes, results = {}, {}
+    for kind, told, called in (("named", None, {}), ("list", STATISTICS, NAMED), ("silent", None, NAMED)):
+        settings = {"broadcast": codec, "update": codec, "statistics": told}
+        settings["initial"] = lambda called=called: {
+            called.get(name, name): array for name, array in zip(NAMED, normalised(), strict=True)
+        }
+        seen, sizes[kind] = {}, []
+        receive = ServerLink.receive
+
+        def counted(link, reply, receive=receive, sizes=sizes[kind]):
+            sizes.append(sum(len(each.data) for each in reply.content["arrays"].values()))
+            receive(link, reply)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ServerLink, "receive", counted)
+            app = learning([codec_mod(**settings)], with_statistics, seen=seen)
+            result = trained(CodecStrategy(FedAvg(**AVERAGE), **settings), app, start=settings["initial"])
+        results[kind] = list(arrays_in(result.arrays).values())
+        assert list(seen[2, 0]) == [called.get(name, name) for name in NAMED], "what the app sees is its own"
+        assert list(result.arrays) == list(seen[2, 0])
+    assert sizes["list"] == sizes["named"]
+    for one, other in zip(results["list"], results["named"], strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert sum(sizes["list"]) < sum(sizes["silent"]), "a variance that nobody knows takes four bytes an element"
+    assert (results["list"][3] >= 0).all()
+    assert results["list"][4] == 21
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"3": "variance"}, "must say of names of arrays which of running_mean, running_var, num_batches_tracked"),
+        ({3: "running_var"}, "must say of names of arrays"),
+        (["3"], "must say of names of arrays"),
+    ],
+)
+def test_statistics_of_another_kind_are_refused_at_both_ends(told, words):
+    with pytest.raises(ConfigError, match=rf"codec_mod\(statistics=.*{words}"):
+        codec_mod(update=INT8, statistics=told)
+    with pytest.raises(ConfigError, match=rf"CodecStrategy\(statistics=.*{words}"):
+        CodecStrategy(FedAvg(), update=INT8, statistics=told)
+
+
+def test_statistics_that_one_end_alone_knows_or_that_are_not_there_are_refused():
+    app = learning([codec_mod(**BOTH)])
+    with pytest.raises(
+        RunError, match=r"has broadcast=.*, initial=None, the server's CodecStrategy .*statistics=fc.bias"
+    ):
+        trained(CodecStrategy(FedAvg(**AVERAGE), **BOTH, statistics={"fc.bias": "running_mean"}), app)
+    nowhere = {**BOTH, "statistics": {"9": "running_mean"}}
+    with pytest.raises(ConfigError, match=r"the model has no array .9., its arrays are fc\.weight, fc\.bias"):
+        trained(CodecStrategy(FedAvg(**AVERAGE), **nowhere), learning([codec_mod(**nowhere)]))
