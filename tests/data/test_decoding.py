@@ -246,6 +246,17 @@ def test_no_file_takes_more_memory_than_its_image(tmp_path):
         assert int(line.split("|")[2]) < 50_000, f"{line}: kilobytes"
 
 
+@pytest.mark.parametrize("write", [tiff, npy], ids=["tiff", "npy"])
+def test_large_images_are_refused_before_they_are_decoded(write, tmp_path, monkeypatch):
+    from fl.data import decoding
+
+    for name in ("MOST_PIXELS", "MOST_BYTES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(decoding, name, 4000)
+            with pytest.raises(DataError, match="64x64 pixels of 5 bands are more than|larger than 1 GiB"):
+                decoded(tmp_path, write(noise()))
+
+
 def test_statistics_are_those_of_the_training_images_alone(tmp_path, monkeypatch):
     from fl.data import normalization
 

@@ -71,7 +71,7 @@ def test_regions_are_neighbours_and_nearly_equal():
 @pytest.mark.parametrize(
     ("partition", "num_clients", "words"),
     [
-        (Iid(), 601, "num_clients=601"),
+        (Iid(), 601, "num_clients=601: there are only 600 training images"),
         (Dirichlet(alpha=0.01, min_images=50), 10, "partition.alpha=0.01"),
         (Shards(shards_per_client=200), 10, "partition.shards_per_client=200"),
     ],
