@@ -253,7 +253,7 @@ def test_large_images_are_refused_before_they_are_decoded(write, tmp_path, monke
     for name in ("MOST_PIXELS", "MOST_BYTES"):
         with monkeypatch.context() as patched:
             patched.setattr(decoding, name, 4000)
-            with pytest.raises(DataError, match="64x64 pixels of 5 bands are more than|larger than 1 GiB"):
+            with pytest.raises(DataError, match=r"64x64 pixels of 5 bands are more than|larger than 1 GiB"):
                 decoded(tmp_path, write(noise()))
 
 
