@@ -14,6 +14,7 @@ VERBS = {
     "export": "the model of the best round, ready to ship",
     "bench": "speed, memory and answers of model files",
     "recommend": "in what to train, what to ship, what to transmit",
+    "report": "one page of a run, or of several side by side",
     "communication": "what traffic takes over satellite links",
 }
 

@@ -22,6 +22,7 @@ SMALL = [
     "local_epochs=1",
     "batch_size=16",
     "threads_per_client=1",  # tests run side by side
+    "report=false",
 ]
 
 

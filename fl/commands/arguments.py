@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fl.core.errors import ConfigError, did_you_mean
@@ -62,3 +63,10 @@ def counts(option: str, text: str) -> list[int]:
     if any(number < 1 for number in numbers):
         raise ConfigError(f"{option} {text}: every number must be at least 1")
     return numbers
+
+
+def renew_report(path: Path) -> None:
+    """Writes the page of a run again, now that there is more to say; `path` is its folder, or a file in it."""
+    from fl.report import renew
+
+    renew(path)

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from fl.commands.arguments import Parser, counts
+from fl.commands.arguments import Parser, counts, renew_report
 from fl.core.errors import ConfigError, one_line_errors
+from fl.core.run_folder import BENCH
 
-BATCH_SIZES, JSON_NAME = "1,4,8,32,128", "bench.json"
+BATCH_SIZES = "1,4,8,32,128"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="let glibc give freed memory back to the system, as processes do that do not call compute_with",
     )
     add("--images", type=int, metavar="N", help="no more test images than this, evenly spaced")
-    add("--output", type=Path, help=f"path of the JSON, the plot goes beside it ({JSON_NAME} beside the first model)")
+    add("--output", type=Path, help=f"path of the JSON, the plot goes beside it ({BENCH} beside the first model)")
     return parser.parse_args(arguments)
 
 
@@ -69,4 +70,5 @@ def main() -> None:
         checked(options)
         from fl.deployment.bench import bench
 
-        bench(options)
+        path = bench(options)
+        renew_report(path)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fl.commands.arguments import Parser, counts, names
+from fl.commands.arguments import Parser, counts, names, renew_report
 from fl.core.errors import ConfigError, one_line_errors
 from fl.core.run_folder import model_in
 
@@ -73,3 +73,5 @@ def main() -> None:
             )
             wanted = names("--formats", options.formats)
             compare(chosen, DeploymentFiles(wanted) if wanted else None)
+            if options.output is None:
+                renew_report(chosen.model)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fl.commands.arguments import Parser, names
+from fl.commands.arguments import Parser, names, renew_report
 from fl.core.errors import one_line_errors
 
 
@@ -36,3 +36,4 @@ def main() -> None:
         from fl.deployment.export import export
 
         export(options)
+        renew_report(options.run_dir)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from fl.comparison.costs import CostAssumptions
@@ -15,10 +16,11 @@ from fl.comparison.printed import costs, opening, precision_section, show_measur
 from fl.comparison.report import BASELINE, Comparison
 from fl.core.console import heading, say
 from fl.core.errors import ConfigError, counted, writable_folder
-from fl.core.files import write_json
+from fl.core.files import write_json, write_npz
 from fl.core.machine import compute_with, device_of
-from fl.core.run_folder import COMPARISON, COMPARISON_PLOT
-from fl.data.provenance import Inputs, Run, find_inputs, find_run
+from fl.core.run_folder import COMPARISON, COMPARISON_PLOT, PREDICTIONS
+from fl.data.images import visible
+from fl.data.provenance import Inputs, Run, TestSet, find_inputs, find_run
 from fl.models.architecture import architecture_of, network_named
 from fl.models.net import num_parameters
 from fl.quantization import Precision
@@ -27,6 +29,7 @@ from fl.quantization.precisions import precisions
 from fl.training.evaluation import Evaluation
 
 DEFAULT_CLIENTS = DEFAULT_ROUNDS = 10
+MOST_CHANGED = 12
 
 
 class DeploymentFiles(Protocol):
@@ -124,6 +127,7 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
             written = formats.write(subject, answers_of(measured, device), Path(scratch))
             for entry in (entry for each in written.values() for entry in each.values()):
                 entry["model_path"] = str(output_dir / Path(entry["model_path"]).name)
+        write_npz(Path(scratch) / PREDICTIONS, answers_told(measured, subject.inputs.test))
         for file in Path(scratch).iterdir():
             file.replace(output_dir / file.name)
     report = subject.report(measured, left_out, written)
@@ -171,6 +175,21 @@ def _opened(options: Options, device: torch.device, output_dir: Path) -> Compari
 def answers_of(measured: Mapping[str, Measured], device: torch.device) -> dict[str, Evaluation]:
     """Returns what deployment files, which run on the CPU, can be held against; nothing of another device."""
     return {name: each.evaluation for name, each in measured.items()} if device.type == "cpu" else {}
+
+
+def answers_told(measured: Mapping[str, Measured], test: TestSet) -> dict[str, np.ndarray]:
+    """Returns what `predictions.npz` holds: int64 `labels` and answers by precision, and images that change.
+
+    `changed` has the positions of at most twelve test images that some precision answers otherwise than FP32, those of
+    INT8 first, and `changed_images` how they look, uint8 [n, height, width, 3].
+    """
+    answers = {name: each.evaluation.predictions for name, each in measured.items()}
+    order = sorted((name for name in answers if name != BASELINE), key=lambda name: not name.startswith("int8"))
+    found = [np.flatnonzero(answers[name] != answers[BASELINE]) for name in order]
+    changed = np.array(list(dict.fromkeys(np.concatenate(found).tolist() if found else []))[:MOST_CHANGED], np.int64)
+    images = [visible(test.images[int(each) : int(each) + 1][0]) for each in changed]
+    shown = np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)
+    return {"labels": test.labels, **answers, "changed": changed, "changed_images": shown}
 
 
 def can_calibrate(method: Precision, inputs: Inputs) -> bool:

@@ -28,11 +28,16 @@ SHARES = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 """Of a label that an alignment puts to the left of its place, or below it."""
 
 
+def drawing_library() -> Any:
+    """Returns matplotlib, when it is needed: a sweep's table is drawn by the door, whose --help needs none of it."""
+    import matplotlib.figure
+
+    return matplotlib
+
+
 def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """Returns a figure of this size in inches and its axes side by side."""
-    from matplotlib.figure import Figure  # now: a sweep's table is drawn by the door, whose --help needs none of it
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = drawing_library().figure.Figure(figsize=(width, height), layout="constrained")
     return figure, list(np.ravel(figure.subplots(1, columns)))
 
 

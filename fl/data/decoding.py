@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from fl.core.errors import counted
@@ -130,8 +132,6 @@ def _decoded(content: bytes) -> tuple[np.ndarray, str]:
             if pages := _pages_of_bands(file):
                 return _of_known_type(_tiff_bands(pages, len(content))), ""
     if _is_deep(content):
-        import imagecodecs
-
         _opened(content)
         array = np.asarray(imagecodecs.png_decode(content))
         array = array[:, :, None] if array.ndim == 2 else array
@@ -236,8 +236,6 @@ def _mapped(content: bytes) -> np.ndarray:
 
 
 def _tiff(content: bytes) -> Any:
-    import tifffile
-
     return tifffile.TiffFile(io.BytesIO(content))
 
 

@@ -233,6 +233,19 @@ def load_images(folder: Path, *, verify: bool = False) -> ImageSet:
         raise DataError(f"image cache {folder}: is damaged ({error}); delete this folder and run again") from error
 
 
+def visible(image: np.ndarray) -> np.ndarray:
+    """Returns an image to look at, uint8 [height, width, 3]: its first bands, 2nd to 98th percentile of each.
+
+    8-bit images of three bands are shown as they are, those of fewer in grey.
+    """
+    bands = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1].repeat(3, axis=2)
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        return bands
+    low, high = np.percentile(bands.astype(np.float64), [2, 98], axis=(0, 1))
+    scaled = (bands - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
+
+
 def _identity(folder: Path) -> dict[str, list[int]]:
     """Returns what changes with a file's content, unless the disk itself fails."""
     told = {name: (folder / name).stat() for name in ("images.npy", "labels.npy", "meta.json")}

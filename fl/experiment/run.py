@@ -1,5 +1,6 @@
 """From checked settings to a run: nothing below this module sees a configuration."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +28,7 @@ from fl.federation.engine import LocalGrid, RemoteGrid
 from fl.federation.server_app import make_server_app
 from fl.federation.task import ServerTask
 from fl.models.architecture import WEIGHTS
+from fl.report import write_report_or_say
 from fl.training.start import Start
 
 
@@ -80,7 +82,11 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         with nullcontext(grid) if grid else engine.open(clients, rounds.num_clients, run_dir / CLIENTS) as opened:
             reached = opened if isinstance(opened, LocalGrid) else RemoteGrid(opened)
             reached.reply_timeout_s = rounds.reply_timeout_s
-            server(reached, context)
+            try:
+                server(reached, context)
+            finally:
+                if settings.server.report and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                    write_report_or_say(run_dir)
     return run_dir / MODEL
 
 

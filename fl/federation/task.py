@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import SkipValidation
+from pydantic import SkipValidation, StrictBool
 from pydantic.dataclasses import dataclass as group
 
 from fl.communication.link import Link
@@ -31,6 +31,7 @@ class ServerSettings:
         link: what the run's traffic is priced over.
         time_limit_min: no round starts later than this after the first; None for no limit.
         checkpoint: models of which rounds stay, for `quantfl export`.
+        report: a page of the run is written in the end.
     """
 
     strategy: Target
@@ -38,6 +39,7 @@ class ServerSettings:
     link: SkipValidation[Link]
     time_limit_min: Positive | None
     checkpoint: CheckpointSettings = CheckpointSettings()
+    report: StrictBool = True
 
 
 @dataclass(frozen=True)

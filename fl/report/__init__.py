@@ -1,0 +1,5 @@
+"""What people see of runs: one page that needs nothing beside it, made of the files that a run has."""
+
+from fl.report.write import renew, write_report, write_report_or_say
+
+__all__ = ["renew", "write_report", "write_report_or_say"]

@@ -1,0 +1,152 @@
+"""Pictures of the report: SVG whose lines and letters take the page's colours, with the text that stands for them."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fl.core.figures import drawing_library, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, told apart by colour-blind eyes; lines differ by their dashes too, points by their shapes."""
+DASHES, MARKERS = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))), ("o", "s", "^", "D", "v", "P")
+LIGHT_AND_DARK = ("#0072b2", "#e69f00")
+INK = "#0a0b0c"
+"""Becomes the colour of the page's text."""
+STYLE: Any = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.framealpha": 0,
+    "font.size": 10,
+    "text.parse_math": False,  # names of classes are text
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        svg: as it stands in the page.
+        alternative: what it shows, in words.
+        source: the file and key that it is drawn from.
+        caption: below it.
+    """
+
+    svg: str
+    alternative: str
+    source: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with a name."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def lines(curves: Sequence[Line], x_label: str, y_label: str, *, whole_x: bool = False) -> str:
+    """Returns curves over each other, each named where it ends."""
+
+    def draw(axes: "Axes") -> None:
+        for number, curve in enumerate(curves):
+            look = {"color": PALETTE[number % 6], "linestyle": DASHES[number % 6], "marker": MARKERS[number % 6]}
+            axes.plot(curve.x, curve.y, label=curve.name, markersize=4, **look)  # type: ignore[arg-type]
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.25)
+        if whole_x:
+            locator: Any = axes.xaxis.get_major_locator()
+            locator.set_params(integer=True)
+        if len(curves) > 1:
+            axes.legend()
+
+    return _svg(draw)
+
+
+def points(named: Sequence[tuple[str, float, float]], x_label: str, y_label: str, front: Sequence[str] = ()) -> str:
+    """Returns points with their names beside them; those of the front are joined."""
+
+    def draw(axes: "Axes") -> None:
+        for number, (name, x, y) in enumerate(named):
+            axes.scatter(x, y, s=50, color=PALETTE[number % 6], marker=MARKERS[number % 6])
+            axes.annotate(name, (x, y), xytext=(6, 6 if number % 2 else -12), textcoords="offset points")
+        joined = sorted((x, y) for name, x, y in named if name in front)
+        axes.plot(*zip(*joined, strict=True), color=INK, linewidth=0.8, alpha=0.6, zorder=0) if joined else None
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(x=0.2, y=0.25)
+        axes.grid(alpha=0.25)
+
+    return _svg(draw)
+
+
+def bars(names: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
+    """Returns bars that lie, each of several parts."""
+
+    def draw(axes: "Axes") -> None:
+        left = np.zeros(len(names))
+        for number, (part, values) in enumerate(parts):
+            axes.barh(names, values, left=left, label=part, color=LIGHT_AND_DARK[number % 2])
+            left = left + np.asarray(values)
+        axes.invert_yaxis()
+        axes.set(xlabel=x_label)
+        if len(parts) > 1:
+            axes.legend(ncols=len(parts), loc="lower left", bbox_to_anchor=(0, 1))
+
+    return _svg(draw, height=1.2 + 0.28 * len(names))
+
+
+def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_label: str, y_label: str) -> str:
+    """Returns a matrix of whole numbers, darker where they are larger, each number written into its field."""
+
+    def draw(axes: "Axes") -> None:
+        top = max(float(values.max(initial=0)), 1.0)
+        axes.imshow(values, cmap="Blues", vmax=1.4 * top, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if values.size <= 225:
+            for row, column in np.ndindex(values.shape):
+                text = f"{values[row, column]:,}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="#101010")
+
+    return _svg(draw, height=1.6 + 0.27 * len(rows))
+
+
+def _svg(draw: Callable[["Axes"], None], height: float = 3.4) -> str:
+    """Returns what is drawn as SVG without a size of its own."""
+    buffer = io.StringIO()
+    with drawing_library().rc_context(STYLE):
+        figure, (axes,) = new_figure(6.6, height)
+        draw(axes)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for side in ("width", "height"):  # the page gives it one
+        svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return _own_ids(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
+
+
+_DRAWN = iter(range(10**9))
+REFERENCE = re.compile(r'(?:url\(|href=")#([\w.-]+)[")]')
+"""To something in a picture; a colour looks nearly the same."""
+
+
+def _own_ids(svg: str) -> str:
+    """Keeps only the ids that something refers to, under names that no other picture has."""
+    used, prefix = {*REFERENCE.findall(svg)}, f"p{next(_DRAWN)}-"
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{prefix}{found[1]}"' if found[1] in used else "", svg)
+    return REFERENCE.sub(lambda found: found[0].replace(f"#{found[1]}", f"#{prefix}{found[1]}"), svg)
