@@ -41,6 +41,7 @@ eurosat: $(STAMP) ## Train on real EuroSAT with the default configuration, compa
 # What a run left behind, and what to ask of it; $(1): the training's log
 look = run=$$(sed -n 's/^Model: *\(.*\)\/final_model.pt$$/\1/p' $(1)); sed -n 's/^Traffic: */\nTraffic while it trained: /p' $(1); \
   printf '%s\n' '' "Look at next, in $$run/:" \
+  '  report.html                      all of it on one page, in a browser' \
   '  rounds.png                       how it learned' \
   '  quantization_comparison.png      accuracy, file size and cost of each precision' \
   '  communication.json               every byte, by direction and client' \
@@ -49,6 +50,9 @@ look = run=$$(sed -n 's/^Model: *\(.*\)\/final_model.pt$$/\1/p' $(1)); sed -n 's
   "  $(BIN)/python -m fl recommend $$run          \# what to train, ship and send" \
   '  EUROSAT_ZIP=EuroSAT.zip make eurosat                 \# the same on real images, FP32 traffic' \
   '  $(BIN)/python -m fl.train data.path=EuroSAT.zip codec@update=ecq codec@broadcast=ecq    \# with coded traffic'
+
+wheel: $(STAMP) ## Build dist/quantfl-VERSION-py3-none-any.whl, with the configuration inside
+	$(BIN)/python -m build --wheel
 
 test: $(ALL) lint ## Lint, types, tests (those on real images need EUROSAT_ZIP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not long and not exhaustive'
@@ -92,4 +96,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat test test-long test-all mutants test-cluster test-deployment bench results tables lint clean
+.PHONY: help install demo eurosat wheel test test-long test-all mutants test-cluster test-deployment bench results tables lint clean

@@ -52,9 +52,10 @@ def _train(config: DictConfig) -> Exception | None:
             raise
         return error
     shown = Path(os.path.relpath(model))
-    python, script = python_command(), shell_path(CONF.with_name("compare_quantizations.py"))
+    python, script = python_command(), CONF.with_name("compare_quantizations.py")
     say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
-    say(f"Next:    {python} {script} {shell_path(shown)}")
+    compare = shell_path(script) if script.is_file() else "-m fl compare"  # where it was installed
+    say(f"Next:    {python} {compare} {shell_path(shown)}")
     return None
 
 

@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 
 from fl.core.files import yaml_text
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""Inside the package where it was installed, beside it in a checkout and in an app bundle of Flower."""
 
 
 def choices(group: str) -> list[str]:
