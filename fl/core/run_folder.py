@@ -35,13 +35,15 @@ def is_complete(run_dir: Path) -> bool:
         summary = read_json(run_dir / SUMMARY)
         sha = sha256((run_dir / MODEL).read_bytes())
         read_json(run_dir / COMMUNICATION)
+        settings = read_json(run_dir / SETTINGS)
     except (OSError, ConfigError):
         return False
     ended = isinstance(summary, dict) and summary.get("state") in ("completed", "time_limit")
+    report = [REPORT] if isinstance(settings, dict) and settings.get("report") is True else []
     return (
         ended
         and summary.get("model_sha256") == sha
-        and all((run_dir / name).exists() for name in (*INPUTS, ROUNDS, ROUNDS_PLOT, EVENTS))
+        and all((run_dir / name).exists() for name in (*INPUTS, ROUNDS, ROUNDS_PLOT, EVENTS, *report))
     )
 
 

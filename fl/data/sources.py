@@ -287,8 +287,14 @@ def _places(path: Path, files: Sequence[ImageFile]) -> np.ndarray:
         ) from error
     degrees = np.empty_like(places)
     for code in set(codes.tolist()):
-        these, to_degrees = codes == code, pyproj.Transformer.from_crs(code, 4326, always_xy=True)
-        degrees[these] = np.stack(to_degrees.transform(*places[these].T), 1)
+        these = codes == code
+        try:
+            to_degrees = pyproj.Transformer.from_crs(code, 4326, always_xy=True)
+            degrees[these] = np.stack(to_degrees.transform(*places[these].T), 1)
+        except pyproj.exceptions.ProjError as error:
+            raise DataError(f"partition=regions: EPSG:{code} of some images is no system that pyproj knows") from error
+    if not np.isfinite(degrees).all():
+        raise DataError("partition=regions: some images lie outside of where their coordinates are defined")
     return degrees * [np.cos(np.radians(degrees[:, 1].mean())), 1]
 
 

@@ -1,6 +1,7 @@
 """The report as one file: a template filled with what a run's files say."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,6 +53,10 @@ def write_report_or_say(folder: Path) -> None:
     except Exception as error:  # whatever files hold; the run is what counts
         told = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
         say(f"note: {folder / REPORT} could not be written ({told})")
+        with suppress(OSError):  # so that nobody waits for it
+            write_bytes(
+                folder / REPORT, f"<!doctype html><title>quantfl</title><p>No report: {escape(told)}</p>\n".encode()
+            )
 
 
 def renew(path: Path) -> None:

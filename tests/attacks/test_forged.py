@@ -82,7 +82,7 @@ def finished(small_run, tmp_path_factory, preloaded):
     return folder
 
 
-@pytest.mark.parametrize("count", [4, MANY])
+@pytest.mark.parametrize("count", [2, MANY])
 @pytest.mark.parametrize(("command", "name"), CASES)
 def test_a_forged_file_of_a_run_is_one_line_or_harmless(finished, tmp_path, command, name, count, monkeypatch, capsys):
     module = "fl.commands.compare" if command == "--verify" else command

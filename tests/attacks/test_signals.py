@@ -14,7 +14,6 @@ from conftest import REPOSITORY, SMALL
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 SOME = [signal.SIGUSR1, *(pytest.param(number, marks=pytest.mark.long) for number in SIGNALS[:2])]
 LONG_RUN = [*SMALL, "num_rounds=500", "local_epochs=20"]
-RAY = pytest.param("engine=ray", marks=pytest.mark.long)
 
 
 def left_over(session):
@@ -93,9 +92,17 @@ def test_while_a_command_is_being_loaded(library, number, tmp_path):
         assert "start again" in errors or "fl resume" in errors
 
 
-@pytest.mark.parametrize("number", SOME)
-@pytest.mark.parametrize("engine", ["engine=in_process", RAY])
-@pytest.mark.long
+SHOWN = [("engine=in_process", signal.SIGUSR1), ("engine=ray", signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [
+        pytest.param(engine, number, marks=pytest.mark.long if (engine, number) in SHOWN else pytest.mark.exhaustive)
+        for engine in ("engine=in_process", "engine=ray")
+        for number in SIGNALS
+    ],
+)
 def test_while_a_run_is_training(engine, number, tmp_path):
     folder = tmp_path / "run"
     door = Door(tmp_path, "fl.train", *LONG_RUN, "local_epochs=1", engine, "hydra.run.dir=run")

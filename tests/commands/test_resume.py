@@ -28,10 +28,10 @@ def test_a_run_that_was_stopped_before_its_first_round_begins_again(tmp_path, re
 FEEDBACK = "codec@broadcast=ecq codec@update=int4 update.rounding=stochastic update.error_feedback=true"
 
 
-LONG = [pytest.param(f"strategy={name}", marks=pytest.mark.long) for name in ("fedadam", "fedavgm")]
+MORE = [pytest.param(f"strategy={name}", marks=pytest.mark.exhaustive) for name in ("fedadam", "fedavgm")]
 
 
-@pytest.mark.parametrize("kind", [*LONG, f"strategy=nesterov {FEEDBACK}"])
+@pytest.mark.parametrize("kind", [*MORE, f"strategy=nesterov {FEEDBACK}"])
 def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, command):
     overrides = [*SMALL, "num_rounds=4", "data.num_images=200", *kind.split()]
     whole = run_small(tmp_path / "whole", *overrides[len(SMALL) :])

@@ -299,6 +299,11 @@ def test_places_of_several_zones_are_put_on_one_map(tmp_path):
     west, east = source.plan(tmp_path).places()
     assert np.isclose((east - west)[0], 6 * np.cos(np.radians(47.99)), atol=0.01)
     assert abs((east - west)[1]) < 1e-9
+    for wrong, told in (((499_680, 5e6, 1025), "EPSG:1025"), ((1e30, 1e30, 32633), "outside of where")):
+        contents = [located(noise(), 499_680, 5_316_000), located(noise(), *wrong)]
+        source = Folder(str(folder_of(tmp_path / told[:4], contents)), None, None, None)
+        with pytest.raises(DataError, match=f"partition=regions: .*{told}"):
+            source.plan(tmp_path).places()
     plain = Folder(str(folder_of(tmp_path / "other", [tiff(noise())] * 2)), None, None, None)
     with pytest.raises(DataError, match=r"partition=regions: .*a/0_x.tif.* only georeferenced TIFFs"):
         plain.plan(tmp_path).places()

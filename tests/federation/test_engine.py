@@ -54,8 +54,13 @@ RANDOM_CODECS = ["codec@broadcast=int8", "broadcast.rounding=stochastic", "codec
 RANDOM_FAULTS = ["faults=noise", "faults.clients=null", "faults.probability=0.5"]
 
 
-@pytest.mark.parametrize("codecs", [[], [*RANDOM_CODECS, *RANDOM_FAULTS]], ids=["plain", "codecs"])
-@pytest.mark.long
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        pytest.param([], marks=pytest.mark.exhaustive, id="plain"),
+        pytest.param([*RANDOM_CODECS, *RANDOM_FAULTS], marks=pytest.mark.long, id="codecs"),
+    ],
+)
 def test_same_bytes_in_process_and_on_ray_with_a_failing_client(tmp_path, codecs):
     hashes = []
     for engine in ("in_process", "ray"):

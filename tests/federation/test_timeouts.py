@@ -157,8 +157,13 @@ HUNG = [
 ]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("setting", ["reply_timeout_s", "round_timeout_s"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param("reply_timeout_s", marks=pytest.mark.long),
+        pytest.param("round_timeout_s", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_on_ray_a_client_that_hangs_is_killed_and_the_next_round_has_all(tmp_path, command, setting):
     done = command("fl.train", *HUNG, f"{setting}=25", f"hydra.run.dir={tmp_path / 'run'}", check=0)
     records = read_jsonl(tmp_path / "run" / "rounds.jsonl")

@@ -171,6 +171,7 @@ def test_a_report_that_fails_ends_nothing(copied, capsys, monkeypatch):
     monkeypatch.setattr(write, "of_run", lambda run: 1 / 0)
     write_report_or_say(copied)
     assert "report.html could not be written (division by zero)" in capsys.readouterr().out
+    assert "No report: division by zero" in words((copied / "report.html").read_text())
 
 
 def test_several_runs_stand_side_by_side(reported, copied, tmp_path):
