@@ -22,6 +22,7 @@ INK = "#0a0b0c"
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
+    "svg.hashsalt": "quantfl",  # the same picture is the same text
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "legend.framealpha": 0,
