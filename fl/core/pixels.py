@@ -48,10 +48,14 @@ class Pixels:
 
     def describe(self) -> dict[str, Any]:
         """Returns what files keep of it beside the number of bands, plain data; nothing for the usual ones."""
-        if replace(self, bands=3) == Pixels():
+        if replace(self, bands=USUAL.bands) == USUAL:
             return {}
         own = {"height": self.height, "width": self.width, "dtype": self.dtype}
         return {**own, **({"mean": list(self.mean), "deviation": list(self.deviation)} if self.mean else {})}
+
+
+USUAL = Pixels()
+"""8-bit RGB of 64x64 pixels, normalised as it always was."""
 
 
 def described_pixels(told: Mapping[str, Any] | None, bands: int) -> Pixels:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl.core.errors import ConfigError, DataError, QuantflError
 from fl.core.files import read_json, sha256
-from fl.core.pixels import Pixels
+from fl.core.pixels import USUAL, Pixels
 from fl.core.presets import preset
 from fl.core.run_folder import PARTITION, SETTINGS, SUMMARY, run_of
 from fl.core.seeds import numpy_generator
@@ -28,8 +28,6 @@ DEFAULT_SEED = 42
 CALIBRATION_POOL, CHUNK = 512, 1000
 
 NAMED = ("eurosat", "synthetic")
-
-USUAL = Pixels()
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl.core.pixels import Pixels
+from fl.core.pixels import USUAL, Pixels
 from fl.core.seeds import torch_generator
-
-PLAIN = Pixels()
 
 
 class Network(nn.Module):
@@ -82,7 +80,7 @@ class Net(Network):
         return F.relu(F.max_pool2d(x, 2)) if self.training else F.max_pool2d(F.relu(x), 2)
 
 
-def to_input(images: Tensor, dtype: torch.dtype = torch.float32, pixels: Pixels = PLAIN) -> Tensor:
+def to_input(images: Tensor, dtype: torch.dtype = torch.float32, pixels: Pixels = USUAL) -> Tensor:
     """Returns a network's input, channels_last: `(x / 255 - 0.5) / 0.5`, or by each band's mean and deviation.
 
     Args:

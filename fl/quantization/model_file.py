@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fl.core.console import say
 from fl.core.errors import ConfigError, ModelFileError, printable
 from fl.core.files import read_json, sha256, write_bytes
-from fl.core.pixels import Pixels
+from fl.core.pixels import USUAL
 from fl.core.run_folder import SETTINGS, run_of
 from fl.core.targets import Target
 from fl.models.architecture import NET, Architecture, architecture_of, described, network_named
@@ -29,7 +29,6 @@ from fl.quantization.half import fp16_wanted, prepare
 from fl.quantization.precisions import SHORT, word
 from fl.quantization.state_dicts import as_fp32, check_names, check_shapes, find, plain
 
-USUAL = Pixels()
 BITS_PER_BYTE, FEWEST_BITS, LONGEST = 8, 2, 1000
 
 OURS = {"precision", "num_classes"}

@@ -18,6 +18,11 @@ MOST_BYTES = 256 * 1024**2
 """Of predictions, unpacked."""
 
 
+def _object_in(name: str) -> "cached_property[Mapping[str, Any]]":
+    """Returns an attribute that is the object in a JSON file of the run, empty where there is none."""
+    return cached_property(lambda run: run._read(name))
+
+
 @dataclass(frozen=True)
 class RunRecords:
     """The files of one run.
@@ -30,35 +35,12 @@ class RunRecords:
     folder: Path
     unread: dict[str, str] = field(default_factory=dict)
 
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """What was asked for."""
-        return self._read(SETTINGS)
-
-    @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """How it ended."""
-        return self._read(SUMMARY)
-
-    @cached_property
-    def partition(self) -> Mapping[str, Any]:
-        """Who had which images."""
-        return self._read(PARTITION)
-
-    @cached_property
-    def communication(self) -> Mapping[str, Any]:
-        """What travelled, and what links take for it."""
-        return self._read(COMMUNICATION)
-
-    @cached_property
-    def comparison(self) -> Mapping[str, Any]:
-        """The final model in several precisions."""
-        return self._read(COMPARISON)
-
-    @cached_property
-    def bench(self) -> Mapping[str, Any]:
-        """How fast models are."""
-        return self._read(BENCH)
+    settings = _object_in(SETTINGS)
+    summary = _object_in(SUMMARY)
+    partition = _object_in(PARTITION)
+    communication = _object_in(COMMUNICATION)
+    comparison = _object_in(COMPARISON)
+    bench = _object_in(BENCH)
 
     @cached_property
     def rounds(self) -> list[Mapping[str, Any]]:
