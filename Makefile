@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ALL := .venv/.installed-all
-WORKERS ?= 2
+WORKERS ?= 3
 # of what pip tells, one line for each package
 SHORT := awk '/^ *(Collecting|Downloading|Building|Installing|Successfully)/ {print; fflush()}'
 

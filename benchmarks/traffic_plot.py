@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.figures import COLOURS, label_points, save_figure
+from fl.core.figures import COLOURS, label_points, log_axis, picture
 
 FAR_POINTS = -5.0
 """What lost more is drawn below a break of the axis, or it would press all others together."""
-PALETTE = (*COLOURS, "#64b5cd", "#b09a3c", "#8c8c8c", "#da8bc3")
+PALETTE = (*COLOURS, "#332288", "#661100", "#7f7f7f", "#117733")
 STEPS = 20
 """Places along a bar or a line that labels should not hide."""
 Place = tuple[float, float, Mapping[str, Any]]
@@ -26,33 +26,31 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         lines: of the table (benchmarks/traffic_table.py); those without runs, and baselines but the first, are left
             out: all baselines are at 0. The front is that of the lines compared with the first.
     """
-    from matplotlib.figure import Figure
-
     sent = [each for each in lines if each["total_mb"] is not None]
     baselines = [each for each in sent if each["change_points"] is None]
     shown = baselines[:1] + [each for each in sent if each["change_points"] is not None]
     places = [(each["total_mb"], each["change_points"] or 0.0, each) for each in shown]
     far = [place for place in places if place[1] < FAR_POINTS]
     near = [place for place in places if place[1] >= FAR_POINTS]
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
-    heights = (5, 1) if far else (1,)
-    axes = list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)))
-    best = front([place for place in near if place[2]["baseline"] == shown[0]["baseline"]])
-    axes[0].plot([x for x, *_ in best], [y for _, y, _ in best], color="#bbbbbb", zorder=1)
-    axes[0].axhline(0, color="black", linewidth=0.8, zorder=1)
-    for axis, drawn in zip(axes, (near, far), strict=False):
-        draw_points(axis, drawn)
-    name_axes(axes)
-    if far:
-        axes[1].set_ylim(min(y for _, y, _ in far) - 3, max(y for _, y, _ in far) + 3)
-        axes[1].set_yticks([round(min(y for _, y, _ in far))])
-        break_between(*axes)
-    figure.draw_without_rendering()  # where things are is known from here on
-    for axis, drawn, joined, zeros in zip(axes, (near, far), (best, []), (zero_line(axes[0]), []), strict=False):
-        texts = ["\n".join(textwrap.wrap(line["traffic"].replace("`", ""), 22)) for *_, line in drawn]
-        hidden = [*bars(drawn), *line_between(joined), *zeros]
-        label_points(axis, [(x, y) for x, y, _ in drawn], texts, PALETTE * len(drawn), hidden)
-    save_figure(figure, path)
+    with picture(path, 8, 5.4) as (figure, _):
+        figure.clear()
+        heights = (5, 1) if far else (1,)
+        axes = list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)))
+        best = front([place for place in near if place[2]["baseline"] == shown[0]["baseline"]])
+        axes[0].plot([x for x, *_ in best], [y for _, y, _ in best], color="#bbbbbb", zorder=1)
+        axes[0].axhline(0, color="black", linewidth=0.8, zorder=1)
+        for axis, drawn in zip(axes, (near, far), strict=False):
+            draw_points(axis, drawn)
+        name_axes(axes)
+        if far:
+            axes[1].set_ylim(min(y for _, y, _ in far) - 3, max(y for _, y, _ in far) + 3)
+            axes[1].set_yticks([round(min(y for _, y, _ in far))])
+            break_between(*axes)
+        figure.draw_without_rendering()  # where things are is known from here on
+        for axis, drawn, joined, zeros in zip(axes, (near, far), (best, []), (zero_line(axes[0]), []), strict=False):
+            texts = ["\n".join(textwrap.wrap(line["traffic"].replace("`", ""), 22)) for *_, line in drawn]
+            hidden = [*bars(drawn), *line_between(joined), *zeros]
+            label_points(axis, [(x, y) for x, y, _ in drawn], texts, PALETTE * len(drawn), hidden)
 
 
 def front(places: Sequence[Place]) -> list[Place]:
@@ -73,21 +71,16 @@ def draw_points(axis: Any, places: Sequence[Place]) -> None:
         axis.errorbar(
             x, y, [[y - low], [high - y]] if several else None, fmt="o", color=colour, mfc=inside, capsize=3, zorder=2
         )
-    axis.grid(alpha=0.3, which="both")
+    axis.grid(which="both")
     axis.margins(x=0.3, y=0.15)
 
 
 def name_axes(axes: Sequence[Any]) -> None:
     """Writes what is drawn."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
-    axes[-1].set(xscale="log", xlabel="MB sent in all rounds, both directions (MB of 1024² bytes)")
-    axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes[-1].xaxis.set_minor_formatter(NullFormatter())
+    axes[-1].set(xlabel="MB sent in all rounds, both directions (MB of 1024² bytes)")
+    log_axis(axes[-1], "x")
     axes[0].set_ylabel("change of test accuracy (points)")
-    axes[0].set_title(
-        "Against FP32 with the same seeds and clients: mean, 95 % interval; hollow: one seed", fontsize=10
-    )
+    axes[0].set_title("Against FP32 with the same seeds and clients: mean, 95 % interval; hollow: one seed")
 
 
 def break_between(upper: Any, lower: Any) -> None:

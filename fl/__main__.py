@@ -15,6 +15,7 @@ VERBS = {
     "bench": "speed, memory and answers of model files",
     "recommend": "in what to train, what to ship, what to transmit",
     "report": "one page of a run, or of several side by side",
+    "plot": "pictures for papers, of one run or many",
     "communication": "what traffic takes over satellite links",
 }
 

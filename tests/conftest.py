@@ -165,10 +165,11 @@ def numbers_only(folder):
     return without_seconds(read_jsonl(folder / "rounds.jsonl"))
 
 
-def figures_of(module, monkeypatch):
-    """Returns the list of the figures that a module saves from here on."""
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved from here on."""
     figures = []
-    monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("fl.core.figures.save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 

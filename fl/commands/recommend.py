@@ -7,11 +7,11 @@ more than asked: the whole 95 % interval of its change against FP32, on the same
 import argparse
 from pathlib import Path
 
-from fl.commands.arguments import Parser
+from fl.commands.arguments import Parser, renew_report
 from fl.core.console import say
 from fl.core.errors import ConfigError, one_line_errors, shell_path
-from fl.core.files import read_json
-from fl.core.run_folder import COMPARISON, SUMMARY
+from fl.core.files import read_json, write_json
+from fl.core.run_folder import COMPARISON, RECOMMENDATION, SUMMARY
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def main() -> None:
     """Prints the three lines."""
     options = parse()
     with one_line_errors():
-        from fl.comparison.recommend import chosen_by, recommend
+        from fl.comparison.recommend import recommendation
 
         place: Path = options.run_dir
         path = place if place.suffix == ".json" else place / COMPARISON
@@ -54,15 +54,17 @@ def main() -> None:
                 )
             summary = path.with_name(SUMMARY)
             trained = read_json(summary).get("training_precision", "fp32") if summary.is_file() else "fp32"
-            found = recommend(report, options.max_drop, options.max_size_kb, trained)
-            images = f"{report['test_set']['title']}, {chosen_by(report)}"
+            found = recommendation(report, trained, options.max_drop, options.max_size_kb)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"{path}: is no whole report ({error!r})") from error
         limits = f"at most {options.max_drop:g} points lost by the whole 95 % interval, on {device}"
         if options.max_size_kb is not None:
             limits += f", at most {options.max_size_kb:g} kB"
-        say(f"{path}: {images}; {limits}")
-        for what, choice, why in zip(
-            ("Train", "Ship", "Transmit"), (found.train, found.ship, found.transmit), found.why, strict=True
-        ):
-            say(f"{what + ':':<10}{choice or 'nothing'}\n          {why}")
+        say(f"{path}: {found['images']}; {limits}")
+        for what in ("train", "ship", "transmit"):
+            say(f"{what.title() + ':':<10}{found[what]['choice'] or 'nothing'}\n          {found[what]['why']}")
+        try:
+            write_json(path.with_name(RECOMMENDATION), found)
+        except OSError as error:  # a folder of somebody else
+            say(f"note: {path.with_name(RECOMMENDATION)} could not be written ({error.strerror})")
+        renew_report(path)

@@ -13,12 +13,13 @@ from fl.comparison.costs import CostAssumptions
 from fl.comparison.measure import Measured, convert_and_save, measure
 from fl.comparison.plots import plot_comparison
 from fl.comparison.printed import costs, opening, precision_section, show_measured, summary
+from fl.comparison.recommend import recommendation
 from fl.comparison.report import BASELINE, Comparison
 from fl.core.console import heading, say
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import write_json, write_npz
 from fl.core.machine import compute_with, device_of
-from fl.core.run_folder import COMPARISON, COMPARISON_PLOT, PREDICTIONS
+from fl.core.run_folder import COMPARISON, COMPARISON_PLOT, PREDICTIONS, RECOMMENDATION
 from fl.data.images import visible
 from fl.data.provenance import Inputs, Run, TestSet, find_inputs, find_run
 from fl.models.architecture import architecture_of, network_named
@@ -132,6 +133,8 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
             file.replace(output_dir / file.name)
     report = subject.report(measured, left_out, written)
     write_json(json_path, report)
+    trained = subject.run.summary.get("training_precision", "fp32") if subject.run else "fp32"
+    write_json(json_path.with_name(RECOMMENDATION), recommendation(report, trained))
     plot_comparison(json_path.with_name(COMPARISON_PLOT), report, titles)
     summary(report, titles)
     if formats and written:

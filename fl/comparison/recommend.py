@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.optimize import brentq
-
 from fl.core.errors import counted
+from fl.core.intervals import paired_interval
 
 BASELINE = "fp32"
 
@@ -19,8 +18,8 @@ CODECS = ("fp32", "fp16", "int8", "int4")
 ROUNDING = 1e-9
 """Points: differences of accuracies are sums of float64."""
 
-Z = 1.959964
-"""Standard normal quantile of a 95 % interval."""
+MAX_DROP = 0.5
+"""Points of accuracy that may be lost, where nobody says otherwise."""
 
 KEPT, LOST, NOISE = "kept", "lost", "within noise"
 
@@ -67,31 +66,6 @@ class Evidence:
         )
 
 
-def paired_interval(only_ours: float, only_theirs: float, images: int) -> tuple[float, float]:
-    """Returns the 95 % interval of the difference of two accuracies on the same images, as fractions.
-
-    The score interval of paired proportions (Tango 1998, Statistics in Medicine 17), which is as wide as few images
-    make it even where all answers agree.
-
-    Args:
-        only_ours: images that only the first model answers rightly.
-        only_theirs: images that only the second does.
-        images: all of them.
-    """
-
-    def score(difference: float) -> float:
-        linear = (2 * images - only_ours + only_theirs) * difference - only_ours - only_theirs
-        constant = -only_theirs * difference * (1 - difference)
-        expected = ((linear**2 - 8 * images * constant) ** 0.5 - linear) / (4 * images)
-        variance = images * (2 * expected + difference * (1 - difference))
-        return (only_ours - only_theirs - images * difference) / max(variance, 1e-12) ** 0.5
-
-    edge = 1 - 1e-9  # the score falls from one end to the other
-    low = brentq(lambda each: score(each) - Z, -edge, edge) if score(-edge) > Z else -1.0
-    high = brentq(lambda each: score(each) + Z, -edge, edge) if score(edge) < -Z else 1.0
-    return float(low), float(high)
-
-
 def evidence(report: Mapping[str, Any]) -> tuple[dict[str, Evidence], int, bool]:
     """Returns the evidence for each precision, the number of images, and whether they are validation images.
 
@@ -115,6 +89,40 @@ def evidence(report: Mapping[str, Any]) -> tuple[dict[str, Evidence], int, bool]
         low, high = (0.0, 0.0) if name == BASELINE else paired_interval(ours, theirs, images)
         found[name] = Evidence(accuracy, change, 100 * low, 100 * high, agreement)
     return found, images, bool(held_out)
+
+
+def recommendation(
+    report: Mapping[str, Any], trained: str = "fp32", max_drop: float = MAX_DROP, max_size_kb: float | None = None
+) -> dict[str, Any]:
+    """Returns the content of `recommendation.json`: the three answers with their reasons, and what they rest on.
+
+    Args:
+        report: see `recommend`.
+        trained: see `recommend`.
+        max_drop: see `recommend`.
+        max_size_kb: see `recommend`.
+    """
+    found, (told, images, held_out) = recommend(report, max_drop, max_size_kb, trained), evidence(report)
+    answers = zip(("train", "ship", "transmit"), (found.train, found.ship, found.transmit), found.why, strict=True)
+    return {
+        "images": f"{report['test_set']['title']}, {chosen_by(report)}",
+        "num_images": images,
+        "by": "validation" if held_out else "test",
+        "device": report["evaluation"]["device"],
+        "max_drop_points": max_drop,
+        "max_size_kb": max_size_kb,
+        **{what: {"choice": choice, "why": why} for what, choice, why in answers},
+        "evidence": {
+            name: {
+                "accuracy_percent": each.accuracy_percent,
+                "change_points": each.change,
+                "change_ci95_points": [each.low, each.high],
+                "agreement_with_fp32": each.agreement,
+                "judged": each.judged(max_drop),
+            }
+            for name, each in told.items()
+        },
+    }
 
 
 def recommend(

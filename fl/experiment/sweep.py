@@ -169,7 +169,7 @@ def summarize(sweep: Path) -> dict[str, Any]:
         "over_seeds": over_seeds(rows, swept) if SEED in swept else None,
         "pareto_front": pareto_front(points),
     }
-    for stale in sweep.glob("sweep*.png"):
+    for stale in (*sweep.glob("sweep*.png"), *sweep.glob("sweep*.svg")):
         stale.unlink()
     document["plots"] = plot_sweep(sweep, document, {job.number: job.records for job in jobs})
     write_json(sweep / DOCUMENT, document)

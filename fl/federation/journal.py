@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl.codec.tensors import is_statistic
 from fl.communication.ledger import communication
+from fl.communication.pricing import load_links
 from fl.communication.tables import show_traffic
 from fl.core.console import say
 from fl.core.errors import ConfigError, QuantflError
@@ -121,11 +122,14 @@ class Journal:
         self.event(state, round=len(self.records))
         model_sha256 = save_trained(self._folder / MODEL, model, self._task.start.architecture)
         self._draw()
-        ledger = communication(self.records, [self._task.server.link])
+        own = self._task.server.link
+        shipped = [link for link in load_links(None, None) if link.name != own.name]
+        ledger = communication(self.records, [own, *shipped])
         write_json(self._folder / COMMUNICATION, ledger)
         self._summarize(state, model_sha256=model_sha256)
-        if self._task.codecs.active or self._task.server.link.name != "flat_rate":
-            show_traffic({"this run": ledger})
+        if self._task.codecs.active or own.name != "flat_rate":
+            modelled = {**ledger["modelled"], "links": {own.name: ledger["modelled"]["links"][own.name]}}
+            show_traffic({"this run": {**ledger, "modelled": modelled}})
 
     def fail(self, error: Exception) -> None:
         """Notes why the run ended, as far as the disk takes it."""

@@ -2,34 +2,25 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl.core.figures import drawing_library, new_figure
+from fl.core.figures import COLOURS, MARKERS, drawing_library, log_axis, look, name_lines, picture, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, told apart by colour-blind eyes; lines differ by their dashes too, points by their shapes."""
-DASHES, MARKERS = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))), ("o", "s", "^", "D", "v", "P")
 LIGHT_AND_DARK = ("#0072b2", "#e69f00")
 INK = "#0a0b0c"
 """Becomes the colour of the page's text."""
-STYLE: Any = {
+INKED: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "svg.fonttype": "none",
-    "svg.hashsalt": "quantfl",  # the same picture is the same text
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "legend.framealpha": 0,
-    "font.size": 10,
-    "text.parse_math": False,  # names of classes are text
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -59,36 +50,42 @@ class Line:
     y: Sequence[float]
 
 
-def lines(curves: Sequence[Line], x_label: str, y_label: str, *, whole_x: bool = False) -> str:
+def lines(curves: Sequence[Line], x_label: str, y_label: str, *, whole_x: bool = False, log_x: bool = False) -> str:
     """Returns curves over each other, each named where it ends."""
 
     def draw(axes: "Axes") -> None:
         for number, curve in enumerate(curves):
-            look = {"color": PALETTE[number % 6], "linestyle": DASHES[number % 6], "marker": MARKERS[number % 6]}
-            axes.plot(curve.x, curve.y, label=curve.name, markersize=4, **look)  # type: ignore[arg-type]
+            axes.plot(curve.x, curve.y, label=curve.name, **look(number))
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.grid(alpha=0.25)
         if whole_x:
-            locator: Any = axes.xaxis.get_major_locator()
-            locator.set_params(integer=True)
+            whole_numbers(axes.xaxis)
+        if log_x:
+            log_axis(axes, "x")
         if len(curves) > 1:
-            axes.legend()
+            name_lines(axes)
 
     return _svg(draw)
 
 
-def points(named: Sequence[tuple[str, float, float]], x_label: str, y_label: str, front: Sequence[str] = ()) -> str:
-    """Returns points with their names beside them; those of the front are joined."""
+def points(
+    named: Sequence[tuple[str, float, float]],
+    x_label: str,
+    y_label: str,
+    front: Sequence[str] = (),
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> str:
+    """Returns points with their names beside them and their intervals as bars; those of the front are joined."""
 
     def draw(axes: "Axes") -> None:
         for number, (name, x, y) in enumerate(named):
-            axes.scatter(x, y, s=50, color=PALETTE[number % 6], marker=MARKERS[number % 6])
+            axes.scatter(x, y, s=50, color=COLOURS[number % 6], marker=MARKERS[number % 6])
+            low, high = intervals.get(name, (y, y))
+            axes.errorbar(x, y, [[y - low], [high - y]], color=COLOURS[number % 6], capsize=3 if low < high else 0)
             axes.annotate(name, (x, y), xytext=(6, 6 if number % 2 else -12), textcoords="offset points")
         joined = sorted((x, y) for name, x, y in named if name in front)
         axes.plot(*zip(*joined, strict=True), color=INK, linewidth=0.8, alpha=0.6, zorder=0) if joined else None
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.2, y=0.25)
-        axes.grid(alpha=0.25)
 
     return _svg(draw)
 
@@ -102,6 +99,7 @@ def bars(names: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_l
             axes.barh(names, values, left=left, label=part, color=LIGHT_AND_DARK[number % 2])
             left = left + np.asarray(values)
         axes.invert_yaxis()
+        axes.grid(visible=False)
         axes.set(xlabel=x_label)
         if len(parts) > 1:
             axes.legend(ncols=len(parts), loc="lower left", bbox_to_anchor=(0, 1))
@@ -114,6 +112,7 @@ def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_labe
 
     def draw(axes: "Axes") -> None:
         top = max(float(values.max(initial=0)), 1.0)
+        axes.grid(visible=False)
         axes.imshow(values, cmap="Blues", vmax=1.4 * top, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
         axes.set_yticks(range(len(rows)), rows)
@@ -129,8 +128,7 @@ def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_labe
 def _svg(draw: Callable[["Axes"], None], height: float = 3.4) -> str:
     """Returns what is drawn as SVG without a size of its own."""
     buffer = io.StringIO()
-    with drawing_library().rc_context(STYLE):
-        figure, (axes,) = new_figure(6.6, height)
+    with drawing_library().rc_context(INKED), picture(None, 6.6, height) as (figure, (axes,)):
         draw(axes)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -9,7 +9,7 @@ from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, PARTITION, ROUNDS, SETTINGS, SUMMARY
 from fl.core.targets import renamed
 from fl.report.charts import Line, Picture, bars, grid, lines
-from fl.report.models import classes, precisions, speed
+from fl.report.models import classes, precisions, recommended, speed
 from fl.report.parts import Content, Figure, Section, Table, at
 from fl.report.records import RunRecords
 
@@ -22,7 +22,7 @@ MOST_CLIENTS = 40
 def of_run(run: RunRecords) -> Content:
     """Returns what there is to say of a run; of files that are not as expected, that they are not."""
     figures = [figure for each in (_accuracy, _int8, _sent, _price) for figure in _taken(run, each)]
-    parts = (_training, _traffic, _links, _clients, precisions, classes, speed, _facts)
+    parts = (_training, _traffic, _links, _clients, precisions, recommended, classes, speed, _facts)
     sections = [section for part in parts for section in _taken(run, part)]
     told = "".join(_taken(run, lambda run: [sentence(run)]))
     synthetic = bool(at(run.summary, "data", "synthetic") or run.partition.get("synthetic"))
@@ -145,7 +145,11 @@ def _traffic(run: RunRecords) -> Iterator[Section]:
         Line(name, rounds, [each[way]["payload_bytes"] / MIB for each in run.rounds]) for name, way in ways.items()
     ]
     told = f"payload of each round: {curves[0].y[-1]:.3f} MB up and {curves[1].y[-1]:.3f} MB down in the last"
-    picture = Picture(lines(curves, "round", "MB of 1024² bytes", whole_x=True), told, f"{ROUNDS}: payload_bytes")
+    pictures = [Picture(lines(curves, "round", "MB of 1024² bytes", whole_x=True), told, f"{ROUNDS}: payload_bytes")]
+    so_far = [Line(each.name, rounds, np.cumsum(each.y).tolist()) for each in curves]
+    told = f"payload until the end of each round: {so_far[0].y[-1]:.3f} MB up and {so_far[1].y[-1]:.3f} MB down in all"
+    drawn = lines(so_far, "round", "MB of 1024² bytes so far", whole_x=True)
+    pictures.append(Picture(drawn, told, f"{ROUNDS}: payload_bytes"))
     rows = []
     for way in ("broadcast", "update", "total"):
         each = measured[way]
@@ -170,7 +174,7 @@ def _traffic(run: RunRecords) -> Iterator[Section]:
         if measured.get("shared_start_bytes")
         else "Measured: lengths of what really travelled. FP32 is charged from the same start."
     )
-    yield Section("Traffic", [text], [picture], tables)
+    yield Section("Traffic", [text], pictures, tables)
 
 
 def _links(run: RunRecords) -> Iterator[Section]:
@@ -196,7 +200,34 @@ def _links(run: RunRecords) -> Iterator[Section]:
     columns = ["link", "US$", "US$ as FP32", "saved %", "hours", "hours as FP32", "contacts", "joules"]
     texts = ["Modelled from the bytes above, not measured: docs/measured-and-modelled.md has every formula."]
     texts += [f"Not modelled: {each}" for each in at(run.communication, "modelled", "not_modelled") or ()]
-    yield Section("Links", texts, tables=[Table("Over a link", columns, rows, f"{COMMUNICATION}: modelled.links")])
+    table = Table("Over each link", columns, rows, f"{COMMUNICATION}: modelled.links")
+    yield Section("Links", texts, _over_links(run, links), [table])
+
+
+def _over_links(run: RunRecords, links: Mapping[str, Any]) -> list[Picture]:
+    """Returns money by round and accuracy by day, a curve for each link."""
+    rounds, source = [int(each["round"]) for each in run.rounds], f"{COMMUNICATION}: modelled.links"
+    accuracy = [100 * each["test_accuracy"] for each in run.rounds]
+    spent, learned = [], []
+    for name, link in links.items():
+        cost, days = (np.cumsum([each[key] for each in link["rounds"]]) for key in ("cost_usd", "round_s"))
+        spent.append(Line(name, rounds, cost.tolist()))
+        learned.append(Line(name, (days / DAY_S).tolist(), accuracy))
+    dollars = ", ".join(f"{line.name} ${line.y[-1]:,.2f}" for line in spent)
+    ends = ", ".join(f"{line.name} {_time(DAY_S * line.x[-1])}" for line in learned)
+    apart = all(line.x[0] > 0 for line in learned)
+    return [
+        Picture(
+            lines(spent, "round", "US$ so far", whole_x=True),
+            f"cost until the end of each round: {dollars}",
+            f"{source}.*.rounds.cost_usd",
+        ),
+        Picture(
+            lines(learned, "days of simulated time", "test accuracy (%)", log_x=apart),
+            f"test accuracy of {accuracy[-1]:.2f} % after: {ends}",
+            f"{source}.*.rounds.round_s",
+        ),
+    ]
 
 
 def _clients(run: RunRecords) -> Iterator[Section]:

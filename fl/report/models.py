@@ -3,12 +3,14 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fl.core.files import MIB
-from fl.core.run_folder import BENCH, COMPARISON, PREDICTIONS
+from fl.core.intervals import paired_interval
+from fl.core.run_folder import BENCH, COMPARISON, PREDICTIONS, RECOMMENDATION
 from fl.report.charts import Line, Picture, grid, lines, points
 from fl.report.parts import Section, Shown, Table, at
 from fl.report.records import RunRecords
@@ -19,6 +21,10 @@ def precisions(run: RunRecords) -> Iterator[Section]:
     entries = run.comparison.get("precisions")
     if not entries:
         return
+    images = at(run.comparison, "test_set", "num_images")
+    intervals = {name: _change_interval(each, images) for name, each in entries.items() if name != "fp32"}
+    fp32 = entries["fp32"]["accuracy_percent"]
+    bars = {name: (fp32 + each[0], fp32 + each[1]) for name, each in intervals.items() if each}
     sizes = [(name, each["file_size_bytes"] / MIB, each["accuracy_percent"]) for name, each in entries.items()]
     front = [
         name
@@ -26,33 +32,13 @@ def precisions(run: RunRecords) -> Iterator[Section]:
         if not any((s <= size and a > best) or (s < size and a >= best) for _, s, a in sizes)
     ]
     told = "; ".join(f"{name} {size:.2f} MB, {accuracy:.2f} %" for name, size, accuracy in sizes)
-    drawn = points(sizes, "file size (MB of 1024² bytes)", "test accuracy (%)", front)
-    caption = f"Accuracy against size; the line joins what nothing else beats: {', '.join(front)}"
+    drawn = points(sizes, "file size (MB of 1024² bytes)", "test accuracy (%)", front, bars)
+    caption = (
+        "Accuracy against size. Bars: 95 % interval of the change against FP32 on the same images (Tango 1998). The "
+        f"line joins what nothing else beats: {', '.join(front)}"
+    )
     pictures = [Picture(drawn, told, f"{COMPARISON}: precisions", caption)]
-    rows = [
-        [
-            name,
-            f"{each['file_size_bytes']:,}",
-            f"{each['compression_ratio']:.2f}",
-            f"{each['accuracy_percent']:.2f}",
-            f"{each['accuracy_drop_percent']:+.2f}",
-            f"{100 * each['agreement_with_fp32']:.2f}",
-            f"{each['inference_ms']:.3f}",
-            str(each["kernels"]),
-        ]
-        for name, each in entries.items()
-    ]
-    columns = [
-        "precision",
-        "file bytes",
-        "times smaller",
-        "accuracy %",
-        "change (points)",
-        "same as FP32 %",
-        "ms/image",
-        "executed by",
-    ]
-    tables = [Table("Precisions", columns, rows, f"{COMPARISON}: precisions")]
+    tables = [_precision_table(entries, intervals)]
     formats = [
         [
             name,
@@ -74,6 +60,76 @@ def precisions(run: RunRecords) -> Iterator[Section]:
         "between runs is not in these figures."
     ]
     yield Section("Precisions", texts, pictures, tables)
+
+
+def _precision_table(
+    entries: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, tuple[float, float] | None]
+) -> Table:
+    rows = [
+        [
+            name,
+            f"{each['file_size_bytes']:,}",
+            f"{each['compression_ratio']:.2f}",
+            f"{each['accuracy_percent']:.2f}",
+            f"{each['accuracy_drop_percent']:+.2f}",
+            _interval(intervals.get(name)),
+            f"{100 * each['agreement_with_fp32']:.2f}",
+            f"{each['inference_ms']:.3f}",
+            str(each["kernels"]),
+        ]
+        for name, each in entries.items()
+    ]
+    columns = [
+        "precision",
+        "file bytes",
+        "times smaller",
+        "accuracy %",
+        "change (points)",
+        "95 % interval",
+        "same as FP32 %",
+        "ms/image",
+        "executed by",
+    ]
+    return Table("Precisions", columns, rows, f"{COMPARISON}: precisions")
+
+
+def recommended(run: RunRecords) -> Iterator[Section]:
+    """Yields what to train, ship and transmit, with the reasons."""
+    found = run.recommendation
+    if not found:
+        return
+    questions = {"train": "Train", "ship": "Ship", "transmit": "Transmit"}
+    rows = [[title, str(found[key]["choice"] or "nothing"), str(found[key]["why"])] for key, title in questions.items()]
+    limit = f"at most {found['max_drop_points']:g} points lost by the whole 95 % interval, on {found['device']}"
+    size = f", at most {found['max_size_kb']:g} kB" if found["max_size_kb"] is not None else ""
+    told = [
+        [
+            name,
+            f"{each['accuracy_percent']:.2f}",
+            f"{each['change_points']:+.2f}",
+            _interval(each["change_ci95_points"] if name != "fp32" else None),
+            str(each["judged"]),
+        ]
+        for name, each in found["evidence"].items()
+    ]
+    columns = ["precision", "accuracy %", "change (points)", "95 % interval", "judged"]
+    tables = [
+        Table("What to do", ["question", "answer", "why"], rows, f"{RECOMMENDATION}: train, ship, transmit"),
+        Table(f"By {found['num_images']:,} {found['by']} images", columns, told, f"{RECOMMENDATION}: evidence"),
+    ]
+    yield Section("Recommendation", [f"{found['images']}; {limit}{size}."], tables=tables)
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else ""
+
+
+def _change_interval(entry: Mapping[str, Any], images: int) -> tuple[float, float] | None:
+    """Returns the 95 % interval of a change in points; None where answers were not compared one by one."""
+    if "only_this_right" not in entry:
+        return None
+    low, high = paired_interval(entry["only_this_right"], entry["only_fp32_right"], images)
+    return 100 * low, 100 * high
 
 
 def classes(run: RunRecords) -> Iterator[Section]:

@@ -11,7 +11,17 @@ import numpy as np
 
 from fl.core.errors import ConfigError
 from fl.core.files import read_json, read_jsonl
-from fl.core.run_folder import BENCH, COMMUNICATION, COMPARISON, PARTITION, PREDICTIONS, ROUNDS, SETTINGS, SUMMARY
+from fl.core.run_folder import (
+    BENCH,
+    COMMUNICATION,
+    COMPARISON,
+    PARTITION,
+    PREDICTIONS,
+    RECOMMENDATION,
+    ROUNDS,
+    SETTINGS,
+    SUMMARY,
+)
 
 T = TypeVar("T")
 MOST_BYTES = 256 * 1024**2
@@ -40,6 +50,7 @@ class RunRecords:
     partition = _object_in(PARTITION)
     communication = _object_in(COMMUNICATION)
     comparison = _object_in(COMPARISON)
+    recommendation = _object_in(RECOMMENDATION)
     bench = _object_in(BENCH)
 
     @cached_property

@@ -4,18 +4,12 @@ import itertools
 import sys
 from pathlib import Path
 
-import pytest
-from conftest import REPOSITORY, figures_of, labels
+from conftest import REPOSITORY, labels
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import traffic_plot
 import traffic_table
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    return figures_of(traffic_plot, monkeypatch)
 
 
 def line(name, mb, change, half=None, baseline="fp32"):

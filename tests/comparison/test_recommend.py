@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL, compared, train
 
-from fl.comparison.recommend import Evidence, Z, chosen_by, evidence, paired_interval, recommend
+from fl.comparison.recommend import Evidence, chosen_by, evidence, recommend
 from fl.comparison.verify import verify
 from fl.core.errors import VerificationError
 from fl.core.files import read_json, sha256, write_json
+from fl.core.intervals import Z, paired_interval
 from fl.data.provenance import find_inputs, find_run
 from fl.deployment.beside import DeploymentFiles
 from fl.quantization.model_file import load_with_info

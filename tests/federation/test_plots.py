@@ -3,16 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
-from conftest import figures_of
 
 from fl.core.files import MIB
 from fl.federation import plots
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    return figures_of(plots, monkeypatch)
 
 
 def test_a_run_shows_accuracy_over_the_bytes_sent_until_then(drawn):

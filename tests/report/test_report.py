@@ -11,6 +11,7 @@ from conftest import compared, composed
 
 from fl.core.errors import ConfigError
 from fl.core.files import read_json, read_jsonl, write_json
+from fl.core.intervals import paired_interval
 from fl.experiment.run import run
 from fl.report import write_report, write_report_or_say
 from fl.report.charts import Line, lines
@@ -62,12 +63,38 @@ def test_every_figure_is_that_of_its_file(reported):
     for cells, (name, entry) in zip(table(page, "Precisions"), report["precisions"].items(), strict=True):
         told = [name, f"{entry['file_size_bytes']:,}", f"{entry['compression_ratio']:.2f}"]
         assert cells[:5] == [*told, f"{entry['accuracy_percent']:.2f}", f"{entry['accuracy_drop_percent']:+.2f}"]
+        if name != "fp32":
+            ends = paired_interval(entry["only_this_right"], entry["only_fp32_right"], 80)
+            assert cells[5] == " to ".join(f"{100 * end:+.2f}" for end in ends)
+    links = ledger["modelled"]["links"]
+    assert list(links) == ["flat_rate", "cubesat_sband", "ttc_uhf"], "the run's own first, then every other"
+    for cells, (name, link) in zip(table(page, "Over each link"), links.items(), strict=True):
+        assert cells[:2] == [name, f"{link['cost_usd']['total']:,.2f}"]
+        assert f"{name} ${link['cost_usd']['total']:,.2f}" in page
     stored = np.load(reported / "predictions.npz")
     for place, cells in enumerate(table(page, "Accuracy of each class (%)")):
         own = stored["labels"] == place
         assert cells[0] == report["class_names"][place]
         assert cells[1] == f"{100 * (stored['fp32'][own] == place).mean():.1f}"
         assert cells[3] == f"{100 * (stored['int8'][own] == place).mean():.1f}"
+
+
+def test_it_recommends_what_was_recommended_last_and_says_why(copied, command):
+    told = read_json(copied / "recommendation.json")
+    assert [cells[1] for cells in table((copied / "report.html").read_text(), "What to do")] == [
+        told[what]["choice"] or "nothing" for what in ("train", "ship", "transmit")
+    ]
+    done = command("fl", "recommend", copied, "--max-drop", "40", check=0)
+    told = read_json(copied / "recommendation.json")
+    assert told["max_drop_points"] == 40
+    assert {each["judged"] for each in told["evidence"].values()} == {"kept"}
+    page = (copied / "report.html").read_text()
+    for cells, what in zip(table(page, "What to do"), ("train", "ship", "transmit"), strict=True):
+        assert cells[1:] == [told[what]["choice"], told[what]["why"]]
+        assert told[what]["why"] in done.stdout
+    for cells, (name, each) in zip(table(page, "By 80 test images"), told["evidence"].items(), strict=True):
+        assert cells[0] == name
+        assert cells[3] == ("" if name == "fp32" else " to ".join(f"{end:+.2f}" for end in each["change_ci95_points"]))
 
 
 def test_predictions_are_those_of_the_report_and_changed_images_those_of_the_test_set(reported):
