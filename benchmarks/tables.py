@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import contacts_table
 import faults_table
 import headlines
 import precision_table
@@ -75,6 +76,11 @@ def splits(folder: Path) -> str | None:
 def faults(folder: Path) -> str | None:
     """Returns the table of clients that fail or attack, if docs/faults.json is there."""
     return faults_table.table(stored(folder / faults_table.KEPT)) if (folder / faults_table.KEPT).exists() else None
+
+
+def contacts(folder: Path) -> str:
+    """Returns the table of stored runs that are replayed over contacts."""
+    return markdown(*contacts_table.table(folder))
 
 
 def speed(name: str) -> Callable[[Path], str | None]:
@@ -201,6 +207,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "screening-uneven": screening_uneven,
     "splits": splits,
     "faults": faults,
+    "contacts": contacts,
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,
     "bench": bench,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fl.commands.arguments import Parser
+from fl.communication.pricing import check, load_links, over_contacts, traffic_of_run, traffic_of_sizes
+from fl.communication.tables import show_policies, show_traffic
 from fl.core.console import say
 from fl.core.errors import one_line_errors, writable_folder
 from fl.core.files import write_json
@@ -25,7 +27,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="Examples:\n"
         "  python -m fl communication outputs/DATE/TIME --link cubesat_sband --json what_if.json\n"
         "  python -m fl communication --broadcast-bytes 440000 --update-bytes 440000 --fp32-bytes 1750000 "
-        "--train-s 1000",
+        "--train-s 1000\n"
+        "  python -m fl communication outputs/DATE/TIME --clock contacts --link ttc_uhf --train-s 1000 "
+        "--image-bytes 7340032",
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN_DIR", help="folders of runs, shown side by side")
@@ -39,6 +43,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--fp32-bytes", type=int, metavar="N", help="what both would be as FP32, to compare with")
     add("--clients", type=int, metavar="K", help="in each round, with --broadcast-bytes (10)")
     add("--rounds", type=int, metavar="R", help="with --broadcast-bytes (10)")
+    add(
+        "--clock",
+        choices=("rounds", "contacts"),
+        default="rounds",
+        help="rounds: one after another; contacts: satellites come when they are in contact, as a policy says (rounds)",
+    )
+    add("--policy", action="append", metavar="NAME|FILE", help="of conf/policy/, or a YAML file; may be repeated (all)")
+    add("--max-days", type=float, metavar="D", help="simulated days after which --clock contacts ends anyway")
+    add("--image-bytes", type=int, metavar="N", help="also: what each satellite would send instead, its images")
     add("--json", type=Path, metavar="FILE", help="also write all figures there")
     return parser.parse_args(arguments)
 
@@ -47,21 +60,21 @@ def main() -> None:
     """Prints the tables, and writes the JSON that was asked for."""
     options = parse()
     with one_line_errors():
-        from fl.communication.pricing import check, load_links, traffic_of_run, traffic_of_sizes
-        from fl.communication.tables import show_traffic
-
         check(options)
         links = load_links(options.link, options.train_s)
         if options.json:
             writable_folder(options.json.parent, "--json FILE")
 
         documents: dict[str, Any] = {}
-        for folder in options.runs:
-            documents |= traffic_of_run(folder, links, options.precisions)
-        if not options.runs:
-            documents |= traffic_of_sizes(options, links)
+        if options.clock == "contacts":
+            documents = over_contacts(options, links)
+        elif options.runs:
+            for folder in options.runs:
+                documents |= traffic_of_run(folder, links, options.precisions)
+        else:
+            documents = traffic_of_sizes(options, links)
         if options.json:
             write_json(options.json, documents)
-        show_traffic(documents)
+        (show_policies if options.clock == "contacts" else show_traffic)(documents)
         if options.json:
             say(f"\nJSON: {options.json}")

@@ -71,6 +71,11 @@ class PerCredit:
 Billing = Annotated[PerMb | PerStartedMinute | PerCredit, Field(discriminator="unit")]
 
 
+def started_minutes(seconds: float, acquisition_s: float) -> int:
+    """Returns the minutes of one booking."""
+    return math.ceil(round(seconds + acquisition_s, 6) / 60)  # rounded: 60.00000000001 s is one minute
+
+
 def billed_minutes(trip: Trip, acquisition_s: float) -> Both:
     """Returns started minutes, `sum over contacts of ceil((use + acquisition) / 60)`.
 
@@ -79,7 +84,7 @@ def billed_minutes(trip: Trip, acquisition_s: float) -> Both:
     """
 
     def started(seconds: float) -> int:
-        return math.ceil(round(seconds + acquisition_s, 6) / 60)  # rounded: 60.00000000001 s is one minute
+        return started_minutes(seconds, acquisition_s)
 
     updates = {use.contact: use for use in trip.update}
     up = down = 0.0

@@ -2,14 +2,16 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fl.communication.ledger import communication, exchanges, fp32_exchanges, modelled
 from fl.communication.link import LONGEST_S, Link
+from fl.communication.policies import Policy
+from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, did_you_mean
 from fl.core.files import read_json
 from fl.core.presets import CONF, choices, yaml_file
 from fl.core.records import read_rounds
@@ -23,12 +25,21 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names the option.
     """
-    for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds"):
+    for name in ("broadcast_bytes", "update_bytes", "fp32_bytes", "clients", "rounds", "image_bytes"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if options.train_s is not None and not 0 <= options.train_s <= LONGEST_S:
         raise ConfigError(f"--train-s {options.train_s:g}: must be a number of seconds from 0 to {LONGEST_S:g}")
+    for name in ("policy", "max_days", "image_bytes"):
+        if getattr(options, name) is not None and options.clock != "contacts":
+            raise ConfigError(f"--{name.replace('_', '-')}: is for --clock contacts")
+    if options.max_days is not None and not 0 < options.max_days <= LONGEST_S / DAY_S:
+        raise ConfigError(f"--max-days {options.max_days:g}: must be a number above 0 of at most {LONGEST_S / DAY_S:g}")
+    if options.clock == "contacts" and options.precisions:
+        raise ConfigError(
+            "--precisions: is for --clock rounds; give their sizes as --broadcast-bytes and --update-bytes"
+        )
     sizes = [options.broadcast_bytes, options.update_bytes]
     if options.runs and any(each is not None for each in (*sizes, options.fp32_bytes, options.clients, options.rounds)):
         raise ConfigError(
@@ -119,6 +130,75 @@ def _sized(exchange: Exchange, broadcast_bytes: int, update_bytes: int) -> Excha
         broadcast_bytes=broadcast_bytes if exchange.broadcast_bytes else 0,
         update_bytes=update_bytes if exchange.update_bytes else 0,
     )
+
+
+def load_policy(choice: str) -> tuple[str, Policy]:
+    """Returns the name and the policy of `conf/policy/` by its name, or of a YAML file by its path.
+
+    Raises:
+        ConfigError: there is none, or a value in it cannot be used.
+    """
+    path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "policy" / f"{choice}.yaml"
+    if not path.is_file():
+        near = did_you_mean(choice, choices("policy"))
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(
+            f"--policy {choice}: there is no such policy{hint}; valid choices: {', '.join(choices('policy'))}, or the "
+            "path of a YAML file"
+        )
+    try:
+        config = yaml_file(path)
+    except ValueError as error:
+        raise ConfigError(f"--policy {choice}: is no valid YAML ({error})") from error
+    target = Target.from_config(f"--policy {choice}", config)
+    target.check()
+    policy = target.build()
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"--policy {choice}: _target_={target.target}: is no policy")
+    return path.stem, policy
+
+
+def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[str, Any]:
+    """Returns what runs, or given sizes, take when contacts drive them: by label, link and policy.
+
+    Raises:
+        ConfigError: see `traffic_of_run` and `replay`.
+    """
+    policies = dict(map(load_policy, options.policy or choices("policy")))
+    told: dict[str, tuple[Lengths, int, int]] = {}
+    for folder in options.runs:
+        (document,) = traffic_of_run(folder, (), precisions=False).values()
+        recorded = exchanges(read_rounds(folder / ROUNDS))
+        answered = sum(each.update_bytes > 0 for exchanges_ in recorded for each in exchanges_ if not each.evaluates)
+        per_round = sum(not each.evaluates for each in recorded[0])
+        told[str(folder)] = lengths_of(recorded, document["measured"]["shared_start_bytes"] > 0), per_round, answered
+    if not options.runs:
+        clients, rounds = options.clients or 10, options.rounds or 10
+        sizes = options.broadcast_bytes, options.update_bytes, options.train_s or 0.0
+        told["given sizes"] = Lengths([dict.fromkeys(range(clients), sizes)], False), clients, clients * rounds
+    return {
+        label: {
+            "links": {link.name: _by_policy(link, policies, *each, options) for link in links},
+            "num_clients": each[0].num_clients,
+        }
+        for label, each in told.items()
+    }
+
+
+def _by_policy(
+    link: Link, policies: Mapping[str, Policy], lengths: Lengths, per_round: int, updates: int, options: Any
+) -> dict[str, Any]:
+    found = {
+        name: replay(link, policy, lengths, per_round=per_round, updates=updates, max_days=options.max_days)
+        for name, policy in policies.items()
+    }
+    images = None
+    if options.image_bytes:
+        images = {"image_bytes": options.image_bytes, **images_down(link, options.image_bytes, lengths.num_clients)}
+        images["break_even_mb"] = {
+            name: break_even_mb(link, each["elapsed_s"], lengths.num_clients) for name, each in found.items()
+        }
+    return {"policies": found, "images": images}
 
 
 def traffic_of_sizes(options: argparse.Namespace, links: Sequence[Link]) -> dict[str, Any]:

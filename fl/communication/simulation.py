@@ -96,7 +96,7 @@ def _result(link: Link, trips: Sequence[Trip], start_s: float) -> LinkRound:
         distinct_contacts=sum(_distinct(trip) for trip in trips),
         billed_minutes=_sum(billed_minutes(trip, link.acquisition_s) for trip in trips) if by_minute else None,
         cost_usd=_sum(link.billing.cost(trip, link.acquisition_s) for trip in trips),
-        energy_j=_energy(link, _sum(trip.wire_bytes for trip in trips)),
+        energy_j=energy_j(link, _sum(trip.wire_bytes for trip in trips)),
     )
 
 
@@ -106,7 +106,7 @@ def _distinct(trip: Trip) -> int:
     return len(numbered) + sum(use.contact is None for use in uses)
 
 
-def _energy(link: Link, wire: Both) -> Both | None:
+def energy_j(link: Link, wire: Both) -> Both | None:
     """Returns `rx_w * 8 * bytes / rate` for what satellites receive, `tx_w * 8 * bytes / rate` for what they send."""
     up_bps, down_bps = link.ground_to_sat_bps, link.sat_to_ground_bps
     if link.tx_w is None or link.rx_w is None or up_bps is None or down_bps is None:

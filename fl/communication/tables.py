@@ -62,6 +62,68 @@ def show_traffic(documents: Documents) -> None:
         show_table(columns, _reached(measured), keys=2)
 
 
+def show_policies(documents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints what `pricing.over_contacts` returns."""
+    names = short_names(list(documents))
+    for label, name in names.items():
+        if name != label:
+            say(f"{name}: {label}")
+    say(
+        "\nModelled: the same payloads when contacts drive the run, by when a version is made (nothing is trained, so "
+        "there is no accuracy)"
+    )
+    columns = ["traffic", "link", "policy", "time", "cost", "payload up", "payload down", "energy"]
+    columns += ["versions", "staleness mean", "max", "idle", "of contacts used", "updates of a satellite"]
+    show_table(columns, _policies(documents, names), keys=3)
+    for label, link, entry in _entries_of(documents, names):
+        for policy, each in entry["policies"].items():
+            if each["state"] != "completed":
+                why = f"stopped after {each['used_updates']} updates: {each['state']}"
+                gone = (
+                    f"; never returned: {', '.join(map(str, each['never_returned']))}" if each["never_returned"] else ""
+                )
+                say(f"{label} over {link}, {policy}: {why}{gone}")
+        if images := entry["images"]:
+            told = ", ".join(
+                f"{policy} {f'{size:,.1f} MB' if size is not None else 'at no size'}"
+                for policy, size in images["break_even_mb"].items()
+            )
+            say(
+                f"{label} over {link}: {_megabytes(images['image_bytes'])} of images from each satellite instead take "
+                f"{duration(images['elapsed_s'])} and {_dollars(images['cost_usd'])}; as long as training with {told}"
+            )
+
+
+def _entries_of(
+    documents: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for label, document in documents.items():
+        for link, entry in document["links"].items():
+            yield names[label], link, entry
+
+
+def _policies(documents: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Iterator[list[str]]:
+    for label, link, entry in _entries_of(documents, names):
+        for policy, each in entry["policies"].items():
+            times, share = each["updates_of_satellites"], each["contact_share"]
+            yield [
+                label,
+                link,
+                policy,
+                duration(each["elapsed_s"]),
+                _dollars(each["cost_usd"]),
+                _megabytes(each["payload_bytes"]["ground_to_sat"]),
+                _megabytes(each["payload_bytes"]["sat_to_ground"]),
+                f"{each['energy_j']['total']:,.0f} J" if each["energy_j"] else ABSENT,
+                str(each["versions"]),
+                f"{each['staleness']['mean']:.2f}",
+                str(each["staleness"]["max"]),
+                _percent(100 * each["idle_share"]),
+                _percent(100 * share) if share is not None else ABSENT,
+                f"{min(times)} to {max(times)}",
+            ]
+
+
 def short_names(labels: Sequence[str]) -> dict[str, str]:
     """Returns for each label what tables call it: itself, or, where one is long, as few last parts of its path as tell
     all of them apart.

@@ -1,0 +1,257 @@
+"""Payloads of known lengths over contacts, without training: hours, money and energy under each policy."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import bisect
+
+from fl.communication.billing import PerStartedMinute, started_minutes
+from fl.communication.clock import ContactClock, Event, Transfer
+from fl.communication.contacts import Use, transfer
+from fl.communication.link import Link
+from fl.communication.policies import FedBuff, Policy, Update
+from fl.communication.simulation import energy_j
+from fl.communication.trip import Both, Exchange, Trip
+from fl.core.errors import ConfigError, counted
+from fl.core.files import MIB
+
+DAY_S, HOUR_S = 86_400.0, 3600.0
+MOST_IMAGE_BYTES = 2**50
+"""Of a satellite, where it is looked for what takes as long as training."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The payloads of every version, as a run recorded them or somebody supposes them.
+
+    Attributes:
+        rounds: of version 0, 1, ...: (broadcast bytes, update bytes, seconds of training) by client; later versions are
+            as the last one.
+        shares_start: the first version needs no contact: clients have it from the seed.
+    """
+
+    rounds: Sequence[Mapping[int, tuple[int, int, float]]]
+    shares_start: bool
+
+    @property
+    def num_clients(self) -> int:
+        """How many there are."""
+        return 1 + max(client for each in self.rounds for client in each)
+
+    def of(self, version: int, client: int) -> tuple[int, int, float]:
+        """Returns what one client receives, sends and trains; as the version's average where it did not take part."""
+        recorded = self.rounds[min(version, len(self.rounds) - 1)]
+        if client in recorded:
+            return recorded[client]
+        up, down, train_s = np.mean(list(recorded.values()), axis=0)
+        return round(up), round(down), float(train_s)
+
+
+def lengths_of(rounds: Sequence[Sequence[Exchange]], shares_start: bool) -> Lengths:
+    """Returns the lengths that a run recorded."""
+    told = [
+        {each.partition_id: (each.broadcast_bytes, each.update_bytes, each.train_s) for each in exchanges}
+        for exchanges in ([each for each in exchanges if not each.evaluates] for exchanges in rounds)
+    ]
+    return Lengths(told, shares_start)
+
+
+class _World:
+    """Sends those lengths; nothing is trained."""
+
+    def __init__(self, lengths: Lengths, train_s: float | None) -> None:
+        self._lengths, self._train_s = lengths, train_s
+        self._version: dict[int, int] = {}
+        self.clock: ContactClock
+        self.used: list[Update] = []
+        self.returned, self.trained_s = [0] * lengths.num_clients, 0.0
+        self.shares_start = lengths.shares_start
+
+    def broadcast_bytes(self, satellite: int) -> int:
+        self._version[satellite] = self.clock.version
+        return self._lengths.of(self.clock.version, satellite)[0]
+
+    def train_s(self, satellite: int) -> float:
+        recorded = self._lengths.of(self._version[satellite], satellite)[2]
+        return recorded if self._train_s is None else self._train_s
+
+    def update_bytes(self, satellite: int) -> int:
+        return self._lengths.of(self._version[satellite], satellite)[1]
+
+    def aggregate(self, updates: Sequence[Update]) -> None:
+        self.used.extend(updates)
+
+    def note(self, event: Event) -> None:
+        """Counts what the satellites do."""
+        if event.event == "trained" and event.satellite is not None:
+            self.trained_s += self.train_s(event.satellite)
+        if event.event == "arrived" and event.satellite is not None:
+            self.returned[event.satellite] += 1
+
+
+def replay(
+    link: Link,
+    policy: Policy,
+    lengths: Lengths,
+    *,
+    per_round: int,
+    updates: int,
+    max_days: float | None = None,
+) -> dict[str, Any]:
+    """Returns what so many used updates take, and how the satellites spend the time.
+
+    Args:
+        link: the way.
+        policy: when a version is made.
+        lengths: of the payloads.
+        per_round: updates of a round.
+        updates: after which it ends.
+        max_days: after which it ends anyway.
+
+    Raises:
+        ConfigError: the policy waits for more updates than there are satellites.
+    """
+    if isinstance(policy, FedBuff) and policy.buffer_size > lengths.num_clients:
+        raise ConfigError(
+            f"policy.buffer_size={policy.buffer_size}: is more than {counted(lengths.num_clients, 'satellite')}, "
+            "each of which sends one update for a version"
+        )
+    world, asked = _World(lengths, link.train_s), [sorted(each) for each in lengths.rounds]
+    world.clock = clock = ContactClock(
+        link, lengths.num_clients, per_round, policy, world, lambda number: asked[min(number, len(asked)) - 1]
+    )
+    limit_s = math.inf if max_days is None else DAY_S * max_days
+    rounds: list[dict[str, float]] = []
+    state = "nobody is left who would send an update"
+    for event in clock.events():
+        if event.time_s > limit_s:
+            state = "max_days"
+            break
+        world.note(event)
+        while event.event == "version" and clock.used >= (len(rounds) + 1) * per_round:
+            spent = cost_usd(link, clock.transfers)
+            rounds.append({"updates": clock.used, "elapsed_s": clock.time_s, "cost_usd": spent})
+        if clock.used >= updates:
+            state = "completed"
+            break
+    ends_s = min(clock.time_s, limit_s)
+    staleness, ages = [each.staleness for each in world.used], [each.age_s for each in world.used]
+    return {
+        "state": state,
+        "used_updates": clock.used,
+        "versions": clock.version,
+        "elapsed_s": ends_s,
+        **_spent(link, clock.transfers),
+        "staleness": {"mean": _mean(staleness), "max": max(staleness, default=0)},
+        "age_s": {"mean": _mean(ages), "max": max(ages, default=0.0)},
+        **_shares(link, clock, world.trained_s, ends_s),
+        "updates_of_satellites": world.returned,
+        "never_returned": [number for number, times in enumerate(world.returned) if not times],
+        "rounds": rounds,
+    }
+
+
+def _spent(link: Link, transfers: Sequence[Transfer]) -> dict[str, Any]:
+    """Returns sums over all transfers that began."""
+    wire = Both(*(sum(each.wire_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
+    energy = energy_j(link, wire)
+    payload = Both(*(sum(each.payload_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
+    return {
+        "payload_bytes": payload.to_json(),
+        "wire_bytes": wire.to_json(),
+        "cost_usd": cost_usd(link, transfers),
+        "energy_j": energy and energy.to_json(),
+    }
+
+
+def cost_usd(link: Link, transfers: Iterable[Transfer]) -> float:
+    """Returns the money for transfers: by volume, or by contact, in which the antenna is held between two of them or
+    given back and booked again, whichever is cheaper.
+    """
+    if not isinstance(link.billing, PerStartedMinute):
+        trips = (
+            Trip(
+                t.satellite,
+                True,
+                Both(*(t.wire_bytes * (t.to_satellite is up) for up in (True, False))),
+                0,
+                0,
+                0,
+                (),
+                (),
+            )
+            for t in transfers
+        )
+        return sum(sum(link.billing.cost(trip, link.acquisition_s)) for trip in trips)
+    by_contact: dict[Any, list[Use]] = defaultdict(list)
+    for number, each in enumerate(transfers):
+        for use in each.uses:
+            by_contact[each.satellite, number if use.contact is None else use.contact, use.contact is None].append(use)
+    return link.billing.usd_per_minute * sum(_minutes(uses, link.acquisition_s) for uses in by_contact.values())
+
+
+def _minutes(uses: Sequence[Use], acquisition_s: float) -> int:
+    """Returns the fewest started minutes of one contact: those of its first n uses, the last held since one of them."""
+    uses = sorted(uses, key=lambda use: use.start_s)
+    best = [0]
+    for last, use in enumerate(uses):
+        held = (
+            best[first] + started_minutes(use.end_s - uses[first].start_s, acquisition_s) for first in range(last + 1)
+        )
+        best.append(min(held))
+    return best[-1]
+
+
+def _shares(link: Link, clock: ContactClock, trained_s: float, ends_s: float) -> dict[str, float | None]:
+    """Returns how much of the satellites' time they neither transfer nor train, and of their contacts they use."""
+    transferred_s = sum(max(0.0, min(use.end_s, ends_s) - use.start_s) for each in clock.transfers for use in each.uses)
+    whole_s = clock.num_satellites * ends_s
+    contact_s = 0.0
+    for satellite in range(clock.num_satellites if link.windows is not None else 0):
+        for _, opens_s, closes_s in link.windows.after(satellite, 0.0):  # type: ignore[union-attr]
+            if opens_s >= ends_s:
+                break
+            contact_s += min(closes_s, ends_s) - opens_s
+    return {
+        "idle_share": max(0.0, 1 - (transferred_s + trained_s) / whole_s) if whole_s else 0.0,
+        "contact_share": transferred_s / contact_s if contact_s else None,
+    }
+
+
+def images_down(link: Link, image_bytes: int, num_satellites: int) -> dict[str, float]:
+    """Returns what it takes that every satellite sends its images instead, all of them from second 0 on."""
+    framing = link.sat_to_ground_framing
+    wire = framing.wire_bytes(image_bytes) if framing else float(image_bytes)
+    transfers = [
+        Transfer(
+            number,
+            False,
+            image_bytes,
+            wire,
+            transfer(0.0, wire, link.sat_to_ground_bps, link.windows, number, link.acquisition_s),
+        )
+        for number in range(num_satellites)
+    ]
+    elapsed_s = max(each.uses[-1].end_s for each in transfers if each.uses)
+    return {"elapsed_s": elapsed_s, "cost_usd": cost_usd(link, transfers)}
+
+
+def break_even_mb(link: Link, elapsed_s: float, num_satellites: int) -> float | None:
+    """Returns the megabytes of images of a satellite that take as long as training did; None where no number does."""
+
+    def beyond(megabytes: float) -> float:
+        return images_down(link, math.ceil(megabytes * MIB), num_satellites)["elapsed_s"] - elapsed_s
+
+    top = 1.0
+    while beyond(top) < 0:
+        if (top := 2 * top) * MIB > MOST_IMAGE_BYTES:
+            return None
+    return float(bisect(beyond, 1 / MIB, top, xtol=0.001)) if beyond(1 / MIB) < 0 else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
