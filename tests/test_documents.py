@@ -15,6 +15,9 @@ from PIL import Image
 
 NAMES = {path: path.relative_to(REPOSITORY).as_posix() for path in documents.DOCUMENTS}
 BLOCKS = [block for path in NAMES for block in documents.blocks(path)]
+RUNS = ("outputs/DATE/TIME", "outputs/DATE/ONE", "outputs/DATE/OTHER", "outputs/multirun/DATE/TIME")
+IN_CI = ("satellites",)
+"""Documents whose commands take seconds."""
 RUN = [path for path in NAMES if any(each.language == "bash" and not each.run_by for each in documents.blocks(path))]
 
 
@@ -77,8 +80,8 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory, shown, preloaded):
-    """A checkout with stand-ins: what documents call EuroSAT.zip, scenes, outputs/DATE/TIME and so on, all small."""
+def workplace(tmp_path_factory, shown):
+    """A checkout with the files that documents show, and images by the names that they use."""
     folder = tmp_path_factory.mktemp("workplace") / "quantfl"
     kept = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for name in kept.splitlines():
@@ -92,16 +95,23 @@ def workplace(tmp_path_factory, shown, preloaded):
     )
     images(folder / "EuroSAT" / "2750", classes.split())
     shutil.make_archive(str(folder / "EuroSAT"), "zip", folder / "EuroSAT")
-    runs = folder / "outputs"
-    for name in ("DATE/TIME", "DATE/ONE", "DATE/OTHER", "multirun/DATE/TIME"):
-        many = ["-m", "num_rounds=1,2"] if "multirun" in name else ["checkpoint.keep=best"]
-        where = f"hydra.{'sweep' if many[0] == '-m' else 'run'}.dir={runs / name}"
-        arguments = ["-m", "fl.train", *SMALL, "data.validation_fraction=0.1", "report=true", *many, where]
-        done = preloaded.run(arguments, folder)
-        assert done.returncode == 0, done.stderr
-    compare = [str(folder / "compare_quantizations.py"), runs / "DATE/TIME", "--formats", "onnx"]
-    assert preloaded.run(compare, folder).returncode == 0
     return folder
+
+
+@pytest.fixture
+def stand_in(preloaded, tmp_path):
+    """Makes the folder of a run, or of a sweep, that a document names; one run is compared as well."""
+
+    def make(name):
+        many = ["-m", "num_rounds=1,2"] if "multirun" in name else ["checkpoint.keep=best"]
+        where = f"hydra.{'sweep' if '-m' in many else 'run'}.dir={tmp_path / name}"
+        small = [*SMALL, "data.validation_fraction=0.1", "report=true", *many, where]
+        compare = [str(REPOSITORY / "compare_quantizations.py"), tmp_path / name, "--formats", "onnx"]
+        for arguments in [["-m", "fl.train", *small]] + [compare] * (name.endswith(RUNS[0]) and "multirun" not in name):
+            done = preloaded.run(arguments, tmp_path)
+            assert done.returncode == 0, done.stderr
+
+    return make
 
 
 def images(folder: Path, classes: list[str]) -> None:
@@ -114,11 +124,17 @@ def images(folder: Path, classes: list[str]) -> None:
             Image.fromarray(pixels).save(folder / name / f"{name}_{each + 1}.jpg")
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("path", RUN, ids=NAMES.get)
-def test_every_command_does_what_it_says(path, workplace, tmp_path):
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.long if path.stem in IN_CI else pytest.mark.exhaustive) for path in RUN],
+    ids=NAMES.get,
+)
+def test_every_command_does_what_it_says(path, workplace, stand_in, tmp_path):
     folder = shutil.copytree(workplace, tmp_path / "quantfl", symlinks=True)
     text = "".join(each.text for each in documents.blocks(path) if each.language == "bash" and not each.run_by)
+    for name in RUNS:
+        if name in text:
+            stand_in(f"quantfl/{name}")
     environment = {**os.environ, "EUROSAT_ZIP": str(folder / "EuroSAT.zip"), "PYTHONPATH": ""}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", "-exuo", "pipefail", "-c", text]
