@@ -102,7 +102,8 @@ def check(words: Sequence[str], monkeypatch) -> None:
     elif program == "flwr":
         _flwr(rest)
     elif program.endswith(".sh"):
-        assert not rest or re.search(rf"\b{rest[0]}\b", (REPOSITORY / program).read_text()), words
+        text = (REPOSITORY / program).read_text()
+        assert not rest or re.search(rf"^ *([a-z]+ \| )*{rest[0]}( \| [a-z]+)*\)", text, re.MULTILINE), words
     else:
         assert program == "pytest", f"nothing here knows {program}"
 
@@ -139,9 +140,9 @@ def _read(verb: str, arguments: Sequence[str], monkeypatch) -> None:
         super(Parser, parser).parse_args(given, namespace)
         raise _Read
 
+    door = import_module(f"fl.commands.{verb}")
     if not arguments:
         return  # a sentence names the verb
-    door = import_module(f"fl.commands.{verb}")
     with monkeypatch.context() as patched:
         patched.setattr(Parser, "parse_args", read, raising=False)
         patched.setattr("sys.argv", [verb, *arguments])
@@ -187,7 +188,8 @@ def _submit(arguments: Sequence[str]) -> None:
     from fl.core.presets import choices
 
     text = (REPOSITORY / "submit_job.sh").read_text()
-    assert all(each in text for each in arguments if each.startswith("--")), arguments
+    options = [each.partition("=")[0] for each in arguments if each.startswith("--")]
+    assert all(re.search(rf"{each}(?![\w-])", text) for each in options), arguments
     if arguments:
         assert arguments[0] in choices("experiment")
         assert arguments[1].isdigit()
