@@ -19,13 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into .venv what constraints.txt names, torch among it: minutes, and gigabytes where pip picks CUDA..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,geo]' | $(SHORT)
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,ray,slurm,orbit,geo]' | $(SHORT)
 	@touch $@
 	@echo "Installed. To use it by hand: source $(BIN)/activate"
 
 $(ALL): $(STAMP)
 	@echo "Adding the runtimes of the deployment formats (ONNX Runtime, LiteRT): minutes..."
-	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray,slurm,orbit,geo,onnx,edge]' | $(SHORT)
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,ray,slurm,orbit,geo,onnx,edge]' | $(SHORT)
 	@touch $@
 
 demo: $(STAMP) ## Train with coded traffic on built-in synthetic images, compare precisions: about two minutes
@@ -87,13 +87,21 @@ results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then precisions (EU
 tables: $(STAMP) ## Make every table and headline of README.md and docs/ again from the stored figures
 	@$(BIN)/python benchmarks/tables.py
 
-lint: $(STAMP) ## Style and types
+lint: $(STAMP) ## Style, types, and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+docs: $(STAMP) ## Build the site of README.md and docs/ into build/site; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Site: build/site/index.html"
+
+docs-serve: $(STAMP) ## Serve the site at 127.0.0.1:8000, made again when a document changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat wheel test test-long test-all mutants test-cluster test-deployment bench results tables lint clean
+.PHONY: help install demo eurosat wheel test test-long test-all mutants test-cluster test-deployment bench results tables lint docs docs-serve clean

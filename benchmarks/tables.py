@@ -197,6 +197,22 @@ def default_run(folder: Path) -> str | None:
     return markdown(columns, rows)
 
 
+def example_traffic(folder: Path) -> str:
+    """Returns what the comparison says of the traffic of the run in examples/run/."""
+    from fl.comparison.printed import show_measured
+    from fl.core.console import console
+    from fl.core.presets import preset
+
+    report = read_json(folder.parent / "examples" / "run" / "quantization_comparison.json")
+    titles = {name: preset("precision", name)["title"] for name in report["precisions"]}
+    with console.capture() as told:
+        show_measured(report["communication"], titles)
+    lines = told.get().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("Sent in"))
+    kept = (line for line in lines[first:] if line and "Modelled" not in line)
+    return "\n".join(["```", *kept, "```", ""])
+
+
 PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "headline-precisions": headlines.precisions,
     "headline-traffic": headlines.traffic,
@@ -213,6 +229,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "bench": bench,
     "formats": formats,
     "default-run": default_run,
+    "example-traffic": example_traffic,
     "default-precisions": default_precisions,
     **{name: speed(name) for name in SPEED},
     "peers": peers,

@@ -185,7 +185,7 @@ def test_the_readme_adds_a_codec_with_one_class(tmp_path):
     """Runs the documentation's own text."""
     readme = (REPOSITORY / "docs" / "codecs.md").read_text().split("## Add a codec")[1]
     namespace = {}
-    exec(readme.split("```python\n")[1].split("```")[0], namespace)
+    exec(readme.split('```python title="my_codecs.py"\n')[1].split("```")[0], namespace)
     codec = namespace["ScaledSign"]()
     tensors, specs = start(), specs_of(start())
     decoded = codec.decode(codec.encode(tensors, np.random.default_rng(0)), specs)

@@ -1,11 +1,14 @@
 """Which network is trained: built for the images, told by its file, refused where it does not go with them."""
 
 import json
+import re
+from dataclasses import replace
 
 import networks
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch import nn
 
 from fl.core.errors import ConfigError
@@ -21,6 +24,27 @@ OWN = ("Residual", "Grouped", "Attention", "function_of_a_network")
 
 def target(name, **parameters):
     return Target(f"networks.{name}", parameters, "model")
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "stem"),
+    [
+        ("docs/networks.md", "net", None),
+        ("docs/networks.md", "resnet18", "small"),
+        ("docs/networks.md", "resnet18", "published"),
+        ("docs/networks.md", "mobilenet_v3_small", "small"),
+        ("docs/networks.md", "linear", None),
+        ("docs/tutorials/own-network.md", "examples.small_net.SmallNet", None),
+        ("examples/small_net.py", "examples.small_net.SmallNet", None),
+    ],
+)
+def test_documents_say_how_many_parameters_there_are(document, name, stem, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+    named = network_named(name)
+    named = replace(named, parameters={**named.parameters, "stem": stem}) if stem else named
+    network = Architecture(named, num_classes=10, pixels=Pixels(bands=3)).build()
+    count = sum(each.numel() for each in network.parameters())
+    assert re.search(rf"(?<![\d,]){count:,}(?![\d,])", (REPOSITORY / document).read_text()), count
 
 
 @pytest.fixture(params=[*choices("model"), *OWN, "torchvision.models.shufflenet_v2_x0_5"])
