@@ -51,8 +51,8 @@ def _own_trackers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))
 
 
-def matches(scalars, folder):
-    expected = told(folder)
+def matches(scalars, folder, *, but=()):
+    expected = {name: values for name, values in told(folder).items() if not name.endswith(tuple(but))}
     assert len(expected) > 15
     for name, values in expected.items():
         assert [step for step, _ in scalars[name]] == [number for number, _ in values]
@@ -287,9 +287,9 @@ def test_a_killed_training_goes_on_in_the_same_tracked_run(tmp_path, command):
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-    name = read_json(folder / "tracking.json")["name"]
+    key = read_json(folder / "tracking.json")["key"]
     command("fl", "resume", folder, check=0)
-    assert read_json(folder / "tracking.json")["name"] in (name, read_json(folder / "tracking.json")["key"])
+    assert read_json(folder / "tracking.json")["key"] == key
     assert len(read_jsonl(folder / "rounds.jsonl")) == 40
-    matches(scalars_of(folder), folder)
+    matches(scalars_of(folder), folder, but=("_s",))  # a round that was computed again took another time
     assert status_of(folder) == "STATUS_SUCCESS"
