@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installed. To use it by hand: source $(BIN)/activate"
 
 $(ALL): $(STAMP)
-	@echo "Adding the runtimes of the deployment formats (ONNX Runtime, LiteRT): minutes..."
-	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,ray,slurm,orbit,geo,onnx,edge]' | $(SHORT)
+	@echo "Adding the runtimes of the deployment formats (ONNX Runtime, LiteRT), and trackers: minutes..."
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,ray,slurm,orbit,geo,onnx,edge,tensorboard,mlflow,wandb]' | $(SHORT)
 	@touch $@
 
 demo: $(STAMP) ## Train with coded traffic on built-in synthetic images, compare precisions: about two minutes

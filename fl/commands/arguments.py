@@ -66,7 +66,12 @@ def counts(option: str, text: str) -> list[int]:
 
 
 def renew_report(path: Path) -> None:
-    """Writes the page of a run again, now that there is more to say; `path` is its folder, or a file in it."""
-    from fl.report import renew
+    """Writes the page of a run again and tells its tracker, now that there is more to say.
 
-    renew(path)
+    Args:
+        path: its folder, or a file in it.
+    """
+    from fl import report, tracking
+
+    report.renew(path)
+    tracking.renew(path)

@@ -19,7 +19,10 @@ def main() -> None:
         if not (run_dir / SETTINGS).is_file():
             raise ConfigError(f"{run_dir}: is no run folder, it has no {SETTINGS}")
         if is_complete(run_dir):
+            from fl.tracking import renew
+
             print(f"{run_dir}: is finished, nothing is left to do")
+            renew(run_dir)  # of what the tracker has missed
             return
         try:
             from fl.experiment.run import run

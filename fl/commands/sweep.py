@@ -16,5 +16,7 @@ def main() -> None:
     folder: Path = parser.parse_args().folder
     with one_line_errors():
         from fl.experiment.sweep import show, summarize
+        from fl.tracking import renew
 
         show(folder, summarize(folder))
+        renew(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import fl
+from fl.core.commit import code_commit
 from fl.core.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -27,6 +28,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     """
     return {
         "quantfl": fl.__version__,
+        "commit": code_commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",

@@ -26,8 +26,12 @@ CLIENTS = "clients"
 MODELS = "models"
 """Folder of the models of single rounds."""
 HYDRA_FOLDER = ".hydra"
-MULTIRUN = "multirun.yaml"
+MULTIRUN, SWEEP, SWEEP_TABLE = "multirun.yaml", "sweep.json", "sweep.csv"
 """Of the folder of a sweep."""
+TRACKING, TRACKING_LOCK = "tracking.json", ".tracking.lock"
+"""How far a run, or a sweep, was sent to its tracker."""
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's event files."""
 INPUTS = (INDICES, SHARES, PARTITION, PARTITION_PLOT)
 
 

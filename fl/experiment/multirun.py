@@ -21,6 +21,7 @@ from fl.core.files import write_bytes, write_json
 from fl.core.run_folder import MULTIRUN, SUMMARY
 from fl.experiment.composing import quoted, refused_folder
 from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
+from fl.tracking import renew
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
@@ -129,6 +130,7 @@ def _finish(folder: Path, interrupted: bool) -> None:
         return
     document = summarize(folder)
     show(folder, document)
+    renew(folder)
     bad = [row for row in document["jobs"] if row["state"] not in DONE]
     for row in bad:
         print(f"error: job {row['job']}: {row['error'] or row['state']}", file=sys.stderr)

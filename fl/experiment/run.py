@@ -29,6 +29,7 @@ from fl.federation.server_app import make_server_app
 from fl.federation.task import ServerTask
 from fl.models.architecture import WEIGHTS
 from fl.report import write_report_or_say
+from fl.tracking import tracked
 from fl.training.start import Start
 
 
@@ -59,6 +60,8 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
     settings = settings_from(config, trusted)
     if grid is None:
         _refuse_timeouts_that_nobody_keeps(settings)
+    if settings.tracking is not None:
+        settings.tracking.refuse_missing()
     run_dir, config = run_dir.absolute(), _with_absolute_paths(config)
 
     with sole_writer(run_dir):
@@ -79,7 +82,10 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
-        with nullcontext(grid) if grid else engine.open(clients, rounds.num_clients, run_dir / CLIENTS) as opened:
+        with (
+            tracked(run_dir, settings.tracking, config.get("tracking", {}), resume),
+            nullcontext(grid) if grid else engine.open(clients, rounds.num_clients, run_dir / CLIENTS) as opened,
+        ):
             reached = opened if isinstance(opened, LocalGrid) else RemoteGrid(opened)
             reached.reply_timeout_s = rounds.reply_timeout_s
             try:

@@ -15,13 +15,14 @@ from fl.federation.rounds import RoundSettings
 from fl.federation.strategy import check_strategy
 from fl.federation.task import ServerSettings
 from fl.models.architecture import NET, Architecture
+from fl.tracking import Tracker
 from fl.training.compute import ComputeSettings
 from fl.training.local import TrainingSettings
 from fl.training.start import ModelSettings
 
 BUILT = ("partition", "training", "link", "engine")
 """Groups of one class that needs nothing to be built but its settings."""
-OPTIONAL = ("broadcast", "update", "faults")
+OPTIONAL = ("broadcast", "update", "faults", "tracking")
 GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings)
 KNOWN = {"data", "model", *BUILT, *OPTIONAL, *(name for group in GROUPS for name in names_of(group))} - {"arithmetic"}
 BEFORE = {"training": {"_target_": "fl.training.arithmetic.Fp32"}, "model": {"_target_": NET.target}}
@@ -42,6 +43,7 @@ class Settings:
     codecs: Codecs
     faults: Fault | None
     model: ModelSettings
+    tracking: Tracker | None
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -79,8 +81,9 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         server=filled(ServerSettings, values),
         compute=filled(ComputeSettings, values),
         codecs=Codecs.of(targets.get("broadcast"), targets.get("update")),
-        faults=_fault(targets.get("faults")),
+        faults=_built(targets.get("faults"), Fault),
         model=ModelSettings.from_config(config["model"], trusted),
+        tracking=_built(targets.get("tracking"), Tracker),
     )
     _check_across(settings)
     return settings
@@ -95,14 +98,14 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
 
 
-def _fault(target: Target | None) -> Fault | None:
+def _built(target: Target | None, kind: type) -> Any:
     if target is None:
         return None
     target.check()
-    fault = target.build()
-    if not isinstance(fault, Fault):
-        raise ConfigError(f"faults._target_={target.target}: is no fault")
-    return fault
+    built = target.build()
+    if not isinstance(built, kind):
+        raise ConfigError(f"{target.group}._target_={target.target}: is no {kind.__name__.lower()}")
+    return built
 
 
 def _check_across(settings: Settings) -> None:

@@ -17,10 +17,8 @@ from fl.core.errors import ConfigError, reading
 from fl.core.files import MIB, read_json, write_bytes, write_json
 from fl.core.presets import yaml_file
 from fl.core.records import read_rounds, totals
-from fl.core.run_folder import HYDRA_FOLDER, MULTIRUN, PARTITION, ROUNDS, SUMMARY
+from fl.core.run_folder import HYDRA_FOLDER, MULTIRUN, PARTITION, ROUNDS, SUMMARY, SWEEP, SWEEP_TABLE
 from fl.experiment.sweep_plots import plot_sweep
-
-TABLE, DOCUMENT = "sweep.csv", "sweep.json"
 
 PLAN, OVERRIDES, HYDRA = "sweep_plan.json", f"{HYDRA_FOLDER}/overrides.yaml", f"{HYDRA_FOLDER}/hydra.yaml"
 
@@ -172,12 +170,12 @@ def summarize(sweep: Path) -> dict[str, Any]:
     for stale in (*sweep.glob("sweep*.png"), *sweep.glob("sweep*.svg")):
         stale.unlink()
     document["plots"] = plot_sweep(sweep, document, {job.number: job.records for job in jobs})
-    write_json(sweep / DOCUMENT, document)
+    write_json(sweep / SWEEP, document)
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
-    write_bytes(sweep / TABLE, text.getvalue().encode())
+    write_bytes(sweep / SWEEP_TABLE, text.getvalue().encode())
     return document
 
 
@@ -232,6 +230,6 @@ def show(sweep: Path, document: Mapping[str, Any]) -> None:
             cells = [str(row["seeds"]), percent(row["mean_test_accuracy"]), percent(row["std_test_accuracy"])]
             means.append([*(str(row[key]) for key in others), *cells, megabytes(row["mean_payload_bytes"])])
         show_table([*others, "seeds", "mean test accuracy", "standard deviation", "mean traffic"], means)
-    say("\n".join(f"{name}: {sweep / file}" for name, file in [("CSV ", TABLE), ("JSON", DOCUMENT)]))
+    say("\n".join(f"{name}: {sweep / file}" for name, file in [("CSV ", SWEEP_TABLE), ("JSON", SWEEP)]))
     for file in document["plots"]:
         say(f"Plot: {sweep / file}")
