@@ -14,15 +14,27 @@ from fl.core.files import read_json
 from fl.core.run_folder import COMPARISON, SUMMARY
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(prog="python -m fl recommend", description=__doc__)
-    add = parser.add_argument
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
+        prog="python -m fl recommend",
+        description=__doc__,
+        examples=[
+            "python -m fl recommend outputs/DATE/TIME",
+            "python -m fl recommend outputs/DATE/TIME --max-drop 1 --max-size-kb 500",
+        ],
+    )
+    add = made.add_argument
     add("run_dir", type=Path, help="folder of a run that compare_quantizations.py was run on, or its JSON file")
     add("--max-drop", type=float, default=0.5, metavar="POINTS", help="of accuracy that may be lost against FP32 (0.5)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model will answer (cpu)")
     add("--max-size-kb", type=float, metavar="N", help="largest file, in units of 1024 bytes")
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def main() -> None:
@@ -65,4 +77,5 @@ def main() -> None:
         for what, choice, why in zip(
             ("Train", "Ship", "Transmit"), (found.train, found.ship, found.transmit), found.why, strict=True
         ):
-            say(f"{what + ':':<10}{choice or 'nothing'}\n          {why}")
+            say(f"{what + ':':<10}{choice or 'nothing'}", event="result", choice=choice, why=why)
+            say(f"          {why}")
