@@ -9,7 +9,7 @@ from typing import Any
 from fl.communication.ledger import communication, exchanges, fp32_exchanges, modelled
 from fl.communication.link import LONGEST_S, Link
 from fl.communication.trip import Exchange
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, suggestion
 from fl.core.files import read_json
 from fl.core.presets import CONF, choices, yaml_file
 from fl.core.records import read_rounds
@@ -66,8 +66,8 @@ def load_link(choice: str, train_s: float | None = None) -> Link:
     """
     path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "link" / f"{choice}.yaml"
     if not path.is_file():
-        known = ", ".join(choices("link"))
-        raise ConfigError(f"--link {choice}: there is no such link; valid choices: {known}, or the path of a YAML file")
+        valid = f"{suggestion(choice, choices('link'))}valid choices: {', '.join(choices('link'))}"
+        raise ConfigError(f"--link {choice}: there is no such link; {valid}, or the path of a YAML file")
     try:
         config = yaml_file(path)
     except ValueError as error:
