@@ -43,9 +43,7 @@ def main() -> None:
     elif verb == "--completion":
         listen()
         with one_line_errors():
-            from fl.commands.completion import script  # now: most commands complete nothing
-
-            print(script("".join(sys.argv[2:3]), VERBS))
+            print(import_module("fl.commands.completion").script("".join(sys.argv[2:3]), VERBS))
     elif verb in VERBS:
         del sys.argv[1]
         door(verb, "__main__")
