@@ -93,7 +93,7 @@ if [ ${#words[@]} -ge 3 ] && [[ ${words[2]} != *=* && ${words[2]} != '~'* ]]; th
 fi
 [[ $nodes =~ ^[1-9][[:digit:]]{0,3}$ ]] || die "--nodes $nodes: must be a whole number of at least 1"
 [ -z "$run_local" ] || [ "$nodes" = 1 ] || die "--nodes $nodes: --local has one node, this machine"
-experiments='' settings=() trusted=''
+experiments='' settings=() resume_with=''
 if [ "$nodes" -gt 1 ]; then settings=(engine=ray engine.address=auto); fi
 for override in ${overrides[@]+"${overrides[@]}"}; do
   key=${override%%=*}
@@ -110,6 +110,8 @@ for override in ${overrides[@]+"${overrides[@]}"}; do
         die "$override: with --nodes $nodes clients run on the Ray that the job starts (engine=ray engine.address=auto)"
       settings+=("$override")
       ;;
+    log) settings+=("$override") && resume_with+=" --log=$(printf %q "${override#*=}")" ;; # of a resumed run too
+    quiet) settings+=("$override") && if [[ $override == *=[Tt]rue ]]; then resume_with+=" --quiet"; fi ;;
     experiment) # more named sets beside the precision's, which comes last
       key=${override#*=}
       key=${key#[}
@@ -118,7 +120,7 @@ for override in ${overrides[@]+"${overrides[@]}"}; do
       ;;
     *)
       settings+=("$override")
-      if [[ $key == *._target_ ]]; then trusted+=" --trust=$(printf %q "$(tr -d "'\"" <<<"${override#*=}")")"; fi
+      if [[ $key == *._target_ ]]; then resume_with+=" --trust=$(printf %q "$(tr -d "'\"" <<<"${override#*=}")")"; fi
       ;;
   esac
 done
@@ -220,7 +222,7 @@ train_script() {
 work=("$python" -m fl.train "${arguments[@]}")
 if [ -f "$RUN_DIR/settings.json" ]; then # requeued, or submitted again
 SCRIPT
-  echo "  work=(\"\$python\" -m fl resume \"\$RUN_DIR\"$trusted)"
+  echo "  work=(\"\$python\" -m fl resume \"\$RUN_DIR\"$resume_with)"
   cat <<'SCRIPT'
 fi
 if [ -z "${SLURM_JOB_ID:-}" ]; then # --local: in front, where Ctrl-C reaches it

@@ -82,7 +82,7 @@ def main() -> None:
     """Prints a line for each partition and share."""
     options = options_of(str(__doc__), repeats=1)
     results, rows = {}, []
-    with one_line_errors(), progress("rounds", len(PARTITIONS) * options.repeats) as advance:
+    with one_line_errors(), progress("averaging", len(PARTITIONS) * options.repeats, "run") as advance:
         for title, partition in PARTITIONS.items():
             figures: dict[str, list[Mapping[str, float]]] = {"the same": [], "by weight": []}
             for seed in range(1, options.repeats + 1):

@@ -14,7 +14,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fl.core.console import say
+from table import parser_of
+
+from fl.core.console import progress, say
 from fl.core.errors import ConfigError, RunError
 from fl.core.files import read_json, read_jsonl, write_json
 from fl.core.targets import renamed
@@ -70,7 +72,7 @@ def options_of(
         kept: name of the file with the figures.
         runs: folder of the runs, unless told otherwise.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description, f"--only {rows[0].name} --jobs 2", "--report    # of what is finished")
     parser.add_argument("--only", action="append", choices=sorted({row.name for row in rows}), help="these rows (all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     parser.add_argument(
@@ -125,8 +127,8 @@ def fill(
             return None
         return {**figures(folder), "row": row.name, "seed": seed, "overrides": expected[row.name]}
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done in pool.map(one, missing):
+    with progress("runs", len(missing), "run") as step, ThreadPoolExecutor(options.jobs) as pool:
+        for done in step.over(pool.map(one, missing)):
             if done is not None:
                 runs[done["row"], done["seed"]] = done
                 write_json(path, {"version": VERSION, "runs": [runs[key] for key in sorted(runs)]})

@@ -9,6 +9,7 @@ bitsandbytes' blockwise functions, which are called here as the filters do, on t
 their bytes are those of the integers, of the scales and of the code book, as the filter itself counts them.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -75,8 +76,17 @@ def installed(package: str) -> str | None:
 
 def main() -> None:
     """Writes bytes and squared errors of each codec for each set of arrays (keys `SET/TENSOR`)."""
+    examples = "Examples:\n  python benchmarks/peer_codecs.py arrays.npz figures.json\n  "
+    examples += (
+        "other/bin/python benchmarks/peer_codecs.py arrays.npz figures.json    # of an environment that has them"
+    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, epilog=examples)
+    parser.add_argument("arrays", type=Path, help="an .npz of keys SET/TENSOR")
+    parser.add_argument("figures", type=Path, help="the JSON file to write")
+    options = parser.parse_args()
     sets: dict[str, Tensors] = {}
-    with np.load(sys.argv[1], allow_pickle=False) as stored:
+    with np.load(options.arrays, allow_pickle=False) as stored:
         for key in stored.files:
             name, tensor = key.split("/", 1)
             sets.setdefault(name, {})[tensor] = stored[key]
@@ -88,7 +98,7 @@ def main() -> None:
             figures.setdefault(codec, {})[name] = {"bytes": size, "squared_errors": errors}
         print(codec, file=sys.stderr, flush=True)
     versions = {package: installed(package) for package in ("nncodec", "bitsandbytes", "torch", "numpy")}
-    Path(sys.argv[2]).write_text(json.dumps({"versions": versions, "codecs": figures}))
+    options.figures.write_text(json.dumps({"versions": versions, "codecs": figures}))
 
 
 if __name__ == "__main__":

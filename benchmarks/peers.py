@@ -9,7 +9,6 @@ Ours are then asked for the bytes that each peer took. PYTHON is the interpreter
 bitsandbytes and nncodec (benchmarks/peer_codecs.py says which and how). Real EuroSAT (EUROSAT_ZIP).
 """
 
-import argparse
 import json
 import subprocess
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from screening_table import BASE
-from table import print_table, write_results
+from table import parser_of, print_table, write_results
 from traffic_table import ONE
 
 from fl.codec import Codec, Ecq, Eden, Stc, Tcq, Uniform
@@ -134,7 +133,8 @@ def peers(python: Path, sets: Updates) -> tuple[list[tuple[str, float, float]], 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    other = "--python other/bin/python"
+    parser = parser_of(str(__doc__), other, f"{other} --json figures.json data.path=EuroSAT.zip")
     parser.add_argument("--python", type=Path, required=True, help="of an environment with the other codecs")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("overrides", nargs="*", help="of fl.train")

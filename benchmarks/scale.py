@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import print_table, write_results
+from table import parser_of, print_table, write_results
 
 from fl.core.errors import RunError, one_line_errors
 from fl.core.files import MIB, read_jsonl
@@ -192,7 +192,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(str(__doc__), "--only clients-10 clients-100", "--json figures.json")
     parser.add_argument("--only", nargs="+", choices=[*ROWS, *LARGE], default=[*ROWS, *LARGE], help="rows to measure")
     parser.add_argument("--json", type=Path, help="write all figures to this file, as docs/speed/scale.json")
     parser.add_argument("--row", choices=[*ROWS, *LARGE], help=argparse.SUPPRESS)

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ PRINTED: list[dict[str, Any]] = []
 """The tables of this process, as they were printed: what docs show of a stored file (benchmarks/tables.py)."""
 
 
+def parser_of(description: str, *examples: str) -> argparse.ArgumentParser:
+    """Returns a parser whose help shows the program with each of the given command lines."""
+    form, name = argparse.RawDescriptionHelpFormatter, f"benchmarks/{Path(sys.argv[0]).name}"
+    lines = "".join(f"\n  python {name} {each}" for each in examples)
+    return argparse.ArgumentParser(description=description, formatter_class=form, epilog=f"Examples:{lines}")
+
+
 def options_of(description: str, repeats: int) -> argparse.Namespace:
     """Reads the command line that all benchmarks have; `repeats` is the default."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description, f"--repeats {repeats}", "--repeats 1 --json figures.json")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"how often each is measured ({repeats})")
     parser.add_argument("--json", type=Path, help="write all figures to this file, as docs/speed/NAME.json")
     parser.add_argument("overrides", nargs="*", help="of fl.train")

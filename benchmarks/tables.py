@@ -7,7 +7,6 @@ hand is lost. A part whose JSON is not there (a benchmark that was not stored ye
 is written, and any difference fails.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import screening_table
 import split_table
 import traffic_table
 from grid import ROOT, stored
+from table import parser_of
 from traffic_plot import plot_traffic
 
 from fl.core.console import say
@@ -292,7 +292,7 @@ def write(folder: Path) -> None:
 
 def main() -> None:
     """Writes or checks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(str(__doc__), "# writes README.md and docs/", "--check")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if anything would change")
     check = parser.parse_args().check
     with one_line_errors():

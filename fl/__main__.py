@@ -3,7 +3,8 @@
 import sys
 from importlib import import_module
 
-from fl.core.errors import did_you_mean
+from fl.core.errors import one_line_errors, suggestion
+from fl.core.output import complain, speak_as_typed
 from fl.core.stop import listen
 
 VERBS = {
@@ -19,6 +20,12 @@ VERBS = {
     "communication": "what traffic takes over satellite links",
 }
 
+EXAMPLES = (
+    "quantfl train experiment=demo",
+    "quantfl compare outputs/DATE/TIME",
+    "quantfl --completion bash    # the script that completes all of these: docs/configuration.md",
+)
+
 
 def door(verb: str, name: str) -> None:
     """Runs a verb if the module that calls this is the program; `name` is its `__name__`."""
@@ -33,13 +40,17 @@ def main() -> None:
     if verb in ("-h", "--help"):
         print("usage: quantfl VERB [...]; quantfl VERB --help says more\n")
         print("\n".join(f"  {name:<15}{told}" for name, told in VERBS.items()))
+        print("\nExamples:\n" + "\n".join(f"  {each}" for each in EXAMPLES))
+    elif verb == "--completion":
+        listen()
+        with one_line_errors():
+            print(import_module("fl.commands.completion").script("".join(sys.argv[2:3]), VERBS))
     elif verb in VERBS:
         del sys.argv[1]
         door(verb, "__main__")
     else:
-        near = did_you_mean(verb, VERBS)
-        hint = f"did you mean {near}? " if near else ""
-        print(f"error: {verb}: there is no such verb; {hint}valid: {', '.join(VERBS)}", file=sys.stderr)
+        speak_as_typed(sys.argv)
+        complain(f"{verb}: there is no such verb; {suggestion(verb, VERBS)}valid: {', '.join(VERBS)}")
         sys.exit(2)
 
 

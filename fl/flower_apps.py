@@ -17,8 +17,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl.core.errors import ConfigError, QuantflError
+from fl.core.console import say
+from fl.core.errors import ConfigError, QuantflError, silence_s
+from fl.core.output import speak_as_typed
 from fl.core.run_folder import SETTINGS, is_complete
+from fl.core.steps import heartbeat
 from fl.experiment.composing import composed, new_folder, typed_targets
 from fl.experiment.run import client_app, run
 
@@ -76,15 +79,17 @@ def main(grid: Grid, context: Context) -> None:
     """Runs all rounds over Flower's nodes; there must be `num_clients` of them."""
     try:
         overrides = overrides_in(str(context.run_config.get("overrides", "")))
+        speak_as_typed(overrides)
         config = configured(overrides)
         run_dir = _run_dir(overrides)
-        print(f"Run folder: {run_dir}", flush=True)
+        say(f"Run folder: {run_dir}", event="result")
         if RESUME in overrides and is_complete(run_dir):
-            print(f"{run_dir}: is finished, nothing is left to do", flush=True)
+            say(f"{run_dir}: is finished, nothing is left to do", event="result")
             return
-        run(config, run_dir, trusted=typed_targets(overrides), resume=RESUME in overrides, grid=grid)
+        with heartbeat(silence_s()):
+            run(config, run_dir, trusted=typed_targets(overrides), resume=RESUME in overrides, grid=grid)
     except QuantflError as error:
-        print(f"error: {error}", flush=True)  # Flower prints a traceback; this is the line to read
+        say(f"error: {error}", level="error", event="error")  # Flower prints a traceback; this is the line to read
         raise
 
 

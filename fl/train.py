@@ -16,12 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fl.core.console import label_lines, say
+from fl.core.console import label_lines, progress, say
 from fl.core.cores import available_cores
-from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path
+from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path, silence_s
 from fl.core.files import MIB, read_json
+from fl.core.output import OF_THE_PROCESS, speak_as_typed
 from fl.core.presets import CONF
 from fl.core.run_folder import COMMUNICATION, SUMMARY, stopped
+from fl.core.steps import heartbeat
 from fl.experiment.composing import explained, literal, new_folder, overrides_first, typed_targets
 from fl.experiment.multirun import record_failure, sweep_table
 
@@ -32,14 +34,17 @@ def _train(config: DictConfig) -> Exception | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     overrides, files = list(hydra_config.overrides.task), _hydra_files(config, hydra_config)
+    speak_as_typed(overrides)  # in a process of its own too
     trusted = typed_targets(overrides)
     many = hydra_config.mode == RunMode.MULTIRUN
     if many and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
-        label_lines(f"[{hydra_config.job.num}] ")
+        label_lines(hydra_config.job.num)
     try:
-        from fl.experiment.run import run
+        with heartbeat(silence_s()):  # of a job in a process of its own
+            with progress("loading libraries"):
+                from fl.experiment.run import run
 
-        model = run(plain, run_dir, trusted=trusted, hydra_files=files)
+            model = run(plain, run_dir, trusted=trusted, hydra_files=files)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(run_dir, trusted)) from None
     except Exception as error:
@@ -53,7 +58,8 @@ def _train(config: DictConfig) -> Exception | None:
         return error
     shown = Path(os.path.relpath(model))
     python, script = python_command(), CONF.with_name("compare_quantizations.py")
-    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}\nTraffic: {_traffic(run_dir)}")
+    say(f"\nModel:   {shown}\nSummary: {shown.with_name(SUMMARY)}", event="result")
+    say(f"Traffic: {_traffic(run_dir)}")
     compare = shell_path(script) if script.is_file() else "-m fl compare"  # where it was installed
     say(f"Next:    {python} {compare} {shell_path(shown)}")
     return None
@@ -70,9 +76,11 @@ def _traffic(run_dir: Path) -> str:
 def _hydra_files(config: DictConfig, hydra_config: Any) -> dict[str, str]:
     """Returns what Hydra would write to `.hydra/`; it is written once the settings have been checked."""
     whole = OmegaConf.create({"hydra": hydra_config})
+    own = [str(name) for name in config if name not in OF_THE_PROCESS]
+    overrides = [each for each in hydra_config.overrides.task if each.partition("=")[0] not in OF_THE_PROCESS]
     return {
-        "config.yaml": OmegaConf.to_yaml(config),
-        "overrides.yaml": OmegaConf.to_yaml(hydra_config.overrides.task),
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)),
+        "overrides.yaml": OmegaConf.to_yaml(overrides),
         "hydra.yaml": OmegaConf.to_yaml(whole),
     }
 
@@ -89,6 +97,7 @@ def main() -> None:
         if (error := _train(config)) is not None:
             failed.append(error)  # Hydra would print a line of its own
 
+    speak_as_typed(sys.argv[1:])
     with one_line_errors():
         sys.argv[1:] = literal(overrides_first(sys.argv[1:]))
         with sweep_table(), explained(sys.argv[1:]):

@@ -26,7 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: python scripts/contact_windows.py --station 52.52 13.405 34 --output berlin.json",
+        epilog="Examples:\n"
+        "  python scripts/contact_windows.py --output svalbard.json\n"
+        "  python scripts/contact_windows.py --station 52.52 13.405 34 --output berlin.json",
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, help="the JSON file to write, for a link's windows=")

@@ -7,6 +7,10 @@
 #   scripts/deployment.sh node NUMBER        start one SuperNode again
 #   scripts/deployment.sh status|stop|env    what runs; end it; variables for a shell that calls flwr itself
 #
+# Examples:
+#   scripts/deployment.sh start 2
+#   scripts/deployment.sh run num_rounds=3 data.path=/data/EuroSAT.zip
+#
 # Everything lies in one folder, QUANTFL_DEPLOYMENT (/tmp/quantfl-deployment-USER); the port is QUANTFL_PORT (9443).
 set -euo pipefail
 
@@ -138,7 +142,7 @@ case ${1:-} in
   stop) stop ;;
   env) printf 'export FLWR_HOME=%q FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1\n' "$FLWR_HOME" ;;
   *)
-    sed -n '2,10p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
-    exit 2
+    sed -n '2,14p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    [ "${1:-}" = --help ] || exit 2
     ;;
 esac

@@ -6,6 +6,7 @@ are models, what clients remember (payloads among it), and records and JSON with
 one kind of CPU: both run here.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -84,11 +85,15 @@ def contents(runs: Path) -> dict[str, object]:
 
 def main() -> None:
     """Runs both trees and says what differs."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(str(__doc__))
+    examples = "Examples:\n  python scripts/same_as.py HEAD         # what is not committed yet\n  "
+    examples += "python scripts/same_as.py origin/main  # what is not pushed yet"
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, epilog=examples)
+    parser.add_argument("commit", help="to compare with")
+    commit = parser.parse_args().commit
     with tempfile.TemporaryDirectory() as scratch:
         other = Path(scratch) / "tree"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", other, sys.argv[1]], cwd=HERE, check=True)
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", other, commit], cwd=HERE, check=True)
         try:
             results = []
             for number, tree in enumerate((other, HERE)):

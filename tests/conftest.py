@@ -53,6 +53,7 @@ def _own_cache(cache_dir):
     os.environ.pop("COLUMNS", None)  # tables are as wide as they are off a terminal, which pytest-xdist gives a width
     before = os.environ.get("QUANTFL_CACHE")
     os.environ["QUANTFL_CACHE"] = str(cache_dir)
+    os.environ["QUANTFL_PROGRESS_S"] = "0"  # what a command writes does not depend on how busy the machine is
     yield
     if before is None:
         del os.environ["QUANTFL_CACHE"]

@@ -3,10 +3,13 @@
 import argparse
 import re
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from fl.core.errors import ConfigError, did_you_mean
+from fl.core.errors import ConfigError, suggestion
+from fl.core.output import Log, OutputSettings, complain, speak, speak_as_typed
 
 SAME = (
     ("--clients", "--num-clients"),
@@ -20,7 +23,27 @@ SAME = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without its usage on stderr, and with both names of an option."""
+    """argparse's, without its usage on stderr, with both names of an option, and with how a command speaks.
+
+    Args:
+        examples: command lines, shown below the options.
+        note: a sentence above them.
+        settings: of argparse.
+    """
+
+    def __init__(self, examples: Sequence[str] = (), note: str = "", **settings: Any) -> None:
+        lines = [*textwrap.wrap(note, 100), *(["Examples:"] if examples else []), *(f"  {each}" for each in examples)]
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=form, epilog="\n".join(lines), **settings)
+        self.add_argument("--quiet", action="store_true", help="say errors, warnings and where results lie only")
+        self.add_argument("--log", choices=get_args(Log), default="text", help="lines of text, or JSON objects (text)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reads a command line, and speaks as it says."""
+        speak_as_typed(sys.argv[1:] if args is None else args)
+        options = super().parse_args(args, namespace)
+        speak(OutputSettings(options.quiet, options.log))
+        return options
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         """Adds an argument under the names given, and under those of `SAME`."""
@@ -31,10 +54,12 @@ class Parser(argparse.ArgumentParser):
         """Prints one line that names the argument, and ends."""
         if unknown := re.match("unrecognized arguments: ([^ ]+)", message):
             typed = unknown[1]
-            near = did_you_mean(typed.partition("=")[0], self._option_string_actions) if typed[0] == "-" else None
-            message = f"{typed}: there is no such option" + (f"; did you mean {near}?" if near else "")
+            known = self._option_string_actions if typed[0] == "-" else ()
+            message = f"{typed}: there is no such option{suggestion(typed.partition('=')[0], known, '; ', '')}"
+        if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += suggestion(wrong[1], re.findall("[^', ]+", wrong[2]), "; ", "")
         text = message.removeprefix("argument ").replace("the following arguments are required: ", "missing: ")
-        print(f"error: {text}; see {self.prog} --help", file=sys.stderr)
+        complain(f"{text}; see {self.prog} --help")
         sys.exit(ConfigError.exit_code)
 
 

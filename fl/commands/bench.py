@@ -10,15 +10,18 @@ from fl.core.run_folder import BENCH
 BATCH_SIZES = "1,4,8,32,128"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
         prog="python -m fl bench",
         description=__doc__,
-        epilog="Every model sees all test images at every batch size, in turns, so that all meet the same load. "
-        "Example: python -m fl bench outputs/DATE/TIME/model_*.pt outputs/DATE/TIME/export/model_int8_static.onnx",
+        note="Every model sees all test images at every batch size, in turns, so that all meet the same load.",
+        examples=[
+            "python -m fl bench outputs/DATE/TIME --batch-sizes 1,32",
+            "python -m fl bench outputs/DATE/TIME/model_*.pt outputs/DATE/TIME/export/model_int8_static.onnx",
+        ],
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "models",
         nargs="+",
@@ -47,7 +50,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--images", type=int, metavar="N", help="no more test images than this, evenly spaced")
     add("--output", type=Path, help=f"path of the JSON, the plot goes beside it ({BENCH} beside the first model)")
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:

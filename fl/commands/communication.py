@@ -13,25 +13,24 @@ from fl.commands.arguments import Parser
 from fl.communication.pricing import check, load_links, over_contacts, traffic_of_run, traffic_of_sizes
 from fl.communication.tables import show_policies, show_traffic
 from fl.core.console import say
-from fl.core.errors import one_line_errors, writable_folder
+from fl.core.errors import ConfigError, one_line_errors, writable_folder
 from fl.core.files import write_json
 from fl.core.run_folder import COMPARISON
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
         prog="python -m fl communication",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Examples:\n"
-        "  python -m fl communication outputs/DATE/TIME --link cubesat_sband --json what_if.json\n"
-        "  python -m fl communication --broadcast-bytes 440000 --update-bytes 440000 --fp32-bytes 1750000 "
-        "--train-s 1000\n"
-        "  python -m fl communication outputs/DATE/TIME --clock contacts --link ttc_uhf --train-s 1000 "
-        "--image-bytes 7340032",
+        examples=[
+            "python -m fl communication outputs/DATE/TIME --link cubesat_sband --json what_if.json",
+            "python -m fl communication --broadcast-bytes 440000 --update-bytes 440000 --fp32-bytes 1750000",
+            "python -m fl communication outputs/DATE/TIME --clock contacts --link ttc_uhf --train-s 1000 "
+            "--image-bytes 7340032",
+        ],
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN_DIR", help="folders of runs, shown side by side")
     add("--link", action="append", metavar="NAME|FILE", help="of conf/link/, or a YAML file; may be repeated (all)")
     add("--precisions", action="store_true", help=f"also suppose the file sizes of each run's {COMPARISON}, both ways")
@@ -53,7 +52,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max-days", type=float, metavar="D", help="simulated days after which --clock contacts ends anyway")
     add("--image-bytes", type=int, metavar="N", help="also: what each satellite would send instead, its images")
     add("--json", type=Path, metavar="FILE", help="also write all figures there")
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def main() -> None:
@@ -61,6 +65,8 @@ def main() -> None:
     options = parse()
     with one_line_errors():
         check(options)
+        if options.quiet and not options.json:
+            raise ConfigError("--quiet: leaves the tables out, which are all there is; give --json FILE too")
         links = load_links(options.link, options.train_s)
         if options.json:
             writable_folder(options.json.parent, "--json FILE")
@@ -77,4 +83,4 @@ def main() -> None:
             write_json(options.json, documents)
         (show_policies if options.clock == "contacts" else show_traffic)(documents)
         if options.json:
-            say(f"\nJSON: {options.json}")
+            say(f"\nJSON: {options.json}", event="result")

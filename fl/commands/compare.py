@@ -10,14 +10,17 @@ from fl.core.run_folder import model_in
 DEFAULT_PRECISIONS = "fp32,fp16,int8,int8_static"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
         prog="python compare_quantizations.py",
         description=__doc__,
-        epilog="Example: python compare_quantizations.py outputs/2026-01-31/12-00-00 --rounds 10,50",
+        examples=[
+            "python compare_quantizations.py outputs/DATE/TIME --rounds 10,50 --formats onnx",
+            "python compare_quantizations.py outputs/DATE/TIME --verify    # recompute every figure of the JSON",
+        ],
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("model", type=Path, help="folder of a run, or an FP32 model: any state dict of the network, or a model_fp32.pt")
     add("--output", type=Path, help="folder for the files, or the path of the JSON file; beside the model by default")
     add("--precisions", default=DEFAULT_PRECISIONS, help=f"comma list of conf/precision, or all ({DEFAULT_PRECISIONS})")
@@ -39,7 +42,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="recompute an existing JSON from the files beside it; any difference fails",
     )
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def main() -> None:

@@ -7,14 +7,18 @@ from fl.commands.arguments import Parser, names, renew_report
 from fl.core.errors import one_line_errors
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
         prog="python -m fl export",
         description=__doc__,
-        epilog="The run's checkpoint.keep (last, best, all, N) says which rounds there are to choose from.",
+        note="The run's checkpoint.keep (last, best, all, N) says which rounds there are to choose from.",
+        examples=[
+            "python -m fl export outputs/DATE/TIME",
+            "python -m fl export outputs/DATE/TIME --metric loss --quantize none --format onnx",
+        ],
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("run_dir", type=Path, help="folder of a finished run, as in outputs/DATE/TIME")
     add("--metric", choices=("accuracy", "loss"), default="accuracy", help="of the validation images (accuracy)")
     add("--round", type=int, metavar="N", help="take this round, whatever its metric")
@@ -25,7 +29,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", default="", help="comma list of deployment formats to write too: onnx, torchexport, ..., or all")
     add("--model", metavar="NAME", help="the network, if it is a class of your own: my_module.MyNet")
     add("--data", help="test images for --format: zip or folder, 'eurosat' or 'synthetic'; the run's own by default")
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def main() -> None:

@@ -12,20 +12,26 @@ from fl.core.figures import STYLES, style
 from fl.core.run_folder import SETTINGS
 
 
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
+        prog="python -m fl plot",
+        description=f"{__doc__}\n\nRuns that differ in their seeds alone are drawn as one: mean and 95 % interval.",
+        examples=[
+            "python -m fl plot outputs/DATE/ONE outputs/DATE/OTHER",
+            "python -m fl plot outputs/multirun/DATE/TIME --style paper --output figures",
+        ],
+    )
+    add = made.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs, or of a sweep")
+    add("--style", choices=list(STYLES), default="screen", help="paper: 3.4 inches wide, small letters (screen)")
+    add("--output", type=Path, default=Path("plots"), metavar="DIR", help="folder for them (plots)")
+    return made
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = Parser(
-        prog="python -m fl plot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Runs that differ in their seeds alone are drawn as one: mean and 95 % interval.\n\nExamples:\n"
-        "  python -m fl plot outputs/DATE/ONE outputs/DATE/OTHER                      # into plots/\n"
-        "  python -m fl plot outputs/multirun/DATE/TIME --style paper --output figures  # as wide as a column of print",
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs, or of a sweep")
-    parser.add_argument("--style", choices=list(STYLES), default="screen", help="paper: 3.4 inches wide, small letters")
-    parser.add_argument("--output", type=Path, default=Path("plots"), metavar="DIR", help="folder for them (plots)")
-    return parser.parse_args(arguments)
+    return parser().parse_args(arguments)
 
 
 def main() -> None:
@@ -43,6 +49,6 @@ def main() -> None:
         with style(options.style):
             for path, source in draw(runs, options.output):
                 found = True
-                say(f"{path}, {path.with_suffix('.svg').name}: from {source}")
+                say(f"{path}, {path.with_suffix('.svg').name}: from {source}", event="result")
         if not found:
             raise ConfigError(f"{runs[0]}: no round is finished there yet")

@@ -14,15 +14,27 @@ from fl.core.files import read_json, write_json
 from fl.core.run_folder import COMPARISON, RECOMMENDATION, SUMMARY
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(prog="python -m fl recommend", description=__doc__)
-    add = parser.add_argument
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
+        prog="python -m fl recommend",
+        description=__doc__,
+        examples=[
+            "python -m fl recommend outputs/DATE/TIME",
+            "python -m fl recommend outputs/DATE/TIME --max-drop 1 --max-size-kb 500",
+        ],
+    )
+    add = made.add_argument
     add("run_dir", type=Path, help="folder of a run that compare_quantizations.py was run on, or its JSON file")
     add("--max-drop", type=float, default=0.5, metavar="POINTS", help="of accuracy that may be lost against FP32 (0.5)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model will answer (cpu)")
     add("--max-size-kb", type=float, metavar="N", help="largest file, in units of 1024 bytes")
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def main() -> None:
@@ -62,7 +74,9 @@ def main() -> None:
             limits += f", at most {options.max_size_kb:g} kB"
         say(f"{path}: {found['images']}; {limits}")
         for what in ("train", "ship", "transmit"):
-            say(f"{what.title() + ':':<10}{found[what]['choice'] or 'nothing'}\n          {found[what]['why']}")
+            choice, why = found[what]["choice"], found[what]["why"]
+            say(f"{what.title() + ':':<10}{choice or 'nothing'}", event="result", choice=choice, why=why)
+            say(f"          {why}")
         try:
             write_json(path.with_name(RECOMMENDATION), found)
         except OSError as error:  # a folder of somebody else

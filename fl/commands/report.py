@@ -10,21 +10,26 @@ from fl.core.errors import ConfigError, one_line_errors
 from fl.core.run_folder import MULTIRUN, REPORT, SETTINGS
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
+def parser() -> Parser:
+    """Returns what reads the command line."""
+    made = Parser(
         prog="python -m fl report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Examples:\n"
-        "  python -m fl report outputs/DATE/TIME                      # writes report.html there\n"
-        "  python -m fl report outputs/DATE/ONE outputs/DATE/OTHER    # both, and where their settings differ",
+        examples=[
+            "python -m fl report outputs/DATE/TIME                      # writes report.html there",
+            "python -m fl report outputs/DATE/ONE outputs/DATE/OTHER    # both, and where their settings differ",
+        ],
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs, or of a sweep")
-    parser.add_argument(
+    made.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs, or of a sweep")
+    made.add_argument(
         "--output", type=Path, metavar="FILE", help="the page; report.html in the run or sweep, else here"
     )
-    return parser.parse_args(arguments)
+    return made
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    return parser().parse_args(arguments)
 
 
 def jobs_in(folder: Path) -> list[Path]:
@@ -47,4 +52,4 @@ def main() -> None:
         target = options.output
         if target is None and len(options.runs) == 1 and len(runs) > 1:
             target = options.runs[0] / REPORT
-        say(f"Report: {write_report(runs, target)}")
+        say(f"Report: {write_report(runs, target)}", event="result")

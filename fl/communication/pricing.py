@@ -11,7 +11,7 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Policy
 from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
-from fl.core.errors import ConfigError, did_you_mean
+from fl.core.errors import ConfigError, suggestion
 from fl.core.files import read_json
 from fl.core.presets import CONF, choices, yaml_file
 from fl.core.records import read_rounds
@@ -77,8 +77,8 @@ def load_link(choice: str, train_s: float | None = None) -> Link:
     """
     path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "link" / f"{choice}.yaml"
     if not path.is_file():
-        known = ", ".join(choices("link"))
-        raise ConfigError(f"--link {choice}: there is no such link; valid choices: {known}, or the path of a YAML file")
+        valid = f"{suggestion(choice, choices('link'))}valid choices: {', '.join(choices('link'))}"
+        raise ConfigError(f"--link {choice}: there is no such link; {valid}, or the path of a YAML file")
     try:
         config = yaml_file(path)
     except ValueError as error:
@@ -140,10 +140,9 @@ def load_policy(choice: str) -> tuple[str, Policy]:
     """
     path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "policy" / f"{choice}.yaml"
     if not path.is_file():
-        near = did_you_mean(choice, choices("policy"))
-        hint = f"; did you mean {near}?" if near else ""
+        hint = suggestion(choice, choices("policy"))
         raise ConfigError(
-            f"--policy {choice}: there is no such policy{hint}; valid choices: {', '.join(choices('policy'))}, or the "
+            f"--policy {choice}: there is no such policy; {hint}valid choices: {', '.join(choices('policy'))}, or the "
             "path of a YAML file"
         )
     try:

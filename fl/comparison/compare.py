@@ -15,7 +15,7 @@ from fl.comparison.plots import plot_comparison
 from fl.comparison.printed import costs, opening, precision_section, show_measured, summary
 from fl.comparison.recommend import recommendation
 from fl.comparison.report import BASELINE, Comparison
-from fl.core.console import heading, say
+from fl.core.console import heading, progress, say
 from fl.core.errors import ConfigError, counted, writable_folder
 from fl.core.files import write_json, write_npz
 from fl.core.machine import compute_with, device_of
@@ -109,9 +109,10 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
     titles = {name: f"{method.title} QAT" if trained_with[name] else method.title for name, method in methods.items()}
     writable_folder(output_dir, "--output DIR")
     measured: dict[str, Measured] = {}
-    written = None
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".comparison.") as scratch:
-        for number, (name, method) in enumerate((n, m) for n, m in methods.items() if n not in left_out):
+    written, chosen = None, {name: method for name, method in methods.items() if name not in left_out}
+    step = progress("comparison", len(chosen), "precision")
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".comparison.") as scratch, step as advance:
+        for number, (name, method) in enumerate(chosen.items()):
             heading(f"{number + 1}. {titles[name]} ({method.method})")
             if name != BASELINE:
                 say(f"Converting to {titles[name]} ({method.method.lower()})...")
@@ -124,6 +125,7 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
             result = measure(path, *images, batch_size=subject.batch_size, device=device, network=subject.network)
             measured[name] = dataclasses.replace(result, path=output_dir / path.name)
             precision_section(subject.entry(measured[name], measured[BASELINE]))
+            advance()
         if formats:
             written = formats.write(subject, answers_of(measured, device), Path(scratch))
             for entry in (entry for each in written.values() for entry in each.values()):
@@ -142,7 +144,7 @@ def compare(options: Options, formats: DeploymentFiles | None = None) -> Path:
         formats.show(written, report["precisions"] if device.type == "cpu" else None)
     costs(report["communication"], titles)
     show_measured(report["communication"], titles)
-    heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(COMPARISON_PLOT)}")
+    heading(f"Results saved to: {json_path}\nPicture: {json_path.with_name(COMPARISON_PLOT)}", event="result")
     say("\nDone!")
     return json_path
 

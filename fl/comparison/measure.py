@@ -59,7 +59,10 @@ def convert_and_save(
     inputs = None
     if precision.num_calibration_images and calibration is not None:
         inputs = input_of(model)(torch.from_numpy(calibration[: precision.num_calibration_images]))
-    path, converted = folder / f"model_{precision.name}.pt", precision.convert(model, inputs)
+    path = folder / f"model_{precision.name}.pt"
+    label = f"converting to {precision.title}" if inputs is None else f"calibrating {precision.title}"
+    with progress(label):
+        converted = precision.convert(model, inputs)
     if trained_with:
         converted.quantization_info = {**converted.quantization_info, "trained_with": trained_with}
     save_model(path, converted, source_sha256)
@@ -83,19 +86,18 @@ def measure(
     model, file = load_with_info(path, device, network)
     warm_up(model, test, batch_size, device, input_of(model))
     sets = [test] if validation is None else [test, validation]
-    with progress(f"evaluating {path.name}", sum(len(each.labels) for each in sets)) as advance:
-        evaluation, *others = [
-            evaluate(
-                model,
-                each.images,
-                each.labels,
-                batch_size=batch_size,
-                device=device,
-                to_input=input_of(model),
-                advance=advance,
-            )
-            for each in sets
-        ]
+    evaluation, *others = [
+        evaluate(
+            model,
+            each.images,
+            each.labels,
+            batch_size=batch_size,
+            device=device,
+            to_input=input_of(model),
+            label=f"evaluating {path.name}",
+        )
+        for each in sets
+    ]
     if not math.isfinite(evaluation.score.loss):
         raise ModelFileError(f"{path.name}: its loss is not finite; the model's values overflow in this precision")
     return Measured(

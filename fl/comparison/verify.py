@@ -84,12 +84,13 @@ def verify(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise VerificationError(f"{json_path}: is no whole report ({error!r})") from error
     for line in found:
-        say(f"DIFFERS  {line}")
+        say(f"DIFFERS  {line}", "warning")
     not_compared = [*NOT_VERIFIED, *(f"loss and accuracy of {name}: other kernels here" for name in other)]
     say(f"Not verified: {', '.join([*not_compared, *older])}")
     if found:
         raise VerificationError(f"{json_path}: {len(found)} of its values are not what the files beside it give")
-    say(f"Verified: hashes, sizes, counts, costs and accuracies of {', '.join(stored['precisions'])} in {json_path}")
+    told = f"Verified: hashes, sizes, counts, costs and accuracies of {', '.join(stored['precisions'])} in {json_path}"
+    say(told, event="result")
 
 
 def _recompute(

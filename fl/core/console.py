@@ -1,20 +1,24 @@
 """What a person sees: progress bars on a terminal, plain lines everywhere."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fl.core.errors import printable
+from fl.core import output
+from fl.core.errors import counted, printable
+from fl.core.output import OutputSettings
+from fl.core.steps import OPEN, Step, followed, heard, on_screen, stderr_copy
 
 console = Console(highlight=False, soft_wrap=True)
-
-_stderr = Console(stderr=True, highlight=False)
 
 RULE = "=" * 78
 PADDING = 3
@@ -23,26 +27,45 @@ PADDING = 3
 NARROWEST = 8
 """No column that names a row is folded below that."""
 
-_bars: list[Progress] = []
-
-_label = ""
+_live: list[Live] = []
 
 
-def label_lines(label: str) -> None:
-    """Puts a label before every line from now on and draws no bars: another process writes to this terminal too."""
-    global _label
-    _label = label
+def label_lines(job: int | None) -> None:
+    """Puts the number of a job on every line from now on and draws no bars: others write to this terminal too."""
+    output.job = job
 
 
-def say(text: str = "") -> None:
-    """Prints lines as they stand: no markup, no wrapping, no control characters; above a progress bar on a terminal."""
-    place = _bars[-1].console if _bars and console.is_terminal else console
-    place.print("\n".join(_label + printable(line) for line in text.split("\n")), markup=False, soft_wrap=True)
+def say(text: str = "", level: str = "info", event: str = "message", **fields: Any) -> None:
+    """Prints lines as they stand: no markup, no wrapping, no control characters; above progress bars on a terminal.
+
+    Lines that begin with "note:" are warnings. With `quiet` nothing but warnings and results is printed, with
+    `log=json` each line becomes an object.
+
+    Args:
+        text: the lines.
+        level: "info", "warning" or "error".
+        event: what it is about; "result" says where results lie.
+        fields: what an object holds beside the line.
+    """
+    lines = [(line, "warning" if line.lstrip().startswith("note:") else level) for line in text.split("\n")]
+    if output.form.quiet and event != "result":
+        lines = [(line, each) for line, each in lines if each != "info"]
+    if output.form.quiet or output.form.log == "json":
+        lines = [(line, each) for line, each in lines if any(map(str.isalnum, line))]  # no rules, no empty lines
+    if output.form.log == "json":
+        for line, each in lines:
+            output.write(output.record(each, event, line.strip(), **fields))
+    elif lines:
+        place = _live[-1].console if _live else console
+        label = "" if output.job is None else f"[{output.job}] "
+        place.print("\n".join(label + printable(line) for line, _ in lines), markup=False, soft_wrap=True)
+    if lines:
+        heard()
 
 
-def heading(text: str) -> None:
+def heading(text: str, event: str = "heading") -> None:
     """Prints a section's heading."""
-    say(f"\n{RULE}\n{text}\n{RULE}")
+    say(f"\n{RULE}\n{text}\n{RULE}", event=event)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], keys: int = 1) -> None:
@@ -53,6 +76,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], keys: int 
         rows: the cells.
         keys: how many columns name a row: each of the tables has them, folded where they are long.
     """
+    rows = [list(row) for row in rows]
+    if output.form.quiet:
+        return
+    if output.form.log == "json":
+        told = {"columns": list(columns), "rows": rows}
+        output.write(output.record("info", "table", f"{counted(len(rows), 'row')} of {columns[0]}", **told))
+        return
     cells, limit = [["\n".join(map(printable, cell.split("\n"))) for cell in row] for row in rows], _width()
     widths = [max([_longest_word(column), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     natural = [max(width, cell_len(column)) for width, column in zip(widths, columns, strict=True)]
@@ -69,7 +99,10 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], keys: int 
             table.add_column(Text(columns[i]), width=widths[i], overflow="fold")
         for row in cells:
             table.add_row(*(Text(row[i]) for i in shown))
-        Console(highlight=False, file=console.file, width=_table_width([widths[i] for i in shown])).print(table)
+        width = _table_width([widths[i] for i in shown])
+        place = _live[-1].console if _live else Console(highlight=False, file=console.file, width=width)
+        place.print(table, width=width, soft_wrap=False)
+    heard()
 
 
 def _width() -> int | None:
@@ -108,24 +141,46 @@ def _groups(widths: Sequence[int], keys: int, limit: int) -> list[list[int]]:
 
 
 @contextmanager
-def progress(label: str, total: float) -> Iterator[Callable[[float], object]]:
-    """Yields a function that advances a progress bar on stderr; off a terminal nothing is drawn."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_stderr, transient=True, disable=not _stderr.is_terminal or bool(_label)) as bar:
-        task = bar.add_task(label, total=total)
-        if not bar.disable:
-            _bars.append(bar)
+def progress(label: str, total: float | None = None, unit: str = "", **more: Any) -> Iterator[Step]:
+    """Yields a step that this process is at from here on; call it with the amount that was done.
+
+    On a terminal all open steps are drawn as bars, elsewhere they are told of when nothing else was for a while; both
+    in commands only. See `Step` for the arguments.
+    """
+    step = Step(label, total, unit, **more)
+    OPEN.append(step)
+    try:
+        with _bars() if _can_draw() else nullcontext():
+            yield step
+    finally:
+        OPEN.remove(step)
+
+
+def _can_draw() -> bool:
+    alone = output.job is None and not _live and followed()
+    return alone and output.form == OutputSettings() and console.is_terminal and sys.stderr.isatty()
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """Draws the open steps on stderr."""
+    with stderr_copy() as place, on_screen():
+        above = Console(file=place, highlight=False, soft_wrap=True)
+        live = Live(console=above, transient=True, get_renderable=_drawn, refresh_per_second=4)
+        _live.append(live)
         try:
-            yield lambda amount: bar.advance(task, amount)
+            with live:
+                yield
         finally:
-            del _bars[:]
+            _live.remove(live)
+
+
+def _drawn() -> Table:
+    table = Table.grid(padding=(0, 1))
+    for depth, step in enumerate([step.look() for step in OPEN]):
+        bar = ProgressBar(step.total, step.done, width=30, pulse=step.total is None)
+        table.add_row(Text("  " * depth + step.label), bar, Text(step.told()))
+    return table
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fl.core.output import complain
+from fl.core.steps import SILENCE_S, VARIABLE, heartbeat
 from fl.core.stop import exit_code, interrupts
 
 
@@ -58,21 +61,36 @@ def printable(text: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.
 
+    Within it, this process says what it is at whenever it was silent for long, see `heartbeat`.
+
     A `KeyboardInterrupt`, which every signal of `fl.core.stop` is, may carry what to do next as its text. Every other
     exception is a bug and passes.
     """
     with interrupts():
         try:
-            yield
+            with heartbeat(silence_s()):
+                yield
         except QuantflError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            complain(printable(str(error)))
             sys.exit(error.exit_code)
         except OSError as error:
-            print(printable(f"error: {error.filename or 'system'}: {error.strerror or error}"), file=sys.stderr)
+            complain(printable(f"{error.filename or 'system'}: {error.strerror or error}"))
             sys.exit(1)
         except KeyboardInterrupt as error:
-            print("; ".join(["interrupted", *filter(None, map(str, error.args))]), file=sys.stderr)
+            complain("; ".join(["interrupted", *filter(None, map(str, error.args))]), "interrupted")
             sys.exit(exit_code())
+
+
+def silence_s() -> float:
+    """Returns after how many seconds without a line one of progress is written, 0 for never.
+
+    Raises:
+        ConfigError: the environment variable is no number.
+    """
+    told = os.environ.get(VARIABLE) or str(SILENCE_S)
+    if not re.fullmatch(r"\d+(\.\d+)?", told):
+        raise ConfigError(f"{VARIABLE}={told}: must be seconds, as in 60; 0 for no progress")
+    return float(told)
 
 
 @contextmanager
@@ -120,6 +138,12 @@ def did_you_mean(word: str, valid: Collection[str]) -> str | None:
     lower = {each.lower(): each for each in valid}
     near = difflib.get_close_matches(word.lower(), lower, n=1)
     return lower[near[0]] if near else None
+
+
+def suggestion(word: str, valid: Collection[str], before: str = "", after: str = " ") -> str:
+    """Returns "did you mean fedavg? " of the valid word that is most like this one, nothing where none is."""
+    near = did_you_mean(word, valid)
+    return f"{before}did you mean {near}?{after}" if near else ""
 
 
 def shell_path(path: Path) -> str:

@@ -9,13 +9,22 @@ Images are mapped from their cache: the system sends SIGBUS to who reads what is
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 AGAIN_S = 0.02
+
+
+def plain_line(text: str) -> bytes:
+    """Returns a line as text."""
+    return f"{text}\n".encode()
+
+
+last_line: Callable[[str], bytes] = plain_line
+"""The form of what is written when a process ends at once."""
 
 _received: list[int] = []
 
@@ -36,7 +45,7 @@ def listen() -> None:
 
 
 def _cut_short(_number: int) -> None:
-    os.write(2, b"error: a file was cut short while it was read, most likely of the image cache; run again\n")
+    os.write(2, last_line("error: a file was cut short while it was read, most likely of the image cache; run again"))
     os._exit(1)
 
 
@@ -58,7 +67,7 @@ def exit_code() -> int:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    os.write(2, b"interrupted\n")
+    os.write(2, last_line("interrupted"))
     os._exit(128 + number)
 
 

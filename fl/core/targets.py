@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl.core.errors import ConfigError, did_you_mean
+from fl.core.errors import ConfigError, suggestion
 from fl.core.presets import CONF
 
 FOLDERS = {"broadcast": "codec", "update": "codec"}
@@ -114,10 +114,10 @@ class Target:
         taken = [name for name in named if name not in provided]
         for key in self.parameters:
             if key not in taken:
-                near = did_you_mean(key, taken)
-                hint = f"did you mean {near}? " if near else ""
                 takes = f"it takes: {', '.join(taken)}" if taken else "it takes none"
-                raise ConfigError(f"{self.group}.{key}: {self.target} has no such setting; {hint}{takes}")
+                raise ConfigError(
+                    f"{self.group}.{key}: {self.target} has no such setting; {suggestion(key, taken)}{takes}"
+                )
         try:
             signature.bind(**self.parameters, **dict.fromkeys(provided))
         except TypeError as error:
@@ -161,4 +161,5 @@ def first_problem(error: ValidationError, group: str = "") -> str:
     kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
     if kind in ("unexpected_keyword_argument", "missing", "missing_argument"):
         return f"{place}: {message.lower()}"
-    return f"{place}={problem['input']}: {message[0].lower()}{message[1:]}"
+    near = suggestion(str(problem["input"]), re.findall("'([^']+)'", message), "; ", "") if "literal" in kind else ""
+    return f"{place}={problem['input']}: {message[0].lower()}{message[1:]}{near}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fl.core.console import say
+from fl.core.console import progress, say
 from fl.core.errors import ConfigError, DataError, counted
 from fl.core.files import MIB, read_json, sha256, write_json
 from fl.core.pixels import DTYPES, Pixels
@@ -260,4 +260,5 @@ def _verified(folder: Path) -> object:
 
 
 def _checksum(class_names: Sequence[str], labels: np.ndarray, images: np.ndarray) -> str:
-    return sha256("\n".join(class_names).encode(), labels, images)
+    with progress("hashing images"):
+        return sha256("\n".join(class_names).encode(), labels, images)

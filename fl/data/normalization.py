@@ -28,7 +28,7 @@ def band_statistics(images: ImageSet, positions: np.ndarray) -> Pixels:
     height, width, bands = images.pixels.shape
     count, mean, squares = 0, np.zeros(bands), np.zeros(bands)
     step = max(1, CHUNK_BYTES // (8 * height * width * bands))
-    with progress("means of bands", len(positions)) as advance:
+    with progress("means of bands", len(positions), "image") as advance:
         for start in range(0, len(positions), step):
             chunk = images.images[positions[start : start + step]].reshape(-1, bands).astype(np.float64)
             own = chunk.mean(axis=0)

@@ -232,7 +232,7 @@ def _shared(
     partitioner.dataset = datasets.Dataset.from_dict({"position": np.arange(len(labels)), "label": labels})
     loaded = []
     quiet = warnings.catch_warnings(action="ignore")  # one per new Dirichlet draw, and pyarrow's deprecations
-    with quiet, progress("sharing images out", partitioner.num_partitions) as advance:
+    with quiet, progress("sharing images out", partitioner.num_partitions, "client") as advance:
         for client in range(partitioner.num_partitions):
             loaded.append(np.asarray(partitioner.load_partition(client)["position"]))
             advance(1)

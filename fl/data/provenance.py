@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.errors import ConfigError, DataError, QuantflError
+from fl.core.errors import ConfigError, DataError, QuantflError, suggestion
 from fl.core.files import read_json, sha256
 from fl.core.pixels import USUAL, Pixels
 from fl.core.presets import preset
@@ -157,7 +157,8 @@ def find_inputs(run: Run | None, data: str | None, num_classes: int, pixels: Pix
     except QuantflError as error:
         known, reason = None, str(error)
     if data not in NAMED and not Path(data).expanduser().exists():
-        raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}")
+        near = suggestion(data, NAMED, "; ", "")
+        raise ConfigError(f"--data {data}: no such file or folder, and none of {', '.join(NAMED)}{near}")
     settings = DataSettings.from_config(_asked(data, run, num_classes, pixels))
     images, plan = _open(settings)
     _check(images, run, num_classes, pixels)

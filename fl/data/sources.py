@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked
 
 from fl.core.console import progress
-from fl.core.errors import ConfigError, DataError, counted
+from fl.core.errors import ConfigError, DataError, counted, suggestion
 from fl.core.files import sha256
 from fl.core.pixels import MOST_BANDS, MOST_SIDE, Pixels
 from fl.data.decoding import Wanted, place_of, resized
@@ -139,7 +139,8 @@ class EuroSatMs:
                 "folder that was unpacked from it"
             )
         if unknown := [name for name in self.bands or () if name not in BANDS]:
-            raise ConfigError(f"data.bands={unknown[0]}: is none of {', '.join(BANDS)}")
+            near = suggestion(str(unknown[0]), BANDS, "; ", "")
+            raise ConfigError(f"data.bands={unknown[0]}: is none of {', '.join(BANDS)}{near}")
 
     def plan(self, cache_dir: Path) -> Plan:
         assert self.path
@@ -197,7 +198,7 @@ def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None, wante
 
 def _each(path: Path, files: Sequence[ImageFile], what: str, do: Callable[[bytes], T]) -> Iterator[tuple[ImageFile, T]]:
     """Yields every file with what is made of its content; what cannot be is refused by name."""
-    with progress(what, len(files)) as advance:
+    with progress(what, len(files), "image") as advance:
         for file in files:
             try:
                 made = do(file.read())
@@ -308,7 +309,8 @@ def _download(cache_dir: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            EuroSAT(scratch, download=True)
+            with progress("downloading EuroSAT"):
+                EuroSAT(scratch, download=True)
             (Path(scratch) / "eurosat" / "EuroSAT.zip").rename(target)
     except (OSError, RuntimeError) as error:
         raise DataError(

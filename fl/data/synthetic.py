@@ -40,7 +40,7 @@ class Synthetic:
         key = sha256(f"synthetic v{VERSION} seed={self.seed} n={self.num_images}".encode())
 
         def decode(images: np.ndarray) -> list[str]:
-            with progress("generating SYNTHETIC images", len(labels)) as advance:
+            with progress("generating SYNTHETIC images", len(labels), "image") as advance:
                 for position, label in enumerate(labels):
                     images[position] = _render(int(label), numpy_generator(self.seed, "synthetic", position))
                     advance(1)

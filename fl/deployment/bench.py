@@ -52,8 +52,8 @@ def take_turns(candidates: Sequence[Candidate], images: Rows, batch_size: int) -
     """
     timings = [Timing() for _ in candidates]
     batches = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    turn = math.ceil(len(batches) / TURNS)
-    with torch.inference_mode():
+    turn, work = math.ceil(len(batches) / TURNS), len(batches) * len(candidates)
+    with torch.inference_mode(), progress(f"batches of {batch_size}", work, "batch") as advance:
         for each in candidates:
             for rows in batches[:2]:
                 each.run(torch.from_numpy(images[rows]))
@@ -65,6 +65,7 @@ def take_turns(candidates: Sequence[Candidate], images: Rows, batch_size: int) -
                     logits = each.run(batch)
                     took = time.perf_counter() - began
                     timing.logits.append(logits.numpy())
+                    advance()
                     if len(batch) == batch_size:
                         timing.seconds.append(took)
     return timings
@@ -134,7 +135,7 @@ class Race:
             peaks: memory by batch size, as far as it is known; the rest is measured.
         """
         results: list[list[dict[str, Any]]] = [[] for _ in self.candidates]
-        with progress("batch sizes", len(self.batch_sizes) + len(self.candidates)) as advance:
+        with progress("bench", len(self.batch_sizes) + len(self.candidates), "step") as advance:
             for size in self.batch_sizes:
                 timings = take_turns(self.candidates, self.test.images, size)
                 for timing, own in zip(timings, results, strict=True):
@@ -143,7 +144,8 @@ class Race:
             for each, own in zip(self.candidates, results, strict=True):
                 peak = dict(peaks.get(each.path, {}))
                 if left := [size for size in self.batch_sizes if size not in peak]:
-                    peak |= peak_memory(each.path, self.device.type, self.threads, left, each.network)
+                    with progress(f"memory of {each.path.name}"):
+                        peak |= peak_memory(each.path, self.device.type, self.threads, left, each.network)
                 for entry in own:
                     entry["peak_memory_bytes"] = peak[entry["batch_size"]]
                 advance(1)
@@ -196,7 +198,7 @@ def bench(options: argparse.Namespace) -> Path:
         f"p: McNemar's, exact, against {models[baseline].name}; memory: growth of the process at its peak, on CUDA "
         "what torch allocated there"
     )
-    say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}")
+    say(f"Results saved to: {output}\nPicture: {output.with_suffix('.png')}", event="result")
     return output
 
 
@@ -279,7 +281,7 @@ def _tried_apart(
     small = [size for size in batch_sizes if size <= SMALL_BATCH] or [1]
     foreign = [path for path in models if deployed(path)]
     peaks = {}
-    with progress("trying each in a process of its own", len(foreign)) as advance:
+    with progress("trying each in a process of its own", len(foreign), "file") as advance:
         for path in foreign:
             peaks[path] = peak_memory(path, "cpu", threads, small, network)
             advance(1)

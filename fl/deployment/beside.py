@@ -65,7 +65,10 @@ class DeploymentFiles:
         found = {place: sha256(path.read_bytes()) if path.is_file() else "no file" for place, path in paths.items()}
         if other := [place for place, entry in places.items() if entry["file_sha256"] != found[place]]:
             for place in other:
-                say(f"DIFFERS  {place}.file_sha256: {places[place]['file_sha256']} stored, {found[place]} now")
+                say(
+                    f"DIFFERS  {place}.file_sha256: {places[place]['file_sha256']} stored, {found[place]} now",
+                    "warning",
+                )
             raise VerificationError(
                 f"{folder}: {counted(len(other), 'deployment file')} of the report differ, and none was run"
             )

@@ -106,7 +106,7 @@ def export(options: argparse.Namespace) -> Path:
     say(f"Round {choice.round}: {choice.reason}")
     before, after = shipment.source.num_bytes, len(content)
     told = f"{after:,} bytes, {before / after:.2f}x smaller than the FP32 file ({before:,})"
-    say(f"{folder / shipment.file_name}: {told}\nWhy: {folder / METADATA}")
+    say(f"{folder / shipment.file_name}: {told}\nWhy: {folder / METADATA}", event="result")
     return folder
 
 

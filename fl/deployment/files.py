@@ -50,19 +50,21 @@ def write_files(model: Network, chosen: Sequence[Format], calibration: np.ndarra
     given = architecture_of(model).zeros(0)
     inputs = input_of(model)(torch.from_numpy(calibration)) if calibration is not None else given
     if calibration is None and any("int8_static" in each.precisions for each in chosen):
-        say("int8_static left out: there are no training images to calibrate on")
+        say("int8_static left out: there are no training images to calibrate on", "warning")
     paths = []
-    with progress("writing deployment files", sum(len(each.precisions) for each in chosen)) as advance:
+    with progress("writing deployment files", sum(len(each.precisions) for each in chosen), "file") as advance:
         for each in chosen:
             lacking: dict[str, str] = {}
             wanted = [precision for precision in each.precisions if precision != "int8_static" or len(inputs)]
             if architecture_of(model).target == NET:
                 for precision in wanted:
-                    each.export(precision, model, inputs, folder)
+                    with progress(f"writing {each.path(folder, precision).name}"):
+                        each.export(precision, model, inputs, folder)
             else:
-                lacking = written_apart(model, each.name, wanted, inputs, folder)
+                with progress(f"writing {each.name} in a process of its own"):
+                    lacking = written_apart(model, each.name, wanted, inputs, folder)
             for told in dict.fromkeys(lacking.values()):
-                say(f"{each.name} left out ({', '.join(p for p in lacking if lacking[p] == told)}): {told}")
+                say(f"{each.name} left out ({', '.join(p for p in lacking if lacking[p] == told)}): {told}", "warning")
             for precision in lacking:
                 each.path(folder, precision).unlink(missing_ok=True)
             paths += [each.path(folder, precision) for precision in wanted if precision not in lacking]
@@ -143,9 +145,8 @@ def measure_file(path: Path, test: TestSet, batch_size: int, architecture: Archi
     content = path.read_bytes()
     given = partial(to_input, pixels=architecture.pixels)
     warm_up(execute, test, batch_size, CPU, given)
-    with progress(f"evaluating {path.name}", len(test.labels)) as advance:
-        score = partial(evaluate, images=test.images, labels=test.labels, batch_size=batch_size, device=CPU)
-        evaluation = score(execute, to_input=given, advance=advance)
+    score = partial(evaluate, images=test.images, labels=test.labels, batch_size=batch_size, device=CPU)
+    evaluation = score(execute, to_input=given, label=f"evaluating {path.name}")
     if not np.isfinite(evaluation.logits).all():
         raise ModelFileError(
             f"{path.name}: its answers are not all finite; this model cannot be shipped as {precision}"

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fl.core.errors import ConfigError, did_you_mean
+from fl.core.errors import ConfigError, did_you_mean, suggestion
 from fl.core.presets import CONF
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
@@ -179,9 +179,8 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
         if wanted.startswith("submitit"):
             raise ConfigError(f"{told}; install it with: pip install -c constraints.txt -e '.[slurm]'") from error
         choices = sorted(error.options or [])
-        near = did_you_mean(wanted, choices)
-        hint = f"did you mean {near}? " if near else ""
-        told += f"; {hint}valid choices: {', '.join(choices)}" if choices else f" ({_flat(error)})"
+        valid = f"; {suggestion(wanted, choices)}valid choices: {', '.join(choices)}"
+        told += valid if choices else f" ({_flat(error)})"
         raise ConfigError(told) from error
     except OverrideParseException as error:
         if "=" in error.override:

@@ -1,9 +1,9 @@
 """A sweep while it runs: its folder, its planned jobs, its failures, and the table at its end."""
 
+import logging
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,9 +15,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from fl.core.console import label_lines
+from fl.core import output
+from fl.core.console import label_lines, progress, say
 from fl.core.errors import ConfigError, QuantflError, RunError, counted, python_command, shell_path
 from fl.core.files import write_bytes, write_json
+from fl.core.output import OutputSettings, complain, tell_bug
 from fl.core.run_folder import MULTIRUN, SUMMARY
 from fl.experiment.composing import quoted, refused_folder
 from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
@@ -36,7 +38,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str]) -> None:
     """Writes down why a job failed, unless the run did so itself."""
     if not isinstance(error, QuantflError):
-        traceback.print_exception(error)
+        tell_bug(error)
     if not (folder / HYDRA).exists():
         (folder / OVERRIDES).parent.mkdir(parents=True, exist_ok=True)
         for name, text in hydra_files.items():
@@ -47,6 +49,20 @@ def record_failure(folder: Path, error: Exception, hydra_files: Mapping[str, str
 
 _chosen: ContextVar[list[Path]] = ContextVar("chosen")
 """The folders of multiruns that were begun within `sweep_table`: none or one."""
+
+_steps: ContextVar[ExitStack] = ContextVar("steps")
+"""What `sweep_table` is at, until the multirun ends."""
+
+
+class Said(logging.Handler):
+    """What Hydra tells, in the form of this process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage().strip())
+
+
+SAID = {"version": 1, "handlers": {"said": {"class": f"{__name__}.Said"}}, "disable_existing_loggers": False}
+SAID |= {"root": {"level": "INFO", "handlers": ["said"]}}
 
 
 class Sweep(Callback):
@@ -78,16 +94,24 @@ class Sweep(Callback):
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = folder
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+            if output.form != OutputSettings():
+                config.hydra.hydra_logging = SAID
         try:
             jobs = planned_jobs(config)
         except Exception:  # what Hydra cannot sweep it refuses itself, a moment later
             return
         write_json(Path(folder) / PLAN, jobs)
+        _steps.get().enter_context(progress("sweep", len(jobs), "job", count=lambda: _ended(Path(folder))))
+
+
+def _ended(sweep: Path) -> int:
+    """Returns how many jobs have come to an end, in whatever process."""
+    return sum(1 for depth in ("*", "*/*") for _ in sweep.glob(f"{depth}/{SUMMARY}"))
 
 
 def _end(told: str | None) -> NoReturn:
     """Ends with a line from within Hydra's hook, out of which no other exception comes."""
-    print(f"error: {told}", file=sys.stderr)
+    complain(str(told))
     raise SystemExit(ConfigError.exit_code) from None
 
 
@@ -101,7 +125,9 @@ def sweep_table() -> Iterator[None]:
     chosen: list[Path] = []
     token = _chosen.set(chosen)
     try:
-        yield
+        with ExitStack() as steps:
+            _steps.set(steps)
+            yield
     except KeyboardInterrupt as error:
         if not (chosen and chosen[0].exists()):
             raise
@@ -119,8 +145,7 @@ def sweep_table() -> Iterator[None]:
 
 
 def _finish(folder: Path, interrupted: bool) -> None:
-
-    label_lines("")
+    label_lines(None)
     if not any(folder.rglob(OVERRIDES)):  # nothing ran
         if {path.name for path in folder.glob("*")} <= {PLAN, MULTIRUN}:
             for name in (PLAN, MULTIRUN):
@@ -133,6 +158,6 @@ def _finish(folder: Path, interrupted: bool) -> None:
     renew(folder)
     bad = [row for row in document["jobs"] if row["state"] not in DONE]
     for row in bad:
-        print(f"error: job {row['job']}: {row['error'] or row['state']}", file=sys.stderr)
+        complain(f"job {row['job']}: {row['error'] or row['state']}")
     if bad and not interrupted:
         raise RunError(f"{len(bad)} of {counted(len(document['jobs']), 'job')} did not complete")

@@ -14,9 +14,10 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from fl.codec.tensors import not_finite
-from fl.core.console import say
+from fl.core.console import progress, say
 from fl.core.errors import ConfigError, PayloadError, counted
 from fl.core.files import remove_partial_files, write_bytes, write_json
+from fl.core.output import OF_THE_PROCESS, speak
 from fl.core.run_folder import CLIENTS, HYDRA_FOLDER, MODEL, MODELS, SETTINGS, SHARES
 from fl.core.run_lock import sole_writer
 from fl.core.seeds import numpy_generator
@@ -58,17 +59,19 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         QuantflError: settings, data or too many clients are at fault, or another process is writing into the folder.
     """
     settings = settings_from(config, trusted)
+    if settings.output is not None:
+        speak(settings.output)
     if grid is None:
         _refuse_timeouts_that_nobody_keeps(settings)
     if settings.tracking is not None:
         settings.tracking.refuse_missing()
-    run_dir, config = run_dir.absolute(), _with_absolute_paths(config)
-
+    run_dir, config = run_dir.absolute(), _as_written_down(config)
     with sole_writer(run_dir):
         if not resume and (run_dir / SETTINGS).exists():
             raise ConfigError(f"hydra.run.dir={run_dir}: already holds a run; choose another folder")
         remove_partial_files(run_dir, *(run_dir / name for name in (HYDRA_FOLDER, MODELS, CLIENTS)))
-        inputs = _open_inputs(settings, run_dir / SHARES)
+        with progress("opening images"):
+            inputs = _open_inputs(settings, run_dir / SHARES)
         say(inputs.told())
         if resume:
             inputs.refuse_others(run_dir)
@@ -189,8 +192,9 @@ def _client_settings(settings: Settings, inputs: RunImages) -> ClientSettings:
     )
 
 
-def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration with paths as a comparison started elsewhere will need them."""
+def _as_written_down(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the run's own settings, with paths as a comparison started elsewhere will need them."""
+    config = {name: value for name, value in config.items() if name not in OF_THE_PROCESS}
     data, link, model = dict(config["data"]), dict(config["link"]), dict(config.get("model") or {})
     if model.get(WEIGHTS):
         model[WEIGHTS] = str(Path(model[WEIGHTS]).expanduser().absolute())

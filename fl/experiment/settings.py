@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fl.core.errors import ConfigError, counted, did_you_mean
+from fl.core.errors import ConfigError, counted, suggestion
 from fl.core.groups import filled, names_of
+from fl.core.output import OF_THE_PROCESS, OutputSettings
 from fl.core.targets import Target
 from fl.data.settings import DataSettings
 from fl.federation.codecs import Codecs
@@ -24,14 +25,15 @@ BUILT = ("partition", "training", "link", "engine")
 """Groups of one class that needs nothing to be built but its settings."""
 OPTIONAL = ("broadcast", "update", "faults", "tracking")
 GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings)
-KNOWN = {"data", "model", *BUILT, *OPTIONAL, *(name for group in GROUPS for name in names_of(group))} - {"arithmetic"}
+KNOWN = {"data", "model", *BUILT, *OPTIONAL, *OF_THE_PROCESS, *(name for group in GROUPS for name in names_of(group))}
+KNOWN -= {"arithmetic"}
 BEFORE = {"training": {"_target_": "fl.training.arithmetic.Fp32"}, "model": {"_target_": NET.target}}
 """What runs had from before there was a choice."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All of `conf/config.yaml`, checked."""
+    """All of `conf/config.yaml`, checked; `output` is None where it is not told, as in a run folder."""
 
     data: DataSettings
     partition: Target
@@ -44,6 +46,7 @@ class Settings:
     faults: Fault | None
     model: ModelSettings
     tracking: Tracker | None
+    output: OutputSettings | None
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -84,6 +87,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         faults=_built(targets.get("faults"), Fault),
         model=ModelSettings.from_config(config["model"], trusted),
         tracking=_built(targets.get("tracking"), Tracker),
+        output=filled(OutputSettings, config) if any(name in config for name in OF_THE_PROCESS) else None,
     )
     _check_across(settings)
     return settings
@@ -91,8 +95,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
     if unknown := [key for key in config if key not in KNOWN]:
-        near = did_you_mean(unknown[0], KNOWN)
-        hint = f"; did you mean {near}?" if near else ""
+        hint = suggestion(unknown[0], KNOWN, "; ", "")
         if unknown[0] == "codec":
             hint = "; a codec is chosen for each direction, as in codec@update=int4 codec@broadcast=int4"
         raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")

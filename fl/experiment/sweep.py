@@ -230,6 +230,5 @@ def show(sweep: Path, document: Mapping[str, Any]) -> None:
             cells = [str(row["seeds"]), percent(row["mean_test_accuracy"]), percent(row["std_test_accuracy"])]
             means.append([*(str(row[key]) for key in others), *cells, megabytes(row["mean_payload_bytes"])])
         show_table([*others, "seeds", "mean test accuracy", "standard deviation", "mean traffic"], means)
-    say("\n".join(f"{name}: {sweep / file}" for name, file in [("CSV ", SWEEP_TABLE), ("JSON", SWEEP)]))
-    for file in document["plots"]:
-        say(f"Plot: {sweep / file}")
+    files = [("CSV ", SWEEP_TABLE), ("JSON", SWEEP), *(("Plot", file) for file in document["plots"])]
+    say("\n".join(f"{name}: {sweep / file}" for name, file in files), event="result")

@@ -68,4 +68,4 @@ class Evaluator:
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
-            say(text)
+            say(text, "warning")

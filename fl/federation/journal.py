@@ -105,9 +105,10 @@ class Journal:
         num_rounds = self._task.rounds.num_rounds
         if record.round < num_rounds and record.round % max(1, record.round // PLOTS) == 0:
             self._draw()
-        say(round_line(record, num_rounds))
+        say(round_line(record, num_rounds), event="round", **self.records[-1])
         for failure in record.clients_failed:
-            say(f"           client {failure.partition_id} left out: {failure.reason}")
+            told = f"           client {failure.partition_id} left out: {failure.reason}"
+            say(told, "warning", "client_failed", round=record.round, **vars(failure))
 
     def finish(self, state: str, model: dict[str, Tensor]) -> None:
         """Writes what a finished run has; the summary comes last and says that all is there.
@@ -118,7 +119,8 @@ class Journal:
         """
         if state == "time_limit":
             limit, done = self._task.server.time_limit_min or 0, len(self.records)
-            say(f"time_limit_min={limit:g} reached: stopped after round {done} of {self._task.rounds.num_rounds}")
+            told = f"time_limit_min={limit:g} reached: stopped after round {done} of {self._task.rounds.num_rounds}"
+            say(told, "warning", state)
         self.event(state, round=len(self.records))
         model_sha256 = save_trained(self._folder / MODEL, model, self._task.start.architecture)
         self._draw()

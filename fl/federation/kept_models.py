@@ -8,6 +8,7 @@ from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fl.core.errors import suggestion
 from fl.core.groups import STRICT
 from fl.core.records import METRICS, best_round
 from fl.core.run_folder import MODELS, model_of_round
@@ -29,7 +30,8 @@ class CheckpointSettings:
     def _known(cls, keep: Any) -> str | int:
         if keep in ("last", "best", "all") or (type(keep) is int and keep > 0):
             return keep
-        raise ValueError("must be last, best, all or a number of rounds")
+        near = suggestion(str(keep), ("last", "best", "all"), "; ", "")
+        raise ValueError(f"must be last, best, all or a number of rounds{near}")
 
 
 def keep_model(

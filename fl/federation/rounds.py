@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as group
 
 from fl.codec import ServerLink
 from fl.codec.tensors import not_finite
+from fl.core.console import progress
 from fl.core.errors import RunError, counted
 from fl.core.groups import STRICT, Count, Fraction, Positive
 from fl.core.records import ClientFailure, ClientRecord, RoundRecord, Score, Scores, Traffic
@@ -202,7 +203,8 @@ def _train_on_clients(
     with Spool(arrays, settings.spool_folder) as spool:
         answers = Answers(sampled, arrays, server_link, settings.images_of, spool)
         replies = federation.grid.send_and_receive(messages, timeout=settings.round_timeout_s)
-        answers.take(of_asked(replies, sent, server_round), on_reply)
+        with progress(f"round {server_round}/{settings.num_rounds}", len(sent), "client") as step:
+            answers.take(step.over(of_asked(replies, sent, server_round)), on_reply)
         valid, failures = answers.sorted_out()
         if len(valid) < settings.needed:
             raise RunError(_too_few(server_round, valid, failures, settings))
@@ -361,7 +363,9 @@ def _evaluate_on_clients(
     replies, failures, arrived = [], [], {}
     asked = federation.grid.send_and_receive(messages, timeout=settings.round_timeout_s)
     answers = of_asked(asked, partition_of, server_round)
-    for reply in sorted(answers, key=lambda reply: partition_of[reply.metadata.src_node_id]):
+    with progress(f"evaluation of round {server_round} by clients", len(sent), "client") as step:
+        answered = list(step.over(answers))
+    for reply in sorted(answered, key=lambda reply: partition_of[reply.metadata.src_node_id]):
         if not reply.has_error():
             arrived[reply.metadata.src_node_id] = weight(reply)
         partition = partition_of[reply.metadata.src_node_id]

@@ -95,15 +95,16 @@ class _Run:
         stopped = "time_limit" if journal.was_out_of_time() else "completed"
         journal.begin()
         try:
-            with progress("training", (rounds.num_rounds - done) * rounds.clients_per_round) as advance:
+            with progress("training", rounds.num_rounds, "round", done=done) as step:
                 loop = run_rounds(
                     self._federation,
                     arrays,
                     evaluate=self._evaluator.scores,
                     first_round=done + 1,
-                    on_reply=lambda: advance(1),
+                    on_reply=lambda: step(1 / rounds.clients_per_round),
                 )
                 for record, arrays, evaluated_in in () if stopped == "time_limit" else loop:
+                    step.done = record.round  # who did not reply included
                     self._keep(record, arrays, evaluated_in)
                     if time.time() >= deadline and record.round < rounds.num_rounds:
                         stopped = "time_limit"

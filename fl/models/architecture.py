@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, suggestion
 from fl.core.pixels import Pixels, described_pixels
 from fl.core.presets import choices, preset
 from fl.core.seeds import drawn_by, torch_generator
@@ -223,8 +223,9 @@ def network_named(model: str | Callable[..., Any]) -> Target:
         config = preset("model", model)
         return Target.from_config("model", {key: value for key, value in config.items() if key != WEIGHTS})
     if "." not in model:
-        known = ", ".join(choices("model"))
-        raise ConfigError(f"--model {model}: is none of {known}, nor a class by its dotted name, as my_module.MyNet")
+        known, near = choices("model"), suggestion(model, choices("model"), "; ", "")
+        told = f"is none of {', '.join(known)}, nor a class by its dotted name, as my_module.MyNet{near}"
+        raise ConfigError(f"--model {model}: {told}")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where a module of the user's own lies, whatever command asks
     target = Target(model, {}, "model")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, suggestion
 from fl.core.presets import choices, preset
 from fl.core.targets import Target
 from fl.models.architecture import Architecture, architecture_of
@@ -127,5 +127,6 @@ def precisions(names: list[str]) -> dict[str, Precision]:
         names = list(dict.fromkeys([*named, *usual, *known]))
     for name in names:
         if name not in known:
-            raise ConfigError(f"--precisions {name}: is no precision; valid choices: all, {', '.join(known)}")
+            valid = f"{suggestion(name, known)}valid choices: all, {', '.join(known)}"
+            raise ConfigError(f"--precisions {name}: is no precision; {valid}")
     return {name: _read(name) for name in names}

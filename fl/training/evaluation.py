@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl.core.console import progress
 from fl.core.records import Score
 from fl.data.images import Rows
 from fl.data.provenance import TestSet
@@ -43,7 +44,7 @@ def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; t
     batch_size: int,
     device: torch.device,
     to_input: Callable[[Tensor], Tensor] = to_input,
-    advance: Callable[[int], object] = lambda count: None,
+    label: str = "evaluating",
 ) -> Evaluation:
     """Returns loss, accuracy and predictions of `model`, which must be in evaluation mode.
 
@@ -54,10 +55,10 @@ def evaluate(  # seven: images and labels are apart, as everywhere in PyTorch; t
         batch_size: images per forward pass; results of models with dynamic ranges depend on it.
         device: where `model` lives.
         to_input: makes the model's input of images, see `input_of`.
-        advance: called with the number of images done since the last call.
+        label: of the progress.
     """
     loss, answers, seconds = 0.0, [], 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), progress(label, len(labels), "image") as advance:
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size])
             target = torch.from_numpy(labels[start : start + batch_size]).to(device)

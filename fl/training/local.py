@@ -1,6 +1,7 @@
 """Local training: what a client does with the model it received, and in which arithmetic."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from fl.core.console import progress
 from fl.core.groups import STRICT, Count
 from fl.core.targets import Target
 from fl.models.architecture import input_of
@@ -91,8 +93,9 @@ def train_locally(  # eight: a network, its data, its settings, and this round's
     optimizer = settings.optimizer.build(model.parameters(), lr=lr)
     received = [parameter.detach().clone() for parameter in model.parameters()]
     total = torch.zeros((), dtype=torch.float64, device=images.device)
-    for _ in range(settings.local_epochs):
-        for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
+    steps = settings.local_epochs * math.ceil(len(labels) / settings.batch_size)
+    with progress("training a client", steps, "batch") as advance:
+        for batch in _batches(len(labels), settings, generator):
             batch = batch.to(images.device)
             inputs = prepared(augment(images[batch], settings.augmentation, generator))
             with settings.arithmetic.autocast(device):
@@ -106,4 +109,11 @@ def train_locally(  # eight: a network, its data, its settings, and this round's
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+            advance()
     return float(total) / (settings.local_epochs * len(labels))
+
+
+def _batches(num_images: int, settings: TrainingSettings, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields the positions of each batch; an epoch is shuffled when it begins."""
+    for _ in range(settings.local_epochs):
+        yield from torch.randperm(num_images, generator=generator).split(settings.batch_size)

@@ -183,6 +183,13 @@ def test_arguments_arrive_intact(submit):
     assert found == texts
 
 
+def test_a_training_that_goes_on_speaks_as_it_was_told(submit):
+    train, _ = job_scripts(submit("fp32", "2", "--dry-run", "quiet=true", "log=json").stdout)
+    assert {"quiet=true", "log=json"} <= set(arguments_in(train))
+    assert 'fl resume "$RUN_DIR" --quiet --log=json)' in train
+    assert 'fl resume "$RUN_DIR")' in job_scripts(submit("fp32", "2", "--dry-run", "quiet=false").stdout)[0]
+
+
 def test_further_named_sets_join_the_precisions(submit):
     train, _ = job_scripts(submit("fp32", 1, "experiment=best", "--dry-run").stdout)
     assert arguments_in(train)[0] == "experiment=[best,fp32]"

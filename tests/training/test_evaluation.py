@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import uneven_model
 
+from fl.core.steps import OPEN
 from fl.models.net import to_input
 from fl.training.evaluation import evaluate
 
@@ -27,15 +28,20 @@ def test_every_image_counts_once_in_batches_of_any_size(some, batch_size):
     with torch.inference_mode():
         logits = model(to_input(torch.from_numpy(images)))
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
-    steps = []
-    found = evaluate(model, images, labels, batch_size=batch_size, device=CPU, advance=steps.append)
+    done = []
+
+    def followed(inputs):
+        done.append(OPEN[-1].done)
+        return model(inputs)
+
+    found = evaluate(followed, images, labels, batch_size=batch_size, device=CPU)
     assert found.score.loss == pytest.approx(loss, rel=1e-5)
     assert found.score.accuracy == (logits.argmax(1).numpy() == labels).mean()
     assert np.array_equal(found.predictions, logits.argmax(1).numpy())
     np.testing.assert_allclose(found.logits, logits.numpy(), atol=1e-4)
     assert found.logits.dtype == np.float32
-    assert sum(steps) == 21
-    assert max(steps) <= batch_size
+    assert done == list(range(0, 21, batch_size)), "images that were answered before each batch"
+    assert not OPEN
 
 
 def test_the_input_has_the_type_that_was_asked_for_and_the_time_is_per_image(some):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, suggestion
 from fl.models.architecture import Architecture
 from fl.models.net import Network
 
@@ -132,7 +132,10 @@ def known(names: Sequence[str], choices: Sequence[Format], option: str) -> list[
     by_name = {each.name: each for each in choices}
     for name in names:
         if name not in (*by_name, "all"):
-            raise ConfigError(f"{option} {name}: there is no such format; valid choices: all, {', '.join(by_name)}")
+            near = suggestion(name, by_name)
+            raise ConfigError(
+                f"{option} {name}: there is no such format; {near}valid choices: all, {', '.join(by_name)}"
+            )
     chosen = list(choices) if "all" in names else [by_name[name] for name in dict.fromkeys(names)]
     for each in chosen:
         each.check_installed(option)

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl.core.console import progress
 from fl.core.cores import available_cores
 from fl.core.errors import ConfigError, RunError
 from fl.federation.engine.local import LocalGrid
@@ -66,9 +67,12 @@ class Ray:
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
         from fl.federation.engine.actors import Actors, RayBackend
 
-        backend = self._start(RayBackend, client_app)
+        with progress("starting Ray"):
+            backend = self._start(RayBackend, client_app)
         try:
-            yield Actors(backend, num_clients, states_folder)
+            with progress("starting clients' processes"):
+                grid = Actors(backend, num_clients, states_folder)
+            yield grid
         finally:
             backend.terminate()
 
