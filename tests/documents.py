@@ -124,7 +124,9 @@ def _python(arguments: Sequence[str], monkeypatch) -> None:
     module, *rest = arguments[1:] if arguments[1] != "cProfile" else arguments[arguments.index("-m", 1) + 1 :]
     if module == "fl" and rest:
         module = f"fl.{rest.pop(0)}"
-    if module == "fl.train":
+    if module == "fl.--completion":
+        assert rest in (["bash"], ["zsh"], ["fish"]), rest
+    elif module == "fl.train":
         composes(rest)
     elif module.startswith("fl."):
         _read(module.removeprefix("fl."), rest, monkeypatch)
