@@ -21,7 +21,6 @@ from fl.core.files import write_bytes, write_json
 from fl.core.run_folder import MULTIRUN, SUMMARY
 from fl.experiment.composing import quoted, refused_folder
 from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
-from fl.tracking import renew
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
@@ -119,6 +118,7 @@ def sweep_table() -> Iterator[None]:
 
 
 def _finish(folder: Path, interrupted: bool) -> None:
+    from fl.tracking import renew  # beside what a run imports, it loads pydantic: not for --help
 
     label_lines("")
     if not any(folder.rglob(OVERRIDES)):  # nothing ran
