@@ -138,7 +138,7 @@ def test_rounds_are_sent_as_they_come_and_none_twice_after_a_kill(untracked, cap
     assert status_of(untracked) == "STATUS_SUCCESS"
 
 
-def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_failed(runs, tmp_path, capsys):
+def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_not_ended(runs, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     shutil.copytree(runs / "plain", sweep / "0")
     (sweep / "multirun.yaml").touch()
@@ -146,7 +146,7 @@ def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_failed(runs, tmp
     begin(sweep / "0", {"_target_": "fl.tracking.TensorBoard"}, "/")
     renew(sweep / "0")
     matches(scalars_of(sweep / "0"), sweep / "0")
-    assert status_of(sweep / "0") == "STATUS_FAILURE"
+    assert "_hparams_/session_end_info" not in events_of(sweep / "0").summary_metadata  # it may go on
     shutil.copy(runs / "plain" / "rounds.png", sweep / "sweep.png")
     (sweep / "sweep.json").write_text("{}")
     renew(sweep)
