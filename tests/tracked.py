@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.core.files import read_json, read_jsonl
 from fl.core.groups import STRICT
-from fl.tracking import Tracker, beside
+from fl.tracking import Tracker
 from fl.tracking.base import figures
 
 TINY = [*SMALL, "model=linear", "data.num_images=100", "num_clients=2"]
@@ -94,11 +94,6 @@ def told(folder):
         for name, value in figures(record).items():
             found.setdefault(name, []).append((record["round"], value))
     return {name: values for name, values in found.items() if name not in ("version", "round")}
-
-
-def sender(folder):
-    """Starts the process that sends a run, as a training does."""
-    return beside._sender(folder)[0]
 
 
 def until(folder, rounds):

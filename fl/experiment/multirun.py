@@ -23,7 +23,6 @@ from fl.core.output import OutputSettings, complain, tell_bug
 from fl.core.run_folder import MULTIRUN, SUMMARY
 from fl.experiment.composing import quoted, refused_folder
 from fl.experiment.sweep import DONE, HYDRA, OVERRIDES, PLAN, show, summarize
-from fl.tracking import renew
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
@@ -145,6 +144,8 @@ def sweep_table() -> Iterator[None]:
 
 
 def _finish(folder: Path, interrupted: bool) -> None:
+    from fl.tracking import renew  # beside what a run imports, it loads pydantic: not for --help
+
     label_lines(None)
     if not any(folder.rglob(OVERRIDES)):  # nothing ran
         if {path.name for path in folder.glob("*")} <= {PLAN, MULTIRUN}:

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from fl.tracking.base import Value
 
-STATUS = {"completed": api_pb2.STATUS_SUCCESS, "time_limit": api_pb2.STATUS_SUCCESS}
+ENDED = ("completed", "time_limit")
 
 
 class Events:
@@ -45,11 +45,13 @@ class Events:
         self._add(0, summary=hparams_pb({name: "null" if each is None else each for name, each in values.items()}))
 
     def close(self, state: str | None) -> None:
-        """Adds how the run ended, and has everything on disk."""
-        ended = SessionEndInfo(status=STATUS.get(state or "", api_pb2.STATUS_FAILURE), end_time_secs=time.time())
-        content = HParamsPluginData(session_end_info=ended, version=metadata.PLUGIN_DATA_VERSION)
-        told = metadata.create_summary_metadata(content)
-        self._add(0, summary=Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=told)]))
+        """Has everything on disk, and that the run ended well if it did: readers keep the first that they are told."""
+        if state in ENDED:
+            ended = SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+            told = metadata.create_summary_metadata(
+                HParamsPluginData(session_end_info=ended, version=metadata.PLUGIN_DATA_VERSION)
+            )
+            self._add(0, summary=Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=told)]))
         self._writer.close()
 
     def _add(self, step: int, **content: Any) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import REPOSITORY, compared, composed
-from tracked import TINY, events_of, run_tiny, scalars_of, sender, told, until, wandb_records
+from tracked import TINY, events_of, run_tiny, scalars_of, told, until, wandb_records
 
 from fl.core.errors import ConfigError
 from fl.core.files import read_json, read_jsonl
@@ -110,32 +110,35 @@ def test_a_comparison_later_goes_to_the_same_tracked_run(runs, measured, tmp_pat
     assert {"final_model.pt", "rounds.jsonl", "summary.json", "quantization_comparison.json"} <= set(sent)
 
 
-def test_rounds_are_sent_as_they_come_and_none_twice_after_a_kill(untracked):
+def test_rounds_are_sent_as_they_come_and_none_twice_after_a_kill(untracked, capsys):
     path, summary = untracked / "rounds.jsonl", untracked / "summary.json"
     first, second = path.read_text().splitlines(keepends=True)
     ended = summary.read_text()
     summary.unlink()
     path.write_text(first + second[:30])  # a line that is being written
     begin(untracked, {"_target_": "fl.tracking.TensorBoard"}, "/")
-    process = sender(untracked)
+    process, _ = beside._sender(untracked)
     until(untracked, 1)
     process.kill()
     process.wait()
     process.stdin.close()
     noted = json.loads((untracked / "tracking.json").read_text())
     (untracked / "tracking.json").write_text(json.dumps(noted | {"rounds": 0}))  # killed before it had noted it
+    process, listener = beside._sender(untracked)
+    until(untracked, 1)
     path.write_text(first + second)
-    process = sender(untracked)
     until(untracked, 2)
     process.send_signal(signal.SIGINT)  # Ctrl-C is for who trains
     summary.write_text(ended)
     process.stdin.close()
     assert process.wait(60) == 0
+    listener.join()
+    assert capsys.readouterr().out == f"Tracked: tensorboard run {noted['key']}\n"
     matches(scalars_of(untracked), untracked)
     assert status_of(untracked) == "STATUS_SUCCESS"
 
 
-def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_failed(runs, tmp_path, capsys):
+def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_not_ended(runs, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     shutil.copytree(runs / "plain", sweep / "0")
     (sweep / "multirun.yaml").touch()
@@ -143,7 +146,7 @@ def test_jobs_of_a_sweep_are_sub_folders_and_who_was_killed_has_failed(runs, tmp
     begin(sweep / "0", {"_target_": "fl.tracking.TensorBoard"}, "/")
     renew(sweep / "0")
     matches(scalars_of(sweep / "0"), sweep / "0")
-    assert status_of(sweep / "0") == "STATUS_FAILURE"
+    assert "_hparams_/session_end_info" not in events_of(sweep / "0").summary_metadata  # it may go on
     shutil.copy(runs / "plain" / "rounds.png", sweep / "sweep.png")
     (sweep / "sweep.json").write_text("{}")
     renew(sweep)
