@@ -11,7 +11,7 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.trip import Exchange
 from fl.core.errors import ConfigError
 from fl.core.files import read_json
-from fl.core.presets import CONF, choices, yaml_file
+from fl.core.presets import choices, chosen
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON, ROUNDS
 from fl.core.targets import Target, renamed
@@ -64,14 +64,7 @@ def load_link(choice: str, train_s: float | None = None) -> Link:
     Raises:
         ConfigError: there is none, or a value in it cannot be used.
     """
-    path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "link" / f"{choice}.yaml"
-    if not path.is_file():
-        known = ", ".join(choices("link"))
-        raise ConfigError(f"--link {choice}: there is no such link; valid choices: {known}, or the path of a YAML file")
-    try:
-        config = yaml_file(path)
-    except ValueError as error:
-        raise ConfigError(f"--link {choice}: is no valid YAML ({error})") from error
+    config = chosen("link", choice)
     if isinstance(config, dict) and train_s is not None:
         config["train_s"] = train_s
     wanted = f"{Link.__module__}.{Link.__qualname__}"
