@@ -85,7 +85,7 @@ class Contacts:
     @property
     def total_s(self) -> float:
         """Seconds of all contacts."""
-        return sum(end - start for windows in self.windows for start, end in windows)
+        return math.fsum(end - start for windows in self.windows for start, end in windows)
 
     @cached_property
     def _ends(self) -> list[list[float]]:

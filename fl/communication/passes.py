@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import io
 import json
 import zipfile
 import zlib
@@ -42,12 +43,12 @@ def passes_of(orbits: Orbits, cache_dir: Path) -> list[Pass]:
         cache_dir: where decoded images are too.
 
     Raises:
-        ConfigError: skyfield is missing, or a satellite cannot be followed for so long.
+        ConfigError: skyfield is missing, or a satellite falls down before the end.
     """
     computing = sky()
     path = cache_dir.expanduser().absolute() / "passes" / f"{_key(orbits)}.npz"
     try:
-        return _read(path, orbits)
+        return _read(path.read_bytes(), orbits)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -95,8 +96,8 @@ def _key(orbits: Orbits) -> str:
     return sha256(json.dumps(decides).encode())[:32]
 
 
-def _read(path: Path, orbits: Orbits) -> list[Pass]:
-    with np.load(path, allow_pickle=False) as stored:
+def _read(content: bytes, orbits: Orbits) -> list[Pass]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         table = stored["passes"]
     limits = [orbits.days * 86400, len(orbits.elements) - 1, len(orbits.stations) - 1, orbits.days * 86400]
     if table.dtype != np.float64 or table.ndim != 2 or table.shape[1] != len(limits):

@@ -157,5 +157,5 @@ def planned(
         Contacts(period_s, tuple(tuple((each.rise_s, each.set_s) for each in row) for row in rows)),
         tuple(tuple(each.station for each in row) for row in rows),
         tuple(stations),
-        sum(each.set_s - each.rise_s for each in passes),
+        math.fsum(each.set_s - each.rise_s for each in passes),
     )

@@ -6,10 +6,10 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-from sgp4.api import SGP4_ERRORS, WGS72, Satrec
+from sgp4.api import WGS72, Satrec
 from skyfield.api import EarthSatellite, load, wgs84
 
-from fl.communication.orbits import EARTH_MU_KM3_S2, EARTH_RADIUS_KM, Circular, Orbits, TwoLines
+from fl.communication.orbits import EARTH_MU_KM3_S2, EARTH_RADIUS_KM, HIGHEST_KM, LOWEST_KM, Circular, Orbits, TwoLines
 
 DAY_S = 86400
 
@@ -23,7 +23,7 @@ def passes(orbits: Orbits) -> Iterator[list[list[list[float]]]]:
     Seconds since the start, to 0.1 s; a pass under way at either end is cut there.
 
     Raises:
-        ValueError: SGP4 cannot follow a satellite for so long.
+        ValueError: a satellite falls down before the end.
     """
     timescale = load.timescale(builtin=True)
     start = timescale.utc(orbits.start.year, orbits.start.month, orbits.start.day)
@@ -31,15 +31,22 @@ def passes(orbits: Orbits) -> Iterator[list[list[list[float]]]]:
     stations = [wgs84.latlon(each.latitude_deg, each.longitude_deg, each.elevation_m) for each in orbits.stations]
     for number, element in enumerate(orbits.elements):
         satellite = EarthSatellite.from_satrec(satrec(element, orbits.start), timescale)
-        times = np.arange(0.0, orbits.days + 0.25, 0.25)
-        if error := satellite.model.sgp4_array(np.full(len(times), start.tt), times)[0].max():
-            raise ValueError(f"satellite {number} cannot be followed for {orbits.days:g} days ({SGP4_ERRORS[error]})")
+        if not _stays_up(satellite.model, start.tt, orbits.days):
+            raise ValueError(f"satellite {number} does not stay in orbit for {orbits.days:g} days")
         of_satellite = []
         for station, place in zip(orbits.stations, stations, strict=True):
             found, events = satellite.find_events(place, start, end, altitude_degrees=station.mask_deg)
-            seconds = [min(round((time.tt - start.tt) * DAY_S, 1), period_s) for time in found]
+            seconds = [min(float(round((time.tt - start.tt) * DAY_S, 1)), period_s) for time in found]
             of_satellite.append(_pairs(seconds, events, period_s))
         yield of_satellite
+
+
+def _stays_up(model: Satrec, start_jd: float, days: float) -> bool:
+    """Returns whether SGP4 can follow a satellite: past the end of an orbit it errs, or gives places far from Earth."""
+    times = np.append(np.arange(0.0, days, 0.02), days)
+    errors, places, _ = model.sgp4_array(np.full(len(times), start_jd), times)
+    altitudes_km = np.linalg.norm(places, axis=1) - EARTH_RADIUS_KM
+    return not errors.any() and bool(((altitudes_km > LOWEST_KM - 60) & (altitudes_km < HIGHEST_KM + 60)).all())
 
 
 def ground_tracks(orbits: Orbits, seconds: Sequence[float]) -> np.ndarray:

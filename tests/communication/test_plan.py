@@ -88,7 +88,9 @@ def test_nobody_is_in_two_places_and_no_antenna_serves_two(sky, antennas, acquis
         at_once = [other for other in contacts if other.rise_s <= each.rise_s < other.set_s]
         assert sum(other.satellite == each.satellite for other in at_once) == 1
         assert sum(other.station == each.station for other in at_once) <= (antennas, 1)[each.station]
-    assert booked(contacts, (antennas, 1), acquisition_s) == sorted(contacts)  # a plan that is read again is the same plan
+    assert booked(contacts, (antennas, 1), acquisition_s) == sorted(
+        contacts
+    )  # a plan that is read again is the same plan
     served = {each[1:] for each in contacts}
     for lost in (each for each in sky if each[1:] not in served):
         assert any(o.rise_s < lost.set_s and lost.rise_s < o.set_s for o in contacts)
