@@ -6,13 +6,16 @@ rise to set above the elevation mask. Nothing is downloaded. Needs the extra [or
 
 import argparse
 import json
-import math
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-EARTH_RADIUS_KM, EARTH_MU_KM3_S2 = 6378.135, 398600.8  # WGS 72, as SGP4 uses them
-SGP4_EPOCH_JD = 2433281.5  # 1949-12-31, from which SGP4 counts days
+from pydantic import ValidationError
+
+from fl.communication.orbits import Circular, Orbits, Station
+from fl.core.targets import first_problem
+
 STATIONS = {  # degrees north, degrees east, metres
     "svalbard": (78.2298, 15.4078, 458.0),
     "berlin": (52.52, 13.405, 34.0),
@@ -63,6 +66,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if not smallest <= value <= largest:
             parser.error(f"--{name.replace('_', '-')} {value}: must be from {smallest} to {largest}")
+    try:
+        _station(options)
+    except ValidationError as error:
+        parser.error(f"--station: {first_problem(error)}")
     return options
 
 
@@ -71,19 +78,12 @@ def contact_windows(options: argparse.Namespace) -> dict[str, Any]:
 
     Seconds since `start`, to 0.1 s; a contact under way at either end of the period is cut there.
     """
-    from skyfield.api import load, wgs84
+    from fl.communication import sky
 
-    timescale = load.timescale(builtin=True)
-    start = timescale.utc(*map(int, options.start.split("-")))
-    end = timescale.tt_jd(start.tt + options.days)
-    place = options.station
-    station = wgs84.latlon(place["latitude_deg"], place["longitude_deg"], place["elevation_m"])
-    windows = []
-    for number in range(options.satellites):
-        satellite = _satellite(options, 360.0 * number / options.satellites, timescale, start)
-        times, events = satellite.find_events(station, start, end, altitude_degrees=options.mask_deg)
-        seconds = [round((time.tt - start.tt) * DAY_S, 1) for time in times]
-        windows.append(_pairs(seconds, events, options.days * DAY_S))
+    shape, number = (options.altitude_km, options.inclination_deg, options.node_deg), options.satellites
+    elements = tuple(Circular(*shape, 360.0 * each / number) for each in range(number))
+    orbits = Orbits(elements, (_station(options),), date.fromisoformat(options.start), options.days)
+    windows = [of_satellite for [of_satellite] in sky.passes(orbits)]
     names = ("altitude_km", "inclination_deg", "node_deg", "satellites", "days", "start", "mask_deg", "station")
     return {
         "made_by": "scripts/contact_windows.py",
@@ -93,43 +93,8 @@ def contact_windows(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _satellite(options: argparse.Namespace, anomaly_deg: float, timescale: Any, epoch: Any) -> Any:
-    """Returns a satellite on a circular orbit, `anomaly_deg` after the ascending node at `epoch`."""
-    from sgp4.api import WGS72, Satrec
-    from skyfield.api import EarthSatellite
-
-    semi_major_axis_km = EARTH_RADIUS_KM + options.altitude_km
-    radians_per_minute = 60 * math.sqrt(EARTH_MU_KM3_S2 / semi_major_axis_km**3)
-    elements = Satrec()
-    elements.sgp4init(
-        WGS72,
-        "i",
-        1,  # catalogue number
-        epoch.utc_datetime().timestamp() / DAY_S + 2440587.5 - SGP4_EPOCH_JD,
-        0.0,  # drag
-        0.0,
-        0.0,
-        0.0,  # eccentricity
-        0.0,  # argument of perigee
-        math.radians(options.inclination_deg),
-        math.radians(anomaly_deg),
-        radians_per_minute,
-        math.radians(options.node_deg),
-    )
-    return EarthSatellite.from_satrec(elements, timescale)
-
-
-def _pairs(seconds: list[float], events: Any, period_s: float) -> list[list[float]]:
-    """Returns (rise, set) pairs from the times of rises (0), culminations (1) and sets (2)."""
-    pairs, rise = [], 0.0  # a set without a rise: the contact began before the start
-    for second, event in zip(seconds, events, strict=True):
-        if event == 0:
-            rise = second
-        elif event == 2:
-            pairs.append([rise, second])
-    if len(events) and events[-1] != 2:
-        pairs.append([rise, period_s])
-    return pairs
+def _station(options: argparse.Namespace) -> Station:
+    return Station(name="station", mask_deg=options.mask_deg, **options.station)
 
 
 def main() -> None:

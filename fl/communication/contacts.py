@@ -3,14 +3,16 @@
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fl.core.errors import ConfigError
 from fl.core.files import read_json
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,13 @@ class Contacts:
         Raises:
             ValueError: the file cannot be read, or is not such a file; says what is wrong.
         """
-        try:
-            content: Any = read_json(path)
-            windows = tuple(tuple((start, end) for start, end in each) for each in content["windows"])
-            return cls(content["period_s"], windows)
-        except OSError as error:
-            told = f"{path} cannot be read ({error.strerror}); scripts/contact_windows.py makes one"
-            raise ValueError(told) from error
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no file of contact windows ({error!r})") from error
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return from_file(path, cls.of)
+
+    @classmethod
+    def of(cls, content: Any) -> "Contacts":
+        """Returns the contacts of such a file's content."""
+        windows = tuple(tuple((start, end) for start, end in each) for each in content["windows"])
+        return cls(content["period_s"], windows)
 
     def after(self, satellite: int, time_s: float) -> Iterator[tuple[int, float, float]]:
         """Yields (number, start, end) of every contact that ends after `time_s`, for ever.
@@ -85,6 +81,11 @@ class Contacts:
     def longest_s(self, satellite: int) -> float:
         """Returns the length of the longest contact of one satellite."""
         return max(end - start for start, end in self.windows[satellite])
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all contacts."""
+        return math.fsum(end - start for windows in self.windows for start, end in windows)
 
     @cached_property
     def _ends(self) -> list[list[float]]:
@@ -141,6 +142,21 @@ def transfer(
             break
         left_s -= closes_s - begins_s
     return tuple(uses)
+
+
+def from_file(path: Path, make: Callable[[Any], Made]) -> Made:
+    """Returns what is made of a JSON file's content; a mistake in it is a `ValueError` that names the file."""
+    try:
+        return make(read_json(path))
+    except OSError as error:
+        told = f"{path} cannot be read ({error.strerror}); scripts/contact_windows.py makes one"
+        raise ValueError(told) from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of contact windows ({error!r})") from error
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:

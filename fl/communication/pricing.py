@@ -11,9 +11,9 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Policy
 from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
-from fl.core.errors import ConfigError, suggestion
+from fl.core.errors import ConfigError
 from fl.core.files import read_json
-from fl.core.presets import CONF, choices, yaml_file
+from fl.core.presets import choices, chosen
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON, ROUNDS
 from fl.core.targets import Target, renamed
@@ -75,14 +75,7 @@ def load_link(choice: str, train_s: float | None = None) -> Link:
     Raises:
         ConfigError: there is none, or a value in it cannot be used.
     """
-    path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "link" / f"{choice}.yaml"
-    if not path.is_file():
-        valid = f"{suggestion(choice, choices('link'))}valid choices: {', '.join(choices('link'))}"
-        raise ConfigError(f"--link {choice}: there is no such link; {valid}, or the path of a YAML file")
-    try:
-        config = yaml_file(path)
-    except ValueError as error:
-        raise ConfigError(f"--link {choice}: is no valid YAML ({error})") from error
+    config = chosen("link", choice)
     if isinstance(config, dict) and train_s is not None:
         config["train_s"] = train_s
     wanted = f"{Link.__module__}.{Link.__qualname__}"
@@ -138,23 +131,13 @@ def load_policy(choice: str) -> tuple[str, Policy]:
     Raises:
         ConfigError: there is none, or a value in it cannot be used.
     """
-    path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / "policy" / f"{choice}.yaml"
-    if not path.is_file():
-        hint = suggestion(choice, choices("policy"))
-        raise ConfigError(
-            f"--policy {choice}: there is no such policy; {hint}valid choices: {', '.join(choices('policy'))}, or the "
-            "path of a YAML file"
-        )
-    try:
-        config = yaml_file(path)
-    except ValueError as error:
-        raise ConfigError(f"--policy {choice}: is no valid YAML ({error})") from error
+    config = chosen("policy", choice)
     target = Target.from_config(f"--policy {choice}", config)
     target.check()
     policy = target.build()
     if not isinstance(policy, Policy):
         raise ConfigError(f"--policy {choice}: _target_={target.target}: is no policy")
-    return path.stem, policy
+    return Path(choice).stem, policy
 
 
 def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[str, Any]:

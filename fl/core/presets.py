@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fl.core.errors import ConfigError, suggestion
 from fl.core.files import yaml_text
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -21,6 +22,26 @@ def choices(group: str) -> list[str]:
 def preset(group: str, name: str) -> dict[str, Any]:
     """Returns one of a group's choices, interpolations resolved."""
     return dict(yaml_file(CONF / group / f"{name}.yaml"))
+
+
+def chosen(group: str, choice: str) -> Any:
+    """Returns one of a group's choices by its name, or a YAML file by its path, as plain data.
+
+    Args:
+        group: the option `--GROUP` chose it.
+        choice: name or path.
+
+    Raises:
+        ConfigError: there is none, or it is no YAML.
+    """
+    path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / group / f"{choice}.yaml"
+    if not path.is_file():
+        known = f"{suggestion(choice, choices(group))}valid choices: {', '.join(choices(group))}, or the path of a YAML file"
+        raise ConfigError(f"--{group} {choice}: there is no such {group}; {known}")
+    try:
+        return yaml_file(path)
+    except ValueError as error:
+        raise ConfigError(f"--{group} {choice}: is no valid YAML ({error})") from error
 
 
 def yaml_file(path: Path, resolve: bool = True) -> Any:
