@@ -49,6 +49,11 @@ def parser() -> Parser:
         help="rounds: one after another; contacts: satellites come when they are in contact, as a policy says (rounds)",
     )
     add("--policy", action="append", metavar="NAME|FILE", help="of conf/policy/, or a YAML file; may be repeated (all)")
+    add(
+        "--constellation",
+        metavar="NAME|FILE",
+        help="of conf/constellation/, or a YAML file: its satellites and stations instead of the link's own contacts",
+    )
     add("--max-days", type=float, metavar="D", help="simulated days after which --clock contacts ends anyway")
     add("--image-bytes", type=int, metavar="N", help="also: what each satellite would send instead, its images")
     add("--json", type=Path, metavar="FILE", help="also write all figures there")

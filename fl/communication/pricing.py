@@ -3,17 +3,19 @@
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fl.communication.constellation import load_constellation
 from fl.communication.ledger import communication, exchanges, fp32_exchanges, modelled
 from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Policy
 from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, counted
 from fl.core.files import read_json
-from fl.core.presets import choices, chosen
+from fl.core.presets import choices, chosen, preset
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON, ROUNDS
 from fl.core.targets import Target, renamed
@@ -31,7 +33,7 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if options.train_s is not None and not 0 <= options.train_s <= LONGEST_S:
         raise ConfigError(f"--train-s {options.train_s:g}: must be a number of seconds from 0 to {LONGEST_S:g}")
-    for name in ("policy", "max_days", "image_bytes"):
+    for name in ("policy", "constellation", "max_days", "image_bytes"):
         if getattr(options, name) is not None and options.clock != "contacts":
             raise ConfigError(f"--{name.replace('_', '-')}: is for --clock contacts")
     if options.max_days is not None and not 0 < options.max_days <= LONGEST_S / DAY_S:
@@ -147,6 +149,11 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
         ConfigError: see `traffic_of_run` and `replay`.
     """
     policies = dict(map(load_policy, options.policy or choices("policy")))
+    constellation = load_constellation(options.constellation) if options.constellation else None
+    if constellation is not None:
+        cache_dir = Path(preset("data", "eurosat")["cache_dir"])
+        plans = {link.name: constellation.plan(cache_dir, link.acquisition_s) for link in links}
+        links = [replace(link, windows=plans[link.name].contacts) for link in links]
     told: dict[str, tuple[Lengths, int, int]] = {}
     for folder in options.runs:
         (document,) = traffic_of_run(folder, (), precisions=False).values()
@@ -155,11 +162,18 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
         per_round = sum(not each.evaluates for each in recorded[0])
         told[str(folder)] = lengths_of(recorded, document["measured"]["shared_start_bytes"] > 0), per_round, answered
     if not options.runs:
-        clients, rounds = options.clients or 10, options.rounds or 10
+        clients, rounds = options.clients or (constellation.satellites if constellation else 10), options.rounds or 10
         sizes = options.broadcast_bytes, options.update_bytes, options.train_s or 0.0
         told["given sizes"] = Lengths([dict.fromkeys(range(clients), sizes)], False), clients, clients * rounds
+    for label, (lengths, *_) in told.items():
+        if constellation is not None and lengths.num_clients != constellation.satellites:
+            raise ConfigError(
+                f"--constellation {options.constellation}: has {counted(constellation.satellites, 'satellite')}, "
+                f"{label} {counted(lengths.num_clients, 'client')}; satellites are clients, one to one"
+            )
     return {
         label: {
+            "constellation": options.constellation,
             "links": {link.name: _by_policy(link, policies, *each, options) for link in links},
             "num_clients": each[0].num_clients,
         }

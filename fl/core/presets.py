@@ -36,7 +36,10 @@ def chosen(group: str, choice: str) -> Any:
     """
     path = Path(choice) if choice.endswith((".yaml", ".yml")) else CONF / group / f"{choice}.yaml"
     if not path.is_file():
-        known = f"{suggestion(choice, choices(group))}valid choices: {', '.join(choices(group))}, or the path of a YAML file"
+        known = (
+            f"{suggestion(choice, choices(group))}valid choices: {', '.join(choices(group))}, or the path of a YAML "
+        )
+        known += "file"
         raise ConfigError(f"--{group} {choice}: there is no such {group}; {known}")
     try:
         return yaml_file(path)

@@ -242,6 +242,23 @@ def test_what_cannot_be_is_refused():
         load_policy("fedbuf")
 
 
+def test_the_command_takes_the_satellites_of_a_constellation(command, refused, tmp_path):
+    sizes = ("--broadcast-bytes", "54600", "--update-bytes", "54600", "--train-s", "1000", "--link", "ttc_uhf")
+    contacts = (*sizes, "--clock", "contacts", "--policy", "synchronous", "--json", "out.json")
+    command("fl", "communication", *contacts, check=0)
+    from fl.core.files import read_json
+
+    own = read_json(tmp_path / "out.json")["given sizes"]["links"]
+    command("fl", "communication", *contacts, "--constellation", "plane_10", check=0)
+    same = read_json(tmp_path / "out.json")["given sizes"]
+    assert same["links"] == own, "it is the plane that the links' windows are of"
+    refused(
+        *("fl", "communication", *contacts, "--constellation", "plane_10", "--clients", "7"),
+        words=["--constellation plane_10", "10 satellites", "7 clients"],
+    )
+    refused("fl", "communication", *contacts, "--constellation", "plane_11", words=["did you mean plane_10?"])
+
+
 def test_the_command_replays_a_run_and_says_what_was_asked(small_run, command, refused, tmp_path):
     done = command(
         *("fl", "communication", small_run, "--clock", "contacts", "--link", "ttc_uhf", "--train-s", "100"),
