@@ -1,11 +1,12 @@
 """Stored runs replayed over contacts: hours and money until an accuracy, and under other policies than theirs."""
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from grid import stored
 from traffic_table import KEPT
 
 from fl.communication.link import Link
@@ -28,8 +29,21 @@ COLUMNS = (
 
 def table(folder: Path) -> tuple[Sequence[str], list[list[str]]]:
     """Returns columns and rows."""
-    runs = stored(folder / KEPT)
-    rows = []
+    return COLUMNS, [list(row) for row in _rows((folder / KEPT).read_bytes())]
+
+
+def break_even(folder: Path) -> str:
+    """Returns README's half sentence on images that are sent down instead of training."""
+    sizes = {row[1]: row[-1] for row in table(folder)[1] if row[0].startswith(ROWS["ecq-1"])}
+    told = " and ".join(f"{size} over `{link}`" for link, size in sizes.items())
+    return f"Below {told}, a satellite's images are down before training has reached 90 % (ecq, 0.94 bit; modelled)"
+
+
+@lru_cache
+def _rows(content: bytes) -> tuple[tuple[str, ...], ...]:
+    """Returns the rows that the content of docs/codecs.json gives."""
+    runs = {(each["row"], each["seed"]): each for each in json.loads(content)["runs"]}
+    rows: list[list[str]] = []
     for name, title in ROWS.items():
         seeds = [each for (row, _), each in sorted(runs.items()) if row == name]
         lengths = Lengths([_lengths(seeds, number) for number in range(seeds[0]["rounds"])], name != "fp32")
@@ -39,7 +53,7 @@ def table(folder: Path) -> tuple[Sequence[str], list[list[str]]]:
     images = [images_down(load_link(link), IMAGES_BYTES, CLIENTS) for link in LINKS]
     for link, each in zip(LINKS, images, strict=True):
         rows.append(["all training images as JPEG, 7.0 MB each", link, "", "", _told(each), "", "", ""])
-    return COLUMNS, rows
+    return tuple(map(tuple, rows))
 
 
 def _lengths(seeds: Sequence[Any], number: int) -> dict[int, tuple[int, int, float]]:

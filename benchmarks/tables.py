@@ -217,6 +217,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "headline-precisions": headlines.precisions,
     "headline-traffic": headlines.traffic,
     "headline-qat": headlines.qat,
+    "headline-images": contacts_table.break_even,
     "codecs": traffic,
     "codecs-tuned": traffic_tuned,
     "screening": screening,
