@@ -81,10 +81,14 @@ class Buffer:
             made = self._aggregator.mixed(newest, only.reply, share), metrics_of(only.reply)
         else:
             made = self._mean(server_round, newest, waiting)
+        self.clear()
+        return made
+
+    def clear(self) -> None:
+        """Drops what waits."""
         if self._spool is not None:
             self._spool.close()
         self._waiting, self._model, self._spool = {}, None, None
-        return made
 
     def _mean(
         self, server_round: int, newest: ArrayRecord, waiting: Sequence[_Waiting]

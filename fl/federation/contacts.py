@@ -112,9 +112,19 @@ class ContactLoop:
         Raises:
             RunError: nothing happens any more, or too little to go on.
         """
+        nodes, asked_bytes = node_of_partition(self._federation.grid, self._rounds.num_clients)
+        self._exchanges.nodes = nodes
+        try:
+            yield from self._records(evaluate, 0 if self._done else asked_bytes)
+        finally:
+            self._buffer.clear()
+        if not self._done:
+            raise RunError(f"max_days={self._settings.max_days:g}: not one update was used by then; {self._missing()}")
+
+    def _records(
+        self, evaluate: Callable[[ArrayRecord], tuple[Scores, str]], control_bytes: int
+    ) -> Iterator[tuple[RoundRecord, ArrayRecord, str]]:
         rounds, clock = self._rounds, self.clock
-        self._exchanges.nodes, asked_bytes = node_of_partition(self._federation.grid, rounds.num_clients)
-        control_bytes = 0 if self._done else asked_bytes
         ends_s = DAY_S * self._settings.max_days if self._settings.max_days else float("inf")
         while clock.used < rounds.num_rounds * rounds.clients_per_round:
             if not clock.queue:
@@ -129,8 +139,6 @@ class ContactLoop:
                 control_bytes = 0
         if self.ended == "max_days" and self._line.used:
             yield self._record(evaluate, control_bytes)
-        if not self._done:
-            raise RunError(f"max_days={self._settings.max_days:g}: not one update was used by then; {self._missing()}")
 
     def _record(
         self, evaluate: Callable[[ArrayRecord], tuple[Scores, str]], control_bytes: int
