@@ -119,7 +119,7 @@ def refuse_other_inputs(run_dir: Path, checkpoint: Checkpoint, inputs: Mapping[s
                 f"{run_dir}: {key} was {before.get(key)} when round {checkpoint.round} was saved, "
                 f"and is {now.get(key)} now; a run goes on with the settings it began with"
             )
-    for key in ("images_sha256", "split_sha256", "weights_sha256"):
+    for key in ("images_sha256", "split_sha256", "weights_sha256", "contacts_sha256"):
         if checkpoint.inputs.get(key) != inputs.get(key):
             raise DataError(f"{run_dir}: the data has changed since the run began ({key}); it cannot be continued")
 

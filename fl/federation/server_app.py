@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl.codec import ServerLink
 from fl.codec.broadcast import Once
 from fl.core.console import progress, say
-from fl.core.files import plain
+from fl.core.files import plain, sha256
 from fl.core.machine import compute_with
 from fl.core.records import RoundRecord
 from fl.data.images import load_images
@@ -53,6 +53,7 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
         federation = Federation(grid, aggregator, server_link, task.rounds)
         contacts = None
         if task.clock.by_contacts:
+            inputs["contacts_sha256"] = sha256(repr(task.server.link.windows).encode())
             contacts = ContactLoop(
                 federation,
                 task.clock,
