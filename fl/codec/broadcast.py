@@ -1,6 +1,7 @@
 """The broadcast: one chain of frames for all clients, which leads everyone to the same reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,24 @@ NOTHING = b""
 """The fingerprint of who holds no model."""
 
 
+class Once:
+    """What is made of the newest model for several clients alike: made once, and held once.
+
+    With another model all of it is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._model, self._made = NOTHING, dict[Hashable, Any]()
+
+    def __call__(self, model: bytes, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Returns what `make` does, or what it did for the same model, by its fingerprint, and the same key."""
+        if model != self._model:
+            self._model, self._made = model, {}
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
 class BroadcastChain:
     """The server's side: it holds the exact model and the reference that all clients hold.
 
@@ -29,10 +48,11 @@ class BroadcastChain:
         codec: of the frames.
         start: the reference before the first frame, known to all clients; None when the first model is sent whole.
         seed: of random rounding and rotation.
+        once: shared by chains of single clients; those that hold the same get the same frame, coded once.
     """
 
-    def __init__(self, codec: Codec, start: Tensors | None, seed: int) -> None:
-        self._codec, self._seed = codec, seed
+    def __init__(self, codec: Codec, start: Tensors | None, seed: int, once: Once | None = None) -> None:
+        self._codec, self._seed, self._once = codec, seed, once
         self._reference = dict(start) if start is not None else {}
         self._frames: list[bytes] = []
         self._ids = [fingerprint(start) if start is not None else NOTHING]  # before each frame, and after the last
@@ -50,15 +70,22 @@ class BroadcastChain:
         if specs_of(exact) != specs_of(self._reference):
             raise PayloadError("the model has other names, shapes or types than the one clients were to begin with")
         if (new := fingerprint(exact)) != self._coded:
-            rng = numpy_generator(self._seed, "broadcast", self._count)
-            change = without_rounding(self._codec, difference(self._codec, exact, self._reference), self._reference)
-            frame = self._codec.encode(change, rng, base=self._ids[-1])
-            self._reference = applied(self._codec, frame, self._reference)
+            make = partial(self._frame, exact)
+            alike = (self._ids[-1], self._count)
+            frame, self._reference, after = make() if self._once is None else self._once(new, alike, make)
             self._frames.append(frame)
-            self._ids.append(fingerprint(self._reference))
+            self._ids.append(after)
             self._coded, self._snapshot, self._count = new, None, self._count + 1
             self._forget()
         return self._reference
+
+    def _frame(self, exact: Tensors) -> tuple[bytes, dict[str, np.ndarray], bytes]:
+        """Returns the frame to a new model, the reference that it leads to, and that one's fingerprint."""
+        rng = numpy_generator(self._seed, "broadcast", self._count)
+        change = without_rounding(self._codec, difference(self._codec, exact, self._reference), self._reference)
+        frame = self._codec.encode(change, rng, base=self._ids[-1])
+        reference = applied(self._codec, frame, self._reference)
+        return frame, reference, fingerprint(reference)
 
     def begins_with(self, exact: Tensors) -> bool:
         """Tells whether a first model is the one that all clients were to begin with, or there is none.
@@ -73,6 +100,12 @@ class BroadcastChain:
         size = sum(array.nbytes for array in self._reference.values())
         while sum(map(len, self._frames)) > size and len(self._frames) > 1:
             del self._frames[0], self._ids[0]
+
+    def forget_before(self, held: bytes) -> None:
+        """Drops the frames that lead to what the only client holds."""
+        if held in self._ids:
+            place = self._ids.index(held)
+            del self._frames[:place], self._ids[:place]
 
     def payloads_for(self, held: bytes) -> list[bytes] | None:
         """Returns what leads a client to the reference: the frames it missed, or the whole model when that is shorter.

@@ -1,15 +1,16 @@
 """The server link: codes what is sent, decodes what arrives, knows what each node holds."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl.codec.base import Codec, Shared
-from fl.codec.broadcast import NOTHING, BroadcastChain
+from fl.codec.broadcast import NOTHING, BroadcastChain, Once
 from fl.codec.changes import applied, as_type, fitted, lost
 from fl.codec.payload import Tensors, base_of, checksum_of
 from fl.codec.shares import shared_bits
@@ -65,6 +66,8 @@ class ServerLink:
         initial: the model before the first message; without it the first message is a whole model.
         seed: of random rounding and rotation.
         statistics: which arrays are BatchNorm's, where their names do not say so.
+        once: given to links that serve one client each, from `initial` on, with a chain of its own: all of them share
+            what they make alike. None for one link, and one chain, for all clients.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class ServerLink:
         initial: Initial | None = None,
         seed: int = 0,
         statistics: Mapping[str, str] | None = None,
+        once: Once | None = None,
     ) -> None:
         self._broadcast, self._update, self._seed = broadcast, update, seed
         self._settings, self._names = settings_of(broadcast, update, initial, statistics), Names(statistics)
         start = self._names.inside(start_of(initial)) if initial is not None else None
-        self._chain = BroadcastChain(broadcast, start, seed) if broadcast is not None else None
+        self._once = once
+        self._chain = BroadcastChain(broadcast, start, seed, once) if broadcast is not None else None
         self._at_first = fingerprint(start) if start is not None else NOTHING
         self._holds: dict[int, bytes] = {}  # fingerprint, by node
         self._arrived: dict[int, int] = {}  # checksum of the last update, by node
@@ -91,7 +96,7 @@ class ServerLink:
         self._reference: Tensors = {}
         self._reference_id = NOTHING
         self._unsent: Tensors = {}
-        self._begun = False
+        self._begun = once is not None
         self._asked: dict[int, _Sent] = {}  # by node
         self.key = "arrays"
         """Of the record that holds the model, where a message has several; Flower's own at first."""
@@ -135,15 +140,28 @@ class ServerLink:
         if first and self._broadcast is not None and self._chain is not None and not self._chain.begins_with(exact):
             LOG.warning("codec: training begins with another model than initial returns, so it is sent whole once")
             self._chain, self._at_first = BroadcastChain(self._broadcast, None, self._seed), NOTHING
-        self._given, self._exact, self._asked = arrays, exact, {}
-        self._reference = exact if self._chain is None else self._chain.advance(exact)
+        self._given, self._asked = arrays, {}
+        self._exact = self._alike(exact, "exact", lambda: exact)
+        self._reference = self._exact if self._chain is None else self._chain.advance(self._exact)
         self._reference_id = fingerprint(self._reference)
-        self._unsent = {}
+        self._unsent, self._basis = self._alike(exact, ("basis", self._reference_id), self._to_move)
+        return self._basis
+
+    def _alike(self, exact: Tensors, key: Hashable, make: Callable[[], Any]) -> Any:
+        return make() if self._once is None else self._once(fingerprint(exact), key, make)
+
+    def _to_move(self) -> tuple[Tensors, ArrayRecord]:
+        """Returns what is kept for later frames, and the model with it."""
+        unsent: Tensors = {}
         if self._broadcast is not None and self._broadcast.error_feedback:
             decay = self._broadcast.decay
-            self._unsent = {n: np.asarray(decay * each, each.dtype) for n, each in self._not_sent().items()}
-        self._basis = self._names.record_of(_moved(self._reference, self._unsent))
-        return self._basis
+            unsent = {n: np.asarray(decay * each, each.dtype) for n, each in self._not_sent().items()}
+        return unsent, self._names.record_of(_moved(self._reference, unsent))
+
+    def basis_of(self, node: int) -> ArrayRecord:
+        """Returns what `begin` did before the model was sent that a node's answer is still to come to."""
+        sent = self._asked[node]
+        return self._names.record_of(_moved(sent.model, sent.offset))
 
     def _not_sent(self) -> dict[str, np.ndarray]:
         """Returns the exact model minus the reference, where a difference may be taken."""
@@ -234,6 +252,8 @@ class ServerLink:
             raise PayloadError(f"{CANNOT}: the answer came without it; {NEEDED}")
         if sent.on_chain:
             self._holds[node] = sent.id
+            if self._once is not None and self._chain is not None:
+                self._chain.forget_before(sent.id)
         if content.array_records and not _evaluates(reply):
             try:
                 self._decode(content, sent, payloads, node)
@@ -265,9 +285,14 @@ class ServerLink:
         if by_weight and (examples := examples_in(reply.content)):
             self._examples[node] = examples
 
-    def state(self) -> dict[str, Any]:
-        """Returns what it remembers between rounds, as what torch saves and loads with `weights_only=True`."""
+    def state(self, waiting: Collection[int] = ()) -> dict[str, Any]:
+        """Returns what it remembers between rounds, as what torch saves and loads with `weights_only=True`.
+
+        Args:
+            waiting: nodes whose answers are still to come; what they were sent is remembered too.
+        """
         return {
+            "asked": {node: _saved(self._asked[node]) for node in waiting if node in self._asked},
             "chain": self._chain.state() if self._chain is not None else None,
             "holds": {node: held.hex() for node, held in self._holds.items()},
             "accepted": dict(self._accepted),
@@ -288,6 +313,17 @@ class ServerLink:
         self._accepted = dict(state["accepted"])
         self._examples = dict(state.get("examples", {}))  # older checkpoints have none
         self._dtypes = {name: np.dtype(dtype) for name, dtype in state["dtypes"].items()}
+        self._asked = {node: _restored(sent) for node, sent in state.get("asked", {}).items()}
+
+
+def _saved(sent: _Sent) -> dict[str, Any]:
+    tensors = {n: {name: torch.from_numpy(a) for name, a in getattr(sent, n).items()} for n in ("model", "offset")}
+    return {"key": sent.key, "id": sent.id.hex(), "on_chain": sent.on_chain, **tensors}
+
+
+def _restored(saved: Mapping[str, Any]) -> _Sent:
+    arrays = {n: {name: tensor.numpy() for name, tensor in saved[n].items()} for n in ("model", "offset")}
+    return _Sent(saved["key"], arrays["model"], bytes.fromhex(saved["id"]), saved["on_chain"], arrays["offset"])
 
 
 def _evaluates(message: Message) -> bool:

@@ -5,10 +5,12 @@ already. A model is frozen when its first byte leaves. Transfers go on in the ne
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import TypeAdapter
 
 from fl.communication.contacts import Contacts, Use, transfer
 from fl.communication.link import Link
@@ -31,7 +33,8 @@ class Event(NamedTuple):
     Attributes:
         time_s: since second 0 of the contacts.
         satellite: its number; None for what happens on the ground alone.
-        event: "sends" (a model's first byte leaves), "received", "trained", "failed", "arrived", "late", "version".
+        event: "sends" (a model's first byte leaves), "received", "trained", "arrived", "late" (an update that nobody
+            waits for any more), "failed" (in training, or with an update that cannot be used), "version".
         payload_bytes: that were on the way.
         version: that it is about.
         age_s: of that version.
@@ -45,6 +48,11 @@ class Event(NamedTuple):
     version: int
     age_s: float
     contact: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the line as written; which station it was is not known yet."""
+        before, after = self[:2], self[2:]
+        return dict(zip(("time_s", "satellite", "station", *self._fields[2:]), (*before, None, *after), strict=True))
 
 
 class World(Protocol):
@@ -64,6 +72,9 @@ class World(Protocol):
 
     def update_bytes(self, satellite: int) -> int:
         """Returns the length of the payload of what it trained; 0 where it failed."""
+
+    def arrived(self, satellite: int, *, late: bool) -> bool:
+        """Takes a satellite's update, which is not wanted if it is late; returns whether it can be used otherwise."""
 
     def aggregate(self, updates: Sequence[Update]) -> None:
         """Makes the next version of updates, in the order of satellites."""
@@ -146,8 +157,21 @@ class ContactClock:
     def events(self) -> Iterator[Event]:
         """Yields what happens, for as long as anything does; whoever has enough stops asking."""
         while self.queue:
-            self.time_s, kind, satellite = heapq.heappop(self.queue)
-            yield from getattr(self, f"_{Kind(kind).name.lower()}")(satellite)
+            yield from self.step()
+
+    def step(self) -> list[Event]:
+        """Does what is next, and returns what happened; between two steps all attributes are settled."""
+        self.time_s, kind, number = heapq.heappop(self.queue)
+        return list(getattr(self, f"_{Kind(kind).name.lower()}")(number))
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that it knows between two steps, as numbers, lists and dicts of them."""
+        return {name: TypeAdapter(kind).dump_python(getattr(self, name)) for name, kind in _KNOWN.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        for name, kind in _KNOWN.items():
+            setattr(self, name, TypeAdapter(kind).validate_python(state[name]))
 
     def _ask(self) -> None:
         """Opens a version: says who is asked, and has everyone who is free and asked come for it."""
@@ -218,9 +242,10 @@ class ContactClock:
         satellite.busy = False
         assert satellite.version is not None
         staleness = self.version - satellite.version
-        usable = self.policy.takes_stale or staleness == 0
-        yield self._event("arrived" if usable else "late", number, satellite.payload_bytes)
-        if usable:
+        late = staleness > 0 and not self.policy.takes_stale
+        usable = self.world.arrived(number, late=late)
+        yield self._event("late" if late else "arrived" if usable else "failed", number, satellite.payload_bytes)
+        if usable and not late:
             age_s = self.time_s - self.made_s[satellite.version]
             self.buffer.append(Update(number, satellite.version, staleness, age_s))
         yield from self._settle(number)
@@ -262,3 +287,13 @@ class ContactClock:
             return None
         contact, opens_s, _ = next(windows.after(number, self.time_s))
         return contact if opens_s <= self.time_s else None
+
+
+_KNOWN = {
+    name: ContactClock.__annotations__[name]
+    for name in (
+        *("time_s", "version", "used", "made_s", "sampled", "asked", "done", "buffer", "transfers", "satellites"),
+        "queue",
+    )
+}
+"""What is stored of a clock, by name, and its type."""

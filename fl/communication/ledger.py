@@ -234,7 +234,7 @@ def _clients(records: Sequence[Record]) -> list[dict[str, Any]]:
             number, answered = client["partition_id"], client["update_payload_bytes"] > 0
             fresh = {"partition_id": number, "rounds_asked": 0, "rounds_answered": 0, "fp32_payload_bytes": 0}
             sums = totals.setdefault(number, {**fresh, **dict.fromkeys(keys, 0), "train_s": 0.0})
-            sums["rounds_asked"] += trains
+            sums["rounds_asked"] += trains and client["broadcast_message_bytes"] > 0
             sums["rounds_answered"] += answered
             sent = answered + (client["broadcast_payload_bytes"] > 0)
             sums["fp32_payload_bytes"] += record["fp32_model_bytes"] * sent

@@ -31,6 +31,11 @@ class Update:
     age_s: float
 
 
+def discount(staleness: int) -> float:
+    """Returns what an update counts for that is so many versions behind: (1 + staleness) ** -0.5, polynomial decay."""
+    return float((1 + staleness) ** -0.5)
+
+
 @group(frozen=True, config=STRICT)
 class Synchronous:
     """Waits for all that were asked (FedAvg, arXiv 1602.05629).
@@ -86,7 +91,7 @@ class FedBuff:
 class FedAsync:
     """A new version of every update, mixed in by `mixing` * (1 + staleness) ** -0.5 (arXiv 1903.03934, polynomial).
 
-    Unlike there, clients add no proximal term unless the run's strategy does.
+    Unlike there, clients add no proximal term.
 
     Attributes:
         mixing: α at staleness 0.

@@ -82,6 +82,9 @@ class _World:
     def update_bytes(self, satellite: int) -> int:
         return self._lengths.of(self._version[satellite], satellite)[1]
 
+    def arrived(self, satellite: int, *, late: bool) -> bool:
+        return True
+
     def aggregate(self, updates: Sequence[Update]) -> None:
         self.used.extend(updates)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ class Lines:
         return self._size, self._hash.hexdigest()
 
     def append(self, record: Any) -> None:
-        """Adds one line; one that cannot be written whole is taken back.
+        """Adds one line, see `extend`."""
+        self.extend([record])
+
+    def extend(self, records: Iterable[Any]) -> None:
+        """Adds lines in one writing; what cannot be written whole is taken back.
 
         Raises:
             RunError: lines that were there are gone.
         """
-        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        line = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode()
         with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
             if file.seek(0, os.SEEK_END) < self._size:
                 raise RunError(f"{self.path}: has become shorter while the run goes on; does another program write it?")

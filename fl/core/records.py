@@ -93,6 +93,10 @@ class RoundRecord:
     that took, `late` are answers that came when nobody waited for them any more; `broadcast`, `update` and `clients`
     leave them out. `exact` and `reference` are the test scores of the server's model and of what clients hold of it,
     where they differ; `test` is the one that was chosen.
+
+    Of a run that contacts drive a line is what has happened since the one before: `clients` and sums are of transfers
+    that began since, a model's and its update's apart where a line lies between them; `clients_asked` counts who
+    answered or failed. `simulated_s` is the time of the line, staleness that of the updates that were used.
     """
 
     round: int
@@ -119,6 +123,9 @@ class RoundRecord:
     train_s: float
     evaluate_s: float
     aggregate_s: float
+    simulated_s: float | None = None
+    staleness_mean: float | None = None
+    staleness_max: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as written: scores flat (`test_loss`, `test_accuracy`, ...), absent ones left out."""
@@ -133,6 +140,9 @@ class RoundRecord:
             del record["evaluated"], record["evaluation_traffic"], record["evaluation_failed"]
         if not record["late"]:
             del record["late"]
+        for name in ("simulated_s", "staleness_mean", "staleness_max"):
+            if record[name] is None:
+                del record[name]
         return record
 
 

@@ -11,6 +11,8 @@ from fl.core.files import read_json, read_jsonl, sha256, write_json
 SETTINGS, INDICES, SHARES = "settings.json", "indices.npz", "shares.npz"
 PARTITION, PARTITION_PLOT = "partition.json", "partition.png"
 ROUNDS, EVENTS, ROUNDS_PLOT = "rounds.jsonl", "events.jsonl", "rounds.png"
+TIMELINE = "timeline.jsonl"
+"""Of a run that contacts drive: what each satellite did, and when."""
 CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint_previous.pt"
 MODEL, SUMMARY, COMMUNICATION = "final_model.pt", "summary.json", "communication.json"
 COMPARISON, COMPARISON_PLOT = "quantization_comparison.json", "quantization_comparison.png"
@@ -32,6 +34,8 @@ TRACKING, TRACKING_LOCK = "tracking.json", ".tracking.lock"
 """How far a run, or a sweep, was sent to its tracker."""
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event files."""
+ENDED = ("completed", "time_limit", "max_days")
+"""How a run can end well."""
 INPUTS = (INDICES, SHARES, PARTITION, PARTITION_PLOT)
 
 
@@ -44,7 +48,7 @@ def is_complete(run_dir: Path) -> bool:
         settings = read_json(run_dir / SETTINGS)
     except (OSError, ConfigError):
         return False
-    ended = isinstance(summary, dict) and summary.get("state") in ("completed", "time_limit")
+    ended = isinstance(summary, dict) and summary.get("state") in ENDED
     report = [REPORT] if isinstance(settings, dict) and settings.get("report") is True else []
     return (
         ended

@@ -63,6 +63,11 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         speak(settings.output)
     if grid is None:
         _refuse_timeouts_that_nobody_keeps(settings)
+    elif settings.clock.by_contacts:
+        raise ConfigError(
+            "clock=contacts: simulated time cannot be kept by clients that Flower runs (flwr run, SuperNodes); start "
+            "the run with python -m fl.train"
+        )
     if settings.tracking is not None:
         settings.tracking.refuse_missing()
     run_dir, config = run_dir.absolute(), _as_written_down(config)
@@ -122,6 +127,7 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
     say(f"Training: {counted(rounds.num_rounds, 'round')}, {clients}, {names}, {rate}, {arithmetic}, {device}")
     if settings.faults is not None:
         say(f"Faults: {settings.faults.told(rounds.seed, rounds.num_clients)}")
+    images_of = [len(share) for share in inputs.shares]
     return ServerTask(
         run_dir=run_dir,
         images_folder=inputs.images.folder,
@@ -129,11 +135,15 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         device=device,
         arithmetic=arithmetic,
         config=config,
-        rounds=replace(rounds, images_of=[len(share) for share in inputs.shares], spool_folder=run_dir),
+        rounds=replace(rounds, images_of=images_of, spool_folder=run_dir),
         server=settings.server,
         compute=settings.compute,
         codecs=settings.codecs,
         start=inputs.start,
+        clock=settings.clock,
+        train_s=settings.clock.train_s(settings.server.link, settings.training.local_epochs, images_of)
+        if settings.clock.by_contacts
+        else (),
     )
 
 

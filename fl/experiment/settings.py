@@ -9,6 +9,8 @@ from fl.core.groups import filled, names_of
 from fl.core.output import OF_THE_PROCESS, OutputSettings
 from fl.core.targets import Target
 from fl.data.settings import DataSettings
+from fl.experiment.clock_checks import check_clock
+from fl.federation.clock_settings import ClockSettings
 from fl.federation.codecs import Codecs
 from fl.federation.engine import Engine
 from fl.federation.faults import Fault
@@ -21,13 +23,18 @@ from fl.training.compute import ComputeSettings
 from fl.training.local import TrainingSettings
 from fl.training.start import ModelSettings
 
-BUILT = ("partition", "training", "link", "engine")
+BUILT = ("partition", "training", "link", "engine", "policy", "computer")
 """Groups of one class that needs nothing to be built but its settings."""
 OPTIONAL = ("broadcast", "update", "faults", "tracking")
-GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings)
+GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings, ClockSettings)
 KNOWN = {"data", "model", *BUILT, *OPTIONAL, *OF_THE_PROCESS, *(name for group in GROUPS for name in names_of(group))}
 KNOWN -= {"arithmetic"}
-BEFORE = {"training": {"_target_": "fl.training.arithmetic.Fp32"}, "model": {"_target_": NET.target}}
+BEFORE = {
+    "training": {"_target_": "fl.training.arithmetic.Fp32"},
+    "model": {"_target_": NET.target},
+    "policy": {"_target_": "fl.communication.policies.Synchronous"},
+    "computer": {"_target_": "fl.communication.computer.Computer"},
+}
 """What runs had from before there was a choice."""
 
 
@@ -47,6 +54,7 @@ class Settings:
     model: ModelSettings
     tracking: Tracker | None
     output: OutputSettings | None
+    clock: ClockSettings
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -74,7 +82,8 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
     for name in BUILT:
         targets[name].check()
         built[name] = targets[name].build()
-    values = {**config, **targets, "link": built["link"], "arithmetic": built["training"]}
+    values = {**config, **targets, **{name: built[name] for name in ("link", "policy", "computer")}}
+    values["arithmetic"] = built["training"]
     settings = Settings(
         data=DataSettings.from_config(config["data"], trusted),
         partition=targets["partition"],
@@ -88,6 +97,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         model=ModelSettings.from_config(config["model"], trusted),
         tracking=_built(targets.get("tracking"), Tracker),
         output=filled(OutputSettings, config) if any(name in config for name in OF_THE_PROCESS) else None,
+        clock=filled(ClockSettings, values),
     )
     _check_across(settings)
     return settings
@@ -133,6 +143,7 @@ def _check_across(settings: Settings) -> None:
             "checkpoint.keep=best: there are no validation images to judge by; set data.validation_fraction, as in 0.1"
         )
     settings.compute.check(settings.engine.reaches_gpu)
+    check_clock(settings.clock, rounds, settings.server, settings.codecs, settings.faults)
 
 
 def _are(number: int, noun: str) -> str:

@@ -17,7 +17,7 @@ from fl.core.errors import ConfigError, reading
 from fl.core.files import MIB, read_json, write_bytes, write_json
 from fl.core.presets import yaml_file
 from fl.core.records import read_rounds, totals
-from fl.core.run_folder import HYDRA_FOLDER, MULTIRUN, PARTITION, ROUNDS, SUMMARY, SWEEP, SWEEP_TABLE
+from fl.core.run_folder import ENDED, HYDRA_FOLDER, MULTIRUN, PARTITION, ROUNDS, SUMMARY, SWEEP, SWEEP_TABLE
 from fl.experiment.sweep_plots import plot_sweep
 
 PLAN, OVERRIDES, HYDRA = "sweep_plan.json", f"{HYDRA_FOLDER}/overrides.yaml", f"{HYDRA_FOLDER}/hydra.yaml"
@@ -26,7 +26,7 @@ SEED = "seed"
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-DONE = ("completed", "time_limit")
+DONE = ENDED
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Job:
         number: in the order of the sweep, from 0.
         overrides: {setting: value} of this job, as text.
         folder: None before it started.
-        state: completed, time_limit, failed, interrupted, unfinished (running or killed), not started.
+        state: completed, time_limit, max_days, failed, interrupted, unfinished (running or killed), not started.
         error: of a failed job.
         title: of the data; None before it was opened.
         records: the lines of its `rounds.jsonl`.
@@ -63,11 +63,15 @@ class Job:
             "broadcast_payload_bytes": sums and sums["broadcast"]["payload_bytes"],
             "update_payload_bytes": sums and sums["update"]["payload_bytes"],
             "rounds_completed": len(self.records),
-            "rounds_s": sum(r[key] for r in self.records for key in r if key.endswith("_s")) if self.records else None,
+            "rounds_s": sum(map(_measured_s, self.records)) if self.records else None,
             "state": self.state,
             "error": self.error,
             "folder": self.folder and os.path.relpath(self.folder, sweep),
         }
+
+
+def _measured_s(record: Mapping[str, Any]) -> float:
+    return sum(each for key, each in record.items() if key.endswith("_s") and key != "simulated_s")
 
 
 def read_jobs(sweep: Path) -> list[Job]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fl.core.figures import COLOURS, label_points, look, name_lines, picture, whole_numbers
 from fl.core.files import MIB
+from fl.core.run_folder import ENDED
 
 Records = Mapping[int, Sequence[Mapping[str, Any]]]
 
@@ -60,7 +61,7 @@ def _name(row: Mapping[str, Any], settings: Sequence[str]) -> str:
 
 def _curves(path: Path, document: Mapping[str, Any], settings: list[str], records: Records) -> bool:
     """Accuracy over rounds for each value, and the last accuracy over values; seeds as mean and standard deviation."""
-    done = [row for row in document["jobs"] if row["state"] in ("completed", "time_limit")]
+    done = [row for row in document["jobs"] if row["state"] in ENDED]
     rows = done or [row for row in document["jobs"] if records[row["job"]]]
     if not rows:
         return False
@@ -127,7 +128,7 @@ def _heat_map(path: Path, document: Mapping[str, Any], settings: list[str]) -> b
 
 def _pareto(path: Path, document: Mapping[str, Any], settings: list[str]) -> bool:
     """Accuracy against the payload bytes of both directions; the front is joined by a line."""
-    rows = [row for row in document["jobs"] if row["state"] in ("completed", "time_limit")]
+    rows = [row for row in document["jobs"] if row["state"] in ENDED]
     if not rows:
         return False
 

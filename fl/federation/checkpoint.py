@@ -41,6 +41,8 @@ class Checkpoint:
         link: what the server's end of the link remembers.
         records: `Lines.mark` of `rounds.jsonl` after that round; None in a checkpoint of an older version.
         inputs: what the run was made of, by name: a run that is continued must be made of the same.
+        contacts: of a run that contacts drive: what is on the way, and when.
+        timeline: `Lines.mark` of that run's timeline.
     """
 
     round: int
@@ -50,6 +52,8 @@ class Checkpoint:
     link: dict[str, Any]
     records: tuple[int, str] | None = None
     inputs: Mapping[str, Any] | None = None
+    contacts: Mapping[str, Any] | None = None
+    timeline: tuple[int, str] | None = None
 
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, settle: Callable[[], object] = lambda: None) -> None:
@@ -68,8 +72,8 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, settle: Callable[[], 
     write_bytes(run_dir / CHECKPOINT, content)
 
 
-def newest_checkpoint(run_dir: Path, records: Lines) -> Checkpoint | None:
-    """Returns the newest checkpoint that is whole and agrees with the records; None: the run begins again.
+def newest_checkpoint(run_dir: Path, records: Lines, timeline: Lines | None = None) -> Checkpoint | None:
+    """Returns the newest checkpoint that is whole and agrees with the run's lines; None: the run begins again.
 
     It begins again where no round's checkpoint was ever written. What is wrong with a newer one is said in a line.
 
@@ -83,6 +87,8 @@ def newest_checkpoint(run_dir: Path, records: Lines) -> Checkpoint | None:
                 found = _read(run_dir / name)
                 if found.records is not None and not records.agrees(found.records):
                     raise RunError(f"{records.path}: is not what the checkpoint of round {found.round} was saved with")
+                if timeline is not None and found.timeline is not None and not timeline.agrees(found.timeline):
+                    raise RunError(f"{timeline.path}: is not what the checkpoint of round {found.round} was saved with")
             except RunError as error:
                 problems.append(str(error))
                 continue
@@ -113,7 +119,7 @@ def refuse_other_inputs(run_dir: Path, checkpoint: Checkpoint, inputs: Mapping[s
                 f"{run_dir}: {key} was {before.get(key)} when round {checkpoint.round} was saved, "
                 f"and is {now.get(key)} now; a run goes on with the settings it began with"
             )
-    for key in ("images_sha256", "split_sha256", "weights_sha256"):
+    for key in ("images_sha256", "split_sha256", "weights_sha256", "contacts_sha256"):
         if checkpoint.inputs.get(key) != inputs.get(key):
             raise DataError(f"{run_dir}: the data has changed since the run began ({key}); it cannot be continued")
 
@@ -154,6 +160,17 @@ def _read(path: Path) -> Checkpoint:
             raise RunError(f"{path}: is damaged (its SHA-256 is missing)")
         say(f"note: {path}: is of an older version, without a checksum; it is taken as it is")
     return found
+
+
+def held_once(value: Any, seen: dict[tuple[Any, ...], Tensor] | None = None) -> Any:
+    """Returns lists and dicts of tensors in which equal tensors are one, which torch saves and loads once."""
+    seen = {} if seen is None else seen
+    if isinstance(value, Tensor):
+        content = hashlib.sha256(value.numpy().tobytes()).digest()
+        return seen.setdefault((value.dtype, tuple(value.shape), content), value)
+    if isinstance(value, Mapping):
+        return {key: held_once(each, seen) for key, each in value.items()}
+    return [held_once(each, seen) for each in value] if isinstance(value, list) else value
 
 
 def _plain(held: Tensor | dict[str, str]) -> bytes | dict[str, str]:

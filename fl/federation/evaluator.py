@@ -34,7 +34,8 @@ class Evaluator:
         compute_with(self._task.compute.threads_per_client)
         split, server_model = self._task.split, self._task.server.server_model
         models = {"exact": arrays}
-        if self._task.codecs.broadcast is not None and not self._task.codecs.broadcast.exact:
+        broadcast = self._task.codecs.broadcast
+        if broadcast is not None and not broadcast.exact and not self._task.clock.by_contacts:
             models["reference"] = self._reference(arrays)
         tested, dtype = {}, ""
         for name, model in models.items():

@@ -1,23 +1,24 @@
 """What a run writes down and tells while it goes on: rounds, events, pictures, and a summary when it ends."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from fl.codec.tensors import is_statistic
+from fl.communication.clock import Event
 from fl.communication.ledger import communication
 from fl.communication.pricing import load_links
 from fl.communication.tables import show_traffic
 from fl.core.console import say
-from fl.core.errors import ConfigError, QuantflError
+from fl.core.errors import ConfigError, QuantflError, counted
 from fl.core.files import MIB, plain, write_json, write_jsonl
 from fl.core.lines import Lines
 from fl.core.machine import environment
 from fl.core.records import VERSION, RoundRecord, reached, read_rounds, scores_of, totals, traffic
-from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY
+from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY, TIMELINE
 from fl.data.images import ImageSet
 from fl.data.split import Split
 from fl.federation.checkpoint import Checkpoint
@@ -43,6 +44,8 @@ class Journal:
         began: when, in seconds since 1970.
         rounds: the lines of `rounds.jsonl`.
         records: the same, parsed.
+        timeline: the lines of `timeline.jsonl`, of a run that contacts drive.
+        also: returns what such a run's summary has beside.
     """
 
     def __init__(self, task: ServerTask, images: ImageSet, network: Network) -> None:
@@ -50,7 +53,9 @@ class Journal:
         self._folder = task.run_dir
         self.began = time.time()
         self.rounds, self._events = Lines(self._folder / ROUNDS), Lines(self._folder / EVENTS)
+        self.timeline, self._happened = Lines(self._folder / TIMELINE), list[Event]()
         self.records: list[dict[str, Any]] = []
+        self.also: Callable[[], Mapping[str, Any]] = dict
         self._evaluated_in = ""
 
     def go_back(self, checkpoint: Checkpoint | None) -> None:
@@ -59,6 +64,7 @@ class Journal:
         Raises:
             ConfigError: what is left was written by a version that this one cannot go on with.
         """
+        self.timeline.cut(checkpoint.timeline[0] if checkpoint and checkpoint.timeline else 0)
         if checkpoint is None:
             self.rounds.cut(0)
             return
@@ -85,6 +91,15 @@ class Journal:
         (self._folder / SUMMARY).unlink(missing_ok=True)
         self.event("resumed" if self.records else "started", round=len(self.records))
 
+    def happened(self, event: Event) -> None:
+        """Notes a line of the timeline; it is written with the next round."""
+        self._happened.append(event)
+
+    def _write_timeline(self) -> None:
+        if self._happened:
+            self.timeline.extend(each.to_json() for each in self._happened)
+            self._happened = []
+
     def keep(self, record: RoundRecord, state: dict[str, Tensor], evaluated_in: str) -> None:
         """Writes down a finished round.
 
@@ -97,6 +112,7 @@ class Journal:
         for failure in (*record.clients_failed, *record.evaluation_failed):
             self.event("client_failed", round=record.round, **vars(failure))
         self.records.append(plain(record.to_json()))
+        self._write_timeline()
         self.rounds.append(self.records[-1])
         keep_model(self._folder, state, self.records, self._task.server.checkpoint.keep, self._task.start.architecture)
 
@@ -114,13 +130,15 @@ class Journal:
         """Writes what a finished run has; the summary comes last and says that all is there.
 
         Args:
-            state: "completed" or "time_limit".
+            state: one of `ENDED`.
             model: the final one.
         """
         if state == "time_limit":
             limit, done = self._task.server.time_limit_min or 0, len(self.records)
             told = f"time_limit_min={limit:g} reached: stopped after round {done} of {self._task.rounds.num_rounds}"
             say(told, "warning", state)
+        self._write_timeline()
+        self._tell_contacts(state)
         self.event(state, round=len(self.records))
         model_sha256 = save_trained(self._folder / MODEL, model, self._task.start.architecture)
         self._draw()
@@ -133,10 +151,23 @@ class Journal:
             modelled = {**ledger["modelled"], "links": {own.name: ledger["modelled"]["links"][own.name]}}
             show_traffic({"this run": {**ledger, "modelled": modelled}})
 
+    def _tell_contacts(self, state: str) -> None:
+        told = self.also()
+        if not told:
+            return
+        why = f"max_days={told['max_days']:g} reached: " if state == "max_days" else ""
+        missing = ", ".join(map(str, told["never_returned"]))
+        versions, updates = counted(told["versions"], "version"), counted(told["updates_used"], "update")
+        say(
+            f"{why}{told['hours']:.2f} simulated hours, {versions} of {updates}"
+            + (f"; never returned: satellites {missing}" if missing else "")
+        )
+
     def fail(self, error: Exception) -> None:
         """Notes why the run ended, as far as the disk takes it."""
         told = str(error) if isinstance(error, QuantflError) else f"{type(error).__name__}: {error}"
         notes: list[Callable[[], None]] = [
+            self._write_timeline,
             lambda: self.event("failed", reason=told),
             lambda: self._summarize("failed", error=told),
         ]
@@ -180,6 +211,7 @@ class Journal:
             "data": data_description(self._images, task.split),
             "config": task.config,
             "environment": environment(task.device, task.compute.threads_per_client),
+            **({"contacts": told} if (told := self.also()) else {}),
             "wall_s": time.time() - self.began,
         }
         write_json(self._folder / SUMMARY, summary)

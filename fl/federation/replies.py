@@ -79,7 +79,7 @@ class Answers:
             if not reply.has_error():
                 self.arrived[node] = weight(reply)
             held = self.images_of[partition_of[node]] if self.images_of is not None else None
-            problem = _problem(reply, expected, self.server_link, held)
+            problem = training_problem(reply, expected, self.server_link, held)
             if problem is None:
                 arrays = arrays_of(reply)
                 self._usable[node] = with_content(reply, Content(self.spool.put(arrays), metrics_of(reply)))
@@ -106,7 +106,7 @@ def shortened(text: str) -> str:
     return printable(next(iter(text.splitlines()), ""))[:LONGEST_REASON]
 
 
-def _problem(
+def training_problem(
     reply: Message, expected: Mapping[str, np.ndarray], server_link: ServerLink, held: int | None
 ) -> str | None:
     """Decodes a training reply and returns what is wrong with it, None if it can be aggregated.

@@ -126,7 +126,7 @@ def run_rounds(
         trained = _train_on_clients(federation, nodes, arrays, server_round, lr, on_reply)
         arrays, fp32_bytes, began = trained.arrays, trained.fp32_bytes, time.perf_counter()
         scores, evaluated_in = evaluate(arrays)
-        _refuse_no_score(scores, server_round)
+        refuse_no_score(scores, server_round)
         evaluation = _evaluate_on_clients(federation, nodes, arrays, server_round)
         record = RoundRecord(
             round=server_round,
@@ -138,12 +138,12 @@ def run_rounds(
             federated=evaluation.score,
             train_loss=trained.loss,
             fp32_model_bytes=fp32_bytes,
-            shared_start_bytes=_shared_start_bytes(server_round, trained.sent, fp32_bytes),
+            shared_start_bytes=start_bytes(server_round, trained.sent, fp32_bytes),
             clients_asked=len(trained.clients),
             clients_completed=len(trained.clients) - len(trained.failed),
             clients_failed=trained.failed,
-            broadcast=_total(trained.sent, fp32_bytes),
-            update=_total(trained.arrived, fp32_bytes),
+            broadcast=total_of(trained.sent, fp32_bytes),
+            update=total_of(trained.arrived, fp32_bytes),
             control_message_bytes=control_bytes,
             late=_late(federation.grid, nodes),
             clients=trained.clients,
@@ -195,7 +195,7 @@ def _train_on_clients(
 ) -> _Training:
     """Sends the model to clients of the round, and aggregates what they make of it."""
     settings, server_link, began = federation.settings, federation.server_link, time.perf_counter()
-    sampled = _sample(settings, settings.fraction_train, nodes, server_round, "sampling")
+    sampled = drawn(settings, settings.fraction_train, nodes, server_round, "sampling")
     arrays, asked = server_link.begin(arrays), ConfigRecord({"lr": lr})
     messages = federation.aggregator.configure_train(server_round, arrays, asked, list(sampled.values()))
     messages = server_link.send(messages)
@@ -213,7 +213,7 @@ def _train_on_clients(
         clients = _client_records(sampled, sent, answers.arrived, valid)
         before = arrays
         arrays, metrics = federation.aggregator.aggregate_train(server_round, arrays, valid)
-    _refuse_broken(before, arrays, server_round)
+    refuse_broken(before, arrays, server_round)
     return _Training(
         arrays=arrays,
         loss=number(metrics, "train-loss"),
@@ -268,13 +268,13 @@ def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int
     return {partition: node for node, partition in partition_of.items()}, control_bytes
 
 
-def _total(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
+def total_of(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
     """Returns sums; FP32 from the same start sends a model where a payload was sent, and nothing where none was."""
     payloads, messages = zip(*weights, strict=True)
     return Traffic(sum(payloads), sum(messages), fp32_bytes * sum(payload > 0 for payload in payloads))
 
 
-def _shared_start_bytes(server_round: int, sent: Iterable[tuple[int, int]], fp32_bytes: int) -> int:
+def start_bytes(server_round: int, sent: Iterable[tuple[int, int]], fp32_bytes: int) -> int:
     """Returns the FP32 bytes that did not travel because clients make the first model from the seed."""
     return fp32_bytes * sum(payload == 0 for payload, _ in sent) if server_round == 1 else 0
 
@@ -292,7 +292,7 @@ def _client_records(
     )
 
 
-def _sample(
+def drawn(
     settings: RoundSettings, fraction: float, nodes: Mapping[int, int], server_round: int, concern: str
 ) -> dict[int, int]:
     """Returns {partition id: node id} of the clients asked in this round, by partition id."""
@@ -320,7 +320,8 @@ def _too_few(
     )
 
 
-def _refuse_broken(before: ArrayRecord, arrays: ArrayRecord, server_round: int) -> None:
+def refuse_broken(before: ArrayRecord, arrays: ArrayRecord, server_round: int) -> None:
+    """Raises `RunError` where an aggregation made of finite arrays what is not finite."""
     for name, array in arrays.items():
         if not_finite(array.numpy()) is not None and not_finite(before[name].numpy()) is None:
             raise RunError(
@@ -328,7 +329,8 @@ def _refuse_broken(before: ArrayRecord, arrays: ArrayRecord, server_round: int) 
             )
 
 
-def _refuse_no_score(scores: Scores, server_round: int) -> None:
+def refuse_no_score(scores: Scores, server_round: int) -> None:
+    """Raises `RunError` where a loss is not finite."""
     for name, score in vars(scores).items():
         if score is not None and not np.isfinite(score.loss):
             raise RunError(
@@ -354,7 +356,7 @@ def _evaluate_on_clients(
     settings, server_link, aggregator = federation.settings, federation.server_link, federation.aggregator
     if settings.fraction_evaluate == 0:
         return _Evaluation()
-    sampled = _sample(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
+    sampled = drawn(settings, settings.fraction_evaluate, nodes, server_round, "evaluation")
     server_link.begin(arrays)
     messages = aggregator.configure_evaluate(server_round, arrays, ConfigRecord(), list(sampled.values()))
     messages = server_link.send(messages)
@@ -378,5 +380,5 @@ def _evaluate_on_clients(
     metrics: MetricRecord | None = aggregator.aggregate_evaluate(server_round, replies)
     score = None if metrics is None else Score(number(metrics, "loss"), number(metrics, "accuracy"))
     clients = _client_records(sampled, sent, arrived, ())
-    traffic = _total([*sent.values(), *arrived.values()], fp32_bytes)
+    traffic = total_of([*sent.values(), *arrived.values()], fp32_bytes)
     return _Evaluation(score, clients, traffic, tuple(failures))

@@ -1,19 +1,23 @@
 """The Flower ServerApp: one run around the round loop."""
 
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.codec import ServerLink
+from fl.codec.broadcast import Once
 from fl.core.console import progress, say
-from fl.core.files import plain
+from fl.core.files import plain, sha256
 from fl.core.machine import compute_with
 from fl.core.records import RoundRecord
 from fl.data.images import load_images
-from fl.federation.checkpoint import Checkpoint, newest_checkpoint, refuse_other_inputs, save_checkpoint
+from fl.federation.checkpoint import Checkpoint, held_once, newest_checkpoint, refuse_other_inputs, save_checkpoint
 from fl.federation.client_states import ClientStates
+from fl.federation.contacts import ContactLoop
 from fl.federation.engine import LocalGrid
 from fl.federation.evaluator import Evaluator
 from fl.federation.journal import Journal
@@ -36,7 +40,8 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
         aggregator = Aggregator(task.server.strategy)
         start, seed = task.start.arrays(), task.rounds.seed
         arrays = ArrayRecord({name: Array(array) for name, array in start.items()})
-        server_link = ServerLink(task.codecs.broadcast, task.codecs.update, initial=lambda: start, seed=seed)
+        link = partial(ServerLink, task.codecs.broadcast, task.codecs.update, initial=lambda: start, seed=seed)
+        server_link = ServerLink(None, None) if task.clock.by_contacts else link()
         evaluator = Evaluator(task, images, server_link)
         journal = Journal(task, images, evaluator.network)
         inputs = {
@@ -45,7 +50,20 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
             "split_sha256": task.split.sha256,
             "weights_sha256": task.start.weights_sha256,
         }
-        run = _Run(task, Federation(grid, aggregator, server_link, task.rounds), evaluator, journal, inputs)
+        federation = Federation(grid, aggregator, server_link, task.rounds)
+        contacts = None
+        if task.clock.by_contacts:
+            inputs["contacts_sha256"] = sha256(repr(task.server.link.windows).encode())
+            contacts = ContactLoop(
+                federation,
+                task.clock,
+                task.server.link,
+                task.train_s,
+                arrays,
+                partial(link, once=Once()),
+                shares_start=task.codecs.broadcast is not None,
+            )
+        run = _Run(task, federation, evaluator, journal, inputs, contacts)
         if resume:
             arrays = run.restore() or arrays
         run.train(arrays)
@@ -56,11 +74,19 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
 class _Run:
     """One run: restored from its newest checkpoint or not, then trained to its end."""
 
-    def __init__(
-        self, task: ServerTask, federation: Federation, evaluator: Evaluator, journal: Journal, inputs: dict[str, Any]
+    def __init__(  # six: a run has so many parts
+        self,
+        task: ServerTask,
+        federation: Federation,
+        evaluator: Evaluator,
+        journal: Journal,
+        inputs: dict[str, Any],
+        contacts: ContactLoop | None,
     ) -> None:
         self._task, self._federation, self._evaluator = task, federation, evaluator
-        self._journal, self._inputs = journal, inputs
+        self._journal, self._inputs, self._contacts = journal, inputs, contacts
+        if contacts is not None:
+            contacts.on_event, journal.also = journal.happened, contacts.summary
 
     def restore(self) -> ArrayRecord | None:
         """Goes back to the newest usable checkpoint and returns its model, None where there was none yet.
@@ -68,7 +94,7 @@ class _Run:
         Raises:
             QuantflError: there is none that can be used, or the run was begun with other settings.
         """
-        checkpoint = newest_checkpoint(self._task.run_dir, self._journal.rounds)
+        checkpoint = newest_checkpoint(self._task.run_dir, self._journal.rounds, self._journal.timeline)
         if checkpoint is None:
             self._journal.go_back(None)
             return None
@@ -86,7 +112,10 @@ class _Run:
                     "they are sent the model again, and what error feedback kept is lost"
                 )
         self._journal.go_back(checkpoint)
-        return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
+        arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
+        if self._contacts is not None and checkpoint.contacts is not None:
+            self._contacts.load_state(checkpoint.contacts, arrays, checkpoint.round)
+        return arrays
 
     def train(self, arrays: ArrayRecord) -> None:
         """Runs the rounds that are left and writes the final model."""
@@ -96,19 +125,15 @@ class _Run:
         journal.begin()
         try:
             with progress("training", rounds.num_rounds, "round", done=done) as step:
-                loop = run_rounds(
-                    self._federation,
-                    arrays,
-                    evaluate=self._evaluator.scores,
-                    first_round=done + 1,
-                    on_reply=lambda: step(1 / rounds.clients_per_round),
-                )
+                loop = self._loop(arrays, done, lambda: step(1 / rounds.clients_per_round))
                 for record, arrays, evaluated_in in () if stopped == "time_limit" else loop:
                     step.done = record.round  # who did not reply included
                     self._keep(record, arrays, evaluated_in)
                     if time.time() >= deadline and record.round < rounds.num_rounds:
                         stopped = "time_limit"
                         break
+            if self._contacts is not None and stopped == "completed":
+                stopped = self._contacts.ended
             journal.finish(stopped, self._evaluator.chosen(arrays).to_torch_state_dict())
         except Exception as error:
             journal.fail(error)
@@ -116,6 +141,16 @@ class _Run:
         except KeyboardInterrupt:
             journal.interrupt()
             raise
+
+    def _loop(
+        self, arrays: ArrayRecord, done: int, on_reply: Callable[[], object]
+    ) -> Iterator[tuple[RoundRecord, ArrayRecord, str]]:
+        """Returns what trains: rounds, or contacts."""
+        evaluate = self._evaluator.scores
+        if self._contacts is not None:
+            self._contacts.on_reply = on_reply
+            return self._contacts.run(evaluate)
+        return run_rounds(self._federation, arrays, evaluate=evaluate, first_round=done + 1, on_reply=on_reply)
 
     def _keep(self, record: RoundRecord, arrays: ArrayRecord, evaluated_in: str) -> None:
         """Writes down a finished round, with all that is needed to go on after it, then shows it."""
@@ -130,6 +165,8 @@ class _Run:
             link=self._federation.server_link.state(),
             records=journal.rounds.mark,
             inputs=self._inputs,
+            contacts=held_once(self._contacts.state()) if self._contacts else None,
+            timeline=journal.timeline.mark if self._contacts else None,
         )
         save_checkpoint(self._task.run_dir, checkpoint, states.settle)
         journal.show(record)

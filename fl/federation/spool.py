@@ -46,6 +46,10 @@ class Spool:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees what waits; nothing of it can be read any more."""
         self._file.close()
 
     def put(self, arrays: Mapping[str, Array]) -> LazyArrays:

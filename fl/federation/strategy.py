@@ -25,6 +25,7 @@ from fl.federation.messages import (
     arrays_of,
     config_of,
     metrics_of,
+    number,
     split_statistics,
     with_content,
 )
@@ -101,8 +102,17 @@ class Aggregator:
         messages = self.inner.configure_evaluate(server_round, arrays, config, _only(nodes))
         return sorted(messages, key=lambda message: nodes.index(message.metadata.dst_node_id))
 
+    def begin_from(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Has a strategy that moves a model of its own move this one, whatever was sent since."""
+        parameters, _ = self._split(without_constants(arrays))
+        list(self.inner.configure_train(server_round, parameters, ConfigRecord(), _only([0])))
+
     def aggregate_train(
-        self, server_round: int, arrays: ArrayRecord, replies: Sequence[Message]
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        replies: Sequence[Message],
+        discounts: Sequence[float] | None = None,
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Returns the next model and the weighted mean of the clients' metrics.
 
@@ -110,6 +120,7 @@ class Aggregator:
             server_round: from 1.
             arrays: the model that was sent; gives order and dtypes of the result.
             replies: valid ones, at least one, in the order in which they are to be summed.
+            discounts: by which BatchNorm's statistics count less than their images; None: none does.
 
         Raises:
             RunError: the strategy needs more.
@@ -125,8 +136,19 @@ class Aggregator:
         if aggregated is None or metrics is None:
             raise ValueError(f"{type(self.inner).__name__} returned nothing for {len(replies)} valid replies")
         statistics = cast(list[RecordDict], [_part(reply, statistic_names) for reply in replies])
+        for content, share in zip(statistics, discounts or (), strict=bool(discounts)):
+            (metrics_in,) = content.metric_records.values()
+            content.metric_records[METRICS] = MetricRecord({NUM_EXAMPLES: share * number(metrics_in, NUM_EXAMPLES)})
         merged = {**arrays, **aggregated, **aggregate_arrayrecords(statistics, NUM_EXAMPLES)}
         return ArrayRecord({name: _cast(merged[name], old.dtype) for name, old in arrays.items()}), metrics
+
+    def mixed(self, arrays: ArrayRecord, reply: Message, share: float) -> ArrayRecord:
+        """Returns (1 - share) of a model and share of a reply's, BatchNorm's statistics too; constants stay."""
+        trained, new = arrays_of(reply), {}
+        for name, old in without_constants(arrays).items():
+            values = (1 - share) * old.numpy().astype(np.float64) + share * trained[name].numpy()
+            new[name] = _cast(Array(np.asarray(values)), old.dtype)
+        return ArrayRecord({name: new.get(name, old) for name, old in arrays.items()})
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns the weighted mean of the clients' evaluation metrics, None without replies."""

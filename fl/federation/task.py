@@ -1,7 +1,7 @@
 """One run, as its server is given it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from fl.communication.link import Link
 from fl.core.groups import STRICT, Positive
 from fl.core.targets import Target
 from fl.data.split import Split
+from fl.federation.clock_settings import ClockSettings
 from fl.federation.codecs import Codecs
 from fl.federation.kept_models import CheckpointSettings
 from fl.federation.rounds import RoundSettings
@@ -58,6 +59,8 @@ class ServerTask:
         compute: threads, and half precision or not while evaluating.
         codecs: of both directions.
         start: the network, and its first weights.
+        clock: see `ClockSettings`.
+        train_s: how long each client trains in simulated time, where contacts drive the run.
     """
 
     run_dir: Path
@@ -71,3 +74,5 @@ class ServerTask:
     compute: ComputeSettings
     codecs: Codecs
     start: Start
+    clock: ClockSettings = field(default_factory=ClockSettings)
+    train_s: Sequence[float] = ()

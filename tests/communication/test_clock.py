@@ -45,6 +45,9 @@ class World:
     def update_bytes(self, satellite):
         return self.down[satellite] if isinstance(self.down, list) else self.down
 
+    def arrived(self, satellite, *, late):
+        return True
+
     def aggregate(self, updates):
         self.made.append([(each.satellite, each.version, each.staleness) for each in updates])
 
