@@ -225,10 +225,11 @@ def test_fedbuff_adds_discounted_changes_and_mixes_statistics_as_values(server_l
 
 
 def test_a_server_optimizer_is_given_the_newest_model_plus_discounted_changes():
+    """Also where three versions are made at one moment, and nobody was sent those between."""
     momentum = Target("fl.federation.nesterov.FedAvgNesterov", {"server_learning_rate": 1.0, "momentum": 0.5})
-    ran = Ran(FedBuff(2), link_over(THREE), TRAIN_300_30_30, strategy=momentum)
-    used = [[(0, 0, 0), (1, 0, 0)], [(0, 1, 0), (1, 1, 0)], [(0, 2, 0), (2, 0, 2)]]
-    velocity, before = 0.0, first()
+    ran = Ran(FedBuff(1), link_over("always"), (10.0,) * 3, strategy=momentum, num_rounds=1)
+    assert ran.times("version") == [(10.0, None, "version")] * 3
+    used, velocity, before = [[(0, 0, 0)], [(1, 0, 1)], [(2, 0, 2)]], 0.0, first()
     name = "4.weight"
     for updates, made in zip(used, ran.versions, strict=True):
         steps = [
