@@ -49,10 +49,10 @@ class Event(NamedTuple):
     age_s: float
     contact: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the line as written; which station it was is not known yet."""
+    def to_json(self, station: str | None = None) -> dict[str, Any]:
+        """Returns the line as written, with the station that it was in contact with, where that is known."""
         before, after = self[:2], self[2:]
-        return dict(zip(("time_s", "satellite", "station", *self._fields[2:]), (*before, None, *after), strict=True))
+        return dict(zip(("time_s", "satellite", "station", *self._fields[2:]), (*before, station, *after), strict=True))
 
 
 class World(Protocol):
@@ -153,11 +153,6 @@ class ContactClock:
     def __post_init__(self) -> None:
         self.satellites = [Satellite() for _ in range(self.num_satellites)]
         self._ask()
-
-    def events(self) -> Iterator[Event]:
-        """Yields what happens, for as long as anything does; whoever has enough stops asking."""
-        while self.queue:
-            yield from self.step()
 
     def step(self) -> list[Event]:
         """Does what is next, and returns what happened; between two steps all attributes are settled."""

@@ -129,36 +129,32 @@ def replay(
     )
     limit_s = math.inf if max_days is None else DAY_S * max_days
     rounds: list[dict[str, float]] = []
-    state = "nobody is left who would send an update"
-    for event in clock.events():
-        if event.time_s > limit_s:
-            state = "max_days"
-            break
-        world.note(event)
-        while event.event == "version" and clock.used >= (len(rounds) + 1) * per_round:
-            spent = cost_usd(link, clock.transfers)
-            rounds.append({"updates": clock.used, "elapsed_s": clock.time_s, "cost_usd": spent})
-        if clock.used >= updates:
-            state = "completed"
-            break
-    ends_s = min(clock.time_s, limit_s)
+    while clock.queue and clock.used < updates and (next_s := clock.queue[0][0]) <= limit_s:
+        for event in clock.step():
+            world.note(event)
+        while clock.used >= (len(rounds) + 1) * per_round:
+            so_far = cost_usd(link, clock.transfers)
+            rounds.append({"updates": clock.used, "elapsed_s": next_s, "cost_usd": so_far})
+    enough = clock.used >= updates
+    state = "completed" if enough else "max_days" if clock.queue else "nobody is left who would send an update"
+    ends_s = limit_s if state == "max_days" else clock.time_s
     staleness, ages = [each.staleness for each in world.used], [each.age_s for each in world.used]
     return {
         "state": state,
         "used_updates": clock.used,
         "versions": clock.version,
         "elapsed_s": ends_s,
-        **_spent(link, clock.transfers),
+        **spent(link, clock.transfers),
         "staleness": {"mean": _mean(staleness), "max": max(staleness, default=0)},
         "age_s": {"mean": _mean(ages), "max": max(ages, default=0.0)},
-        **_shares(link, clock, world.trained_s, ends_s),
+        **shares(clock, world.trained_s, ends_s),
         "updates_of_satellites": world.returned,
         "never_returned": [number for number, times in enumerate(world.returned) if not times],
         "rounds": rounds,
     }
 
 
-def _spent(link: Link, transfers: Sequence[Transfer]) -> dict[str, Any]:
+def spent(link: Link, transfers: Sequence[Transfer]) -> dict[str, Any]:
     """Returns sums over all transfers that began."""
     wire = Both(*(sum(each.wire_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
     energy = energy_j(link, wire)
@@ -209,13 +205,13 @@ def _minutes(uses: Sequence[Use], acquisition_s: float) -> int:
     return best[-1]
 
 
-def _shares(link: Link, clock: ContactClock, trained_s: float, ends_s: float) -> dict[str, float | None]:
+def shares(clock: ContactClock, trained_s: float, ends_s: float) -> dict[str, float | None]:
     """Returns how much of the satellites' time they neither transfer nor train, and of their contacts they use."""
     transferred_s = sum(max(0.0, min(use.end_s, ends_s) - use.start_s) for each in clock.transfers for use in each.uses)
     whole_s = clock.num_satellites * ends_s
     contact_s = 0.0
-    for satellite in range(clock.num_satellites if link.windows is not None else 0):
-        for _, opens_s, closes_s in link.windows.after(satellite, 0.0):  # type: ignore[union-attr]
+    for satellite in range(clock.num_satellites if clock.link.windows is not None else 0):
+        for _, opens_s, closes_s in clock.link.windows.after(satellite, 0.0):  # type: ignore[union-attr]
             if opens_s >= ends_s:
                 break
             contact_s += min(closes_s, ends_s) - opens_s

@@ -1,5 +1,6 @@
 """What cannot go together with a clock."""
 
+from fl.communication.constellation import Constellation
 from fl.communication.policies import FedAsync, FedBuff, Policy, Synchronous
 from fl.core.errors import ConfigError
 from fl.federation.clock_settings import ClockSettings
@@ -11,7 +12,12 @@ from fl.federation.task import ServerSettings
 
 
 def check_clock(
-    clock: ClockSettings, rounds: RoundSettings, server: ServerSettings, codecs: Codecs, faults: Fault | None
+    clock: ClockSettings,
+    rounds: RoundSettings,
+    server: ServerSettings,
+    codecs: Codecs,
+    faults: Fault | None,
+    constellation: Constellation | None,
 ) -> None:
     """Refuses settings that a clock does not obey.
 
@@ -20,12 +26,19 @@ def check_clock(
     """
     if not clock.by_contacts:
         _refuse_what_only_contacts_obey(clock)
+        if constellation is not None:
+            raise ConfigError("constellation: is for clock=contacts alone; add that, or leave it out")
         return
     for name, value, why in _not_with_contacts(rounds, server, codecs, faults):
         if value:
             raise ConfigError(f"{name}={value:g}: {why}" if isinstance(value, float) else f"{name}={value}: {why}")
     windows, link = server.link.windows, server.link
-    if windows is not None and rounds.num_clients > len(windows.windows):
+    if constellation is not None and rounds.num_clients != constellation.satellites:
+        raise ConfigError(
+            f"num_clients={rounds.num_clients}: each client is a satellite, and the constellation has "
+            f"{constellation.satellites}"
+        )
+    if constellation is None and windows is not None and rounds.num_clients > len(windows.windows):
         raise ConfigError(
             f"num_clients={rounds.num_clients}: each client is a satellite, and link.windows of link={link.name} holds "
             f"{len(windows.windows)}"

@@ -14,6 +14,7 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from fl.codec.tensors import not_finite
+from fl.communication.plan import Plan
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, PayloadError, counted
 from fl.core.files import remove_partial_files, write_bytes, write_json
@@ -70,6 +71,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         )
     if settings.tracking is not None:
         settings.tracking.refuse_missing()
+    settings, plan = _planned(settings)
     run_dir, config = run_dir.absolute(), _as_written_down(config)
     with sole_writer(run_dir):
         if not resume and (run_dir / SETTINGS).exists():
@@ -86,7 +88,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
                 write_bytes(run_dir / HYDRA_FOLDER / name, text.encode())
             write_json(run_dir / SETTINGS, config)  # from here on the run can be resumed
         inputs.write(run_dir)
-        server = make_server_app(_task(settings, inputs, run_dir, config), resume=resume)
+        server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
@@ -145,6 +147,17 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         if settings.clock.by_contacts
         else (),
     )
+
+
+def _planned(settings: Settings) -> tuple[Settings, Plan | None]:
+    """Returns settings whose link has the contacts of the constellation, and their plan; as they are without one."""
+    if settings.constellation is None:
+        return settings, None
+    link = settings.server.link
+    with progress("planning contacts"):
+        plan = settings.constellation.plan(settings.data.cache_dir, link.acquisition_s)
+    server = replace(settings.server, link=replace(link, windows=plan.contacts))
+    return replace(settings, server=server), plan
 
 
 def _refuse_timeouts_that_nobody_keeps(settings: Settings) -> None:
@@ -206,6 +219,10 @@ def _as_written_down(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the run's own settings, with paths as a comparison started elsewhere will need them."""
     config = {name: value for name, value in config.items() if name not in OF_THE_PROCESS}
     data, link, model = dict(config["data"]), dict(config["link"]), dict(config.get("model") or {})
+    if constellation := dict(config.get("constellation") or {}):
+        if Path(str(constellation.get("path"))).is_file():
+            constellation["path"] = str(Path(constellation["path"]).absolute())
+        config["constellation"] = constellation
     if model.get(WEIGHTS):
         model[WEIGHTS] = str(Path(model[WEIGHTS]).expanduser().absolute())
     for name in ("path", "split_files"):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fl.communication.constellation import Constellation, File, Tle, Walker
 from fl.core.errors import ConfigError, counted, suggestion
 from fl.core.groups import filled, names_of
 from fl.core.output import OF_THE_PROCESS, OutputSettings
@@ -25,7 +26,7 @@ from fl.training.start import ModelSettings
 
 BUILT = ("partition", "training", "link", "engine", "policy", "computer")
 """Groups of one class that needs nothing to be built but its settings."""
-OPTIONAL = ("broadcast", "update", "faults", "tracking")
+OPTIONAL = ("broadcast", "update", "faults", "tracking", "constellation")
 GROUPS = (RoundSettings, TrainingSettings, ServerSettings, ComputeSettings, ClockSettings)
 KNOWN = {"data", "model", *BUILT, *OPTIONAL, *OF_THE_PROCESS, *(name for group in GROUPS for name in names_of(group))}
 KNOWN -= {"arithmetic"}
@@ -55,6 +56,7 @@ class Settings:
     tracking: Tracker | None
     output: OutputSettings | None
     clock: ClockSettings
+    constellation: Constellation | None
 
 
 def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Settings:
@@ -98,6 +100,7 @@ def settings_from(config: Mapping[str, Any], trusted: Collection[str] = ()) -> S
         tracking=_built(targets.get("tracking"), Tracker),
         output=filled(OutputSettings, config) if any(name in config for name in OF_THE_PROCESS) else None,
         clock=filled(ClockSettings, values),
+        constellation=_built(targets.get("constellation"), Walker | Tle | File),
     )
     _check_across(settings)
     return settings
@@ -111,13 +114,13 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
 
 
-def _built(target: Target | None, kind: type) -> Any:
+def _built(target: Target | None, kind: Any) -> Any:
     if target is None:
         return None
     target.check()
     built = target.build()
     if not isinstance(built, kind):
-        raise ConfigError(f"{target.group}._target_={target.target}: is no {kind.__name__.lower()}")
+        raise ConfigError(f"{target.group}._target_={target.target}: is no {target.group}")
     return built
 
 
@@ -143,7 +146,7 @@ def _check_across(settings: Settings) -> None:
             "checkpoint.keep=best: there are no validation images to judge by; set data.validation_fraction, as in 0.1"
         )
     settings.compute.check(settings.engine.reaches_gpu)
-    check_clock(settings.clock, rounds, settings.server, settings.codecs, settings.faults)
+    check_clock(settings.clock, rounds, settings.server, settings.codecs, settings.faults, settings.constellation)
 
 
 def _are(number: int, noun: str) -> str:

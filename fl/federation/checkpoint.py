@@ -24,7 +24,16 @@ MARK = b"quantfl checkpoint SHA-256:"
 
 HASH_BYTES = 32
 
-MAY_CHANGE = ("data.path", "data.cache_dir", "data.split_files", "link.windows", "engine", "time_limit_min", "tracking")
+MAY_CHANGE = (
+    "data.path",
+    "data.cache_dir",
+    "data.split_files",
+    "link.windows",
+    "constellation.path",
+    "engine",
+    "time_limit_min",
+    "tracking",
+)
 """Settings that make no difference to what a run's rounds are."""
 
 

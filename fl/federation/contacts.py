@@ -11,8 +11,9 @@ from fl.codec import ServerLink
 from fl.communication.clock import ContactClock, Event
 from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Synchronous, Update
+from fl.communication.replay import HOUR_S, shares, spent
 from fl.core.errors import RunError, counted
-from fl.core.records import ClientFailure, ClientRecord, RoundRecord, Scores
+from fl.core.records import ClientFailure, ClientRecord, RoundRecord, Scores, reached
 from fl.federation.buffer import Buffer, Key
 from fl.federation.clock_settings import ClockSettings
 from fl.federation.exchanges import Exchanges
@@ -286,15 +287,31 @@ class ContactLoop:
         everyone = {each: each for each in range(settings.num_clients)}
         return list(drawn(settings, settings.fraction_train, everyone, server_round, "sampling"))
 
-    def summary(self) -> dict[str, Any]:
-        """Returns what a run's summary says of its contacts."""
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns what a run's summary says of its contacts, given the lines of its `rounds.jsonl`."""
+        clock = self.clock
+        sent = [each for each in clock.transfers if not each.to_satellite]
+        back = [each.satellite for each in sent if not each.uses or each.uses[-1].end_s <= clock.time_s]
+        trained_s = sum(self._train_s[each.satellite] for each in sent)
         return {
-            "hours": self.clock.time_s / 3600,
+            "hours": clock.time_s / HOUR_S,
+            **spent(clock.link, clock.transfers),
+            **shares(clock, trained_s, clock.time_s),
+            "updates_of_satellites": [back.count(number) for number in range(clock.num_satellites)],
+            "reached": {
+                goal: each and self._until(float(records[each["rounds"] - 1]["simulated_s"]))
+                for goal, each in reached(records).items()
+            },
             "max_days": self._settings.max_days,
             "versions": self.clock.version,
             "updates_used": self.clock.used,
             "never_returned": self.never_returned(),
         }
+
+    def _until(self, time_s: float) -> dict[str, Any]:
+        """Returns what was spent by then, transfers under way included."""
+        begun = [each for each in self.clock.transfers if each.uses and each.uses[0].start_s <= time_s]
+        return {"hours": time_s / HOUR_S, **spent(self.clock.link, begun)}
 
     def state(self) -> dict[str, Any]:
         """Returns all that a run needs to go on after a record, beside the newest version, as torch saves it."""

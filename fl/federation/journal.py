@@ -1,7 +1,7 @@
 """What a run writes down and tells while it goes on: rounds, events, pictures, and a summary when it ends."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,11 @@ PLOTS = 20
 """The plot of a long run is drawn again when it has a 20th more rounds: one drawing takes as long as it has rounds."""
 
 
+AS_ROUNDS = (
+    "contacts: this is the run's traffic as if in rounds; contacts in summary.json is what it took in its own time"
+)
+
+
 class Journal:
     """One run's records while it goes on.
 
@@ -55,7 +60,7 @@ class Journal:
         self.rounds, self._events = Lines(self._folder / ROUNDS), Lines(self._folder / EVENTS)
         self.timeline, self._happened = Lines(self._folder / TIMELINE), list[Event]()
         self.records: list[dict[str, Any]] = []
-        self.also: Callable[[], Mapping[str, Any]] = dict
+        self.also: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = lambda records: {}
         self._evaluated_in = ""
 
     def go_back(self, checkpoint: Checkpoint | None) -> None:
@@ -95,9 +100,15 @@ class Journal:
         """Notes a line of the timeline; it is written with the next round."""
         self._happened.append(event)
 
+    def _station(self, event: Event) -> str | None:
+        """Returns which station it was in contact with, where a plan says so."""
+        if self._task.plan is None or event.satellite is None or event.contact is None:
+            return None
+        return self._task.plan.station(event.satellite, event.contact)
+
     def _write_timeline(self) -> None:
         if self._happened:
-            self.timeline.extend(each.to_json() for each in self._happened)
+            self.timeline.extend(each.to_json(self._station(each)) for each in self._happened)
             self._happened = []
 
     def keep(self, record: RoundRecord, state: dict[str, Tensor], evaluated_in: str) -> None:
@@ -145,22 +156,24 @@ class Journal:
         own = self._task.server.link
         shipped = [link for link in load_links(None, None) if link.name != own.name]
         ledger = communication(self.records, [own, *shipped])
+        if self._task.clock.by_contacts:
+            ledger["modelled"]["not_modelled"].insert(0, AS_ROUNDS)
         write_json(self._folder / COMMUNICATION, ledger)
         self._summarize(state, model_sha256=model_sha256)
-        if self._task.codecs.active or own.name != "flat_rate":
+        if not self._task.clock.by_contacts and (self._task.codecs.active or own.name != "flat_rate"):
             modelled = {**ledger["modelled"], "links": {own.name: ledger["modelled"]["links"][own.name]}}
             show_traffic({"this run": {**ledger, "modelled": modelled}})
 
     def _tell_contacts(self, state: str) -> None:
-        told = self.also()
+        told = self.also(self.records)
         if not told:
             return
         why = f"max_days={told['max_days']:g} reached: " if state == "max_days" else ""
         missing = ", ".join(map(str, told["never_returned"]))
         versions, updates = counted(told["versions"], "version"), counted(told["updates_used"], "update")
         say(
-            f"{why}{told['hours']:.2f} simulated hours, {versions} of {updates}"
-            + (f"; never returned: satellites {missing}" if missing else "")
+            f"{why}{told['hours']:.2f} simulated hours, ${told['cost_usd']:,.2f} over {self._task.server.link.name}, "
+            f"{versions} of {updates}" + (f"; never returned: satellites {missing}" if missing else "")
         )
 
     def fail(self, error: Exception) -> None:
@@ -211,7 +224,7 @@ class Journal:
             "data": data_description(self._images, task.split),
             "config": task.config,
             "environment": environment(task.device, task.compute.threads_per_client),
-            **({"contacts": told} if (told := self.also()) else {}),
+            **({"contacts": told} if (told := self.also(records)) else {}),
             "wall_s": time.time() - self.began,
         }
         write_json(self._folder / SUMMARY, summary)

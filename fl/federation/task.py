@@ -9,6 +9,7 @@ from pydantic import SkipValidation, StrictBool
 from pydantic.dataclasses import dataclass as group
 
 from fl.communication.link import Link
+from fl.communication.plan import Plan
 from fl.core.groups import STRICT, Positive
 from fl.core.targets import Target
 from fl.data.split import Split
@@ -61,6 +62,7 @@ class ServerTask:
         start: the network, and its first weights.
         clock: see `ClockSettings`.
         train_s: how long each client trains in simulated time, where contacts drive the run.
+        plan: whose contacts are those of the server's link, where a constellation was given.
     """
 
     run_dir: Path
@@ -76,3 +78,4 @@ class ServerTask:
     start: Start
     clock: ClockSettings = field(default_factory=ClockSettings)
     train_s: Sequence[float] = ()
+    plan: Plan | None = None

@@ -56,10 +56,8 @@ def run(over, policy, world, satellites, per_round=None, used=12, **options):
     """Returns the events until so many updates were used, or nothing happens any more."""
     clock = world.clock = ContactClock(over, satellites, per_round or satellites, policy, world, **options)
     found = []
-    for event in clock.events():
-        found.append(event)
-        if clock.used >= used:
-            break
+    while clock.queue and clock.used < used:
+        found += clock.step()
     return found
 
 

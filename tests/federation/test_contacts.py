@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from communication.test_link import preset
-from conftest import REPOSITORY, SMALL, composed, figures_of, numbers_only, train
+from conftest import REPOSITORY, SMALL, composed, numbers_only, train
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from omegaconf import OmegaConf
 from torch import nn
 
-import fl.federation.plots
 from fl.codec import Ecq, ServerLink, Uniform, codec_mod
 from fl.codec.broadcast import BroadcastChain, Once
 from fl.codec.changes import specs_of_difference
@@ -288,9 +287,8 @@ configured = lru_cache(composed)
 
 
 @pytest.fixture
-def quick(tmp_path, monkeypatch):
+def quick(tmp_path, drawn):
     """Runs the small run without pictures; returns its folder."""
-    figures_of(fl.federation.plots, monkeypatch)
 
     def ran(name, *overrides, resume=False):
         (tmp_path / name).mkdir(exist_ok=True)
