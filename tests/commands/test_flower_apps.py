@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, composed
+from tracked import scalars_of
 
 from fl.core.errors import ConfigError, RunError
 from fl.core.files import read_json
@@ -48,13 +49,15 @@ def flwr_run(checkout, tmp_path):
 @pytest.mark.long
 def test_flwr_run_gives_the_same_bytes(flwr_run, small_run, tmp_path):
     folder = tmp_path / "run"
-    printed = flwr_run(4, *SMALL, f"hydra.run.dir={folder}")
+    printed = flwr_run(4, *SMALL, "tracking=tensorboard", f"hydra.run.dir={folder}")
     assert (folder / "final_model.pt").exists(), printed
     assert (folder / "final_model.pt").read_bytes() == (small_run / "final_model.pt").read_bytes()
     counted = [read_json(each / "summary.json")["totals"]["update"] for each in (folder, small_run)]
     assert counted[0] == counted[1]
     assert f"Run folder: {folder}" in printed
     assert "round 2/2" in printed
+    assert "Tracked: tensorboard run" in printed
+    assert [step for step, _ in scalars_of(folder)["test_accuracy"]] == [1, 2]
 
 
 def test_too_few_nodes_are_an_error_not_a_hang(tmp_path, monkeypatch):
