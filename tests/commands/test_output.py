@@ -68,6 +68,7 @@ def test_a_run_goes_on_in_another_form(command, small_run, tmp_path):
     same_run(run, small_run)
 
 
+@pytest.mark.long
 def test_warnings_are_said_when_quiet_and_failed_clients_are(command, tmp_path):
     overrides = "faults=dropout", "faults.probability=0.5", "min_completed=1", "seed=1", "num_clients=3"
     done = command("fl.train", *TINY, *overrides, "quiet=true", "hydra.run.dir=run")
@@ -79,9 +80,7 @@ def test_warnings_are_said_when_quiet_and_failed_clients_are(command, tmp_path):
 def test_mistakes_are_objects_on_stderr(command, tmp_path):
     for arguments, code in (
         (["fl.train", "strategy=fedagv", "log=json"], 2),
-        (["fl.train", *TINY, "lr=-1", "log=json", "hydra.run.dir=run"], 2),
         (["fl", "trian", "--log", "json"], 2),
-        (["fl", "sweep", "nowhere", "--log=json"], 2),
         (["fl", "sweep", "nowhere", "--log=json", "--lgo"], 2),
     ):
         done = command(*arguments)
