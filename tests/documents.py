@@ -125,7 +125,7 @@ def _python(arguments: Sequence[str], monkeypatch) -> None:
     if module == "fl" and rest:
         module = f"fl.{rest.pop(0)}"
     if module == "fl.--completion":
-        assert rest in (["bash"], ["zsh"], ["fish"]), rest
+        assert rest[0] in ("bash", "zsh", "fish"), rest  # and where it goes
     elif module == "fl.train":
         composes(rest)
     elif module.startswith("fl."):
