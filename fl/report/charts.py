@@ -107,6 +107,26 @@ def bars(names: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_l
     return _svg(draw, height=1.2 + 0.28 * len(names))
 
 
+def spans(names: Sequence[str], done: Sequence[Sequence[tuple[str, float, float]]], x_label: str) -> str:
+    """Returns a row for each name with bars from when to when it did something, a colour and a height for each kind."""
+    kinds = list(dict.fromkeys(kind for each in done for kind, *_ in each))
+
+    def draw(axes: "Axes") -> None:
+        for number, kind in enumerate(kinds):
+            height = 0.8 - 0.2 * number
+            for row, each in enumerate(done):
+                bars = [(start, end - start) for what, start, end in each if what == kind]
+                label = kind if row == 0 else f"_{kind}"
+                axes.broken_barh(bars, (row - height / 2, height), color=COLOURS[number % 6], label=label)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set(xlabel=x_label)
+        axes.legend(ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
+
+    return _svg(draw, height=1.2 + 0.28 * len(names))
+
+
 def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_label: str, y_label: str) -> str:
     """Returns a matrix of whole numbers, darker where they are larger, each number written into its field."""
 

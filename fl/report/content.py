@@ -9,6 +9,7 @@ from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, PARTITION, ROUNDS, SETTINGS, SUMMARY
 from fl.core.targets import renamed
 from fl.report.charts import Line, Picture, bars, grid, lines
+from fl.report.contacts import contacts
 from fl.report.models import classes, precisions, recommended, speed
 from fl.report.parts import Content, Figure, Section, Table, at
 from fl.report.records import RunRecords
@@ -22,7 +23,7 @@ MOST_CLIENTS = 40
 def of_run(run: RunRecords) -> Content:
     """Returns what there is to say of a run; of files that are not as expected, that they are not."""
     figures = [figure for each in (_accuracy, _int8, _sent, _price) for figure in _taken(run, each)]
-    parts = (_training, _traffic, _links, _clients, precisions, recommended, classes, speed, _facts)
+    parts = (_training, contacts, _traffic, _links, _clients, precisions, recommended, classes, speed, _facts)
     sections = [section for part in parts for section in _taken(run, part)]
     told = "".join(_taken(run, lambda run: [sentence(run)]))
     synthetic = bool(at(run.summary, "data", "synthetic") or run.partition.get("synthetic"))

@@ -21,6 +21,7 @@ from fl.core.run_folder import (
     ROUNDS,
     SETTINGS,
     SUMMARY,
+    TIMELINE,
 )
 
 T = TypeVar("T")
@@ -60,6 +61,14 @@ class RunRecords:
             return [each for each in read_jsonl(self.folder / ROUNDS) if isinstance(each, Mapping)]
         except (OSError, ConfigError, ValueError) as error:
             return self._without(ROUNDS, error, list[Mapping[str, Any]]())
+
+    @cached_property
+    def timeline(self) -> list[Mapping[str, Any]]:
+        """Every event of a run that contacts drove."""
+        try:
+            return [each for each in read_jsonl(self.folder / TIMELINE) if isinstance(each, Mapping)]
+        except (OSError, ConfigError, ValueError) as error:
+            return self._without(TIMELINE, error, list[Mapping[str, Any]]())
 
     @cached_property
     def predictions(self) -> Mapping[str, np.ndarray]:
