@@ -31,7 +31,7 @@ BLOCK = re.compile(
 )
 STARTS = r"python|make|quantfl|flwr run|pip install|\./submit_job\.sh|scripts/\S+\.sh|tests/\S+\.sh|pytest"
 INLINE = re.compile(rf"`(?=(?:[A-Z_]+=\S+ )*(?:{STARTS})[ `])([^`]+)`")
-SHELL = ("cat", "cd", "eval", "export", "grep", "pkill", "sbatch", "scancel", "source", "squeue")
+SHELL = ("echo", "cat", "cd", "eval", "export", "grep", "pkill", "sbatch", "scancel", "source", "squeue")
 """What no program of ours reads."""
 
 

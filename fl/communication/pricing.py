@@ -13,6 +13,7 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Policy
 from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
+from fl.core.console import say
 from fl.core.errors import ConfigError, counted
 from fl.core.files import read_json
 from fl.core.presets import choices, chosen, preset
@@ -184,10 +185,16 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
 def _by_policy(
     link: Link, policies: Mapping[str, Policy], lengths: Lengths, per_round: int, updates: int, options: Any
 ) -> dict[str, Any]:
-    found = {
-        name: replay(link, policy, lengths, per_round=per_round, updates=updates, max_days=options.max_days)
-        for name, policy in policies.items()
-    }
+    found = {}
+    for name, policy in policies.items():
+        try:
+            told = replay(link, policy, lengths, per_round=per_round, updates=updates, max_days=options.max_days)
+        except ConfigError as error:
+            if options.policy:
+                raise
+            say(f"note: {name} is left out: {error}")
+            continue
+        found[name] = told
     images = None
     if options.image_bytes:
         images = {"image_bytes": options.image_bytes, **images_down(link, options.image_bytes, lengths.num_clients)}
