@@ -196,7 +196,7 @@ class ContactClock:
     def _sends(self, number: int) -> Iterator[Event]:
         satellite = self.satellites[number]
         satellite.coming = False
-        if satellite.busy or satellite.version == self.version or not self.policy.asks(self, number):
+        if not self.policy.asks(self, number):
             return  # it came for a version that is not the newest any more, or others were quicker
         satellite.busy, satellite.version = True, self.version
         self.asked.add(number)

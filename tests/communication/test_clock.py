@@ -109,6 +109,12 @@ def test_ties_go_by_kind_then_by_satellite():
     assert world.made == [[(0, v, 0), (1, v, 0), (2, v, 0)] for v in (0, 1)]
 
 
+def test_a_model_that_leaves_has_every_update_of_that_moment():
+    world = World(train_s=7.0)
+    run(link(up_bps=None, down_bps=None), FedAsync(), world, 3, used=6)
+    assert world.frozen[3:6] == [(0, 3), (1, 3), (2, 3)]
+
+
 @pytest.mark.parametrize("name", choices("link"))
 @pytest.mark.parametrize("seed", range(3))
 def test_synchronous_takes_the_seconds_of_rounds(name, seed):
@@ -155,11 +161,19 @@ def test_who_is_late_has_spent_its_bytes_for_nothing():
     assert (520.0, 1, "sends") in told(events, "sends"), "then it receives the newest"
 
 
+def test_a_deadline_ends_with_its_version():
+    world = World(train_s=60.0)
+    events = run(link(), Synchronous(deadline_s=100.0), world, 2, used=4)
+    assert told(events, "version") == [(80.0, None, "version"), (160.0, None, "version")]
+    assert world.made == [[(0, 0, 0), (1, 0, 0)], [(0, 1, 0), (1, 1, 0)]]
+
+
 def test_who_is_in_contact_first_is_asked():
-    windows = [[(50.0, 400.0)], [(0.0, 400.0)], [(10.0, 400.0)]]
+    windows = [[(15.0, 400.0)], [(0.0, 400.0)], [(10.0, 400.0)]]
     world = World(train_s=1.0)
     run(link(*windows), Synchronous(select="first"), world, 3, per_round=2, used=2)
     assert world.made == [[(1, 0, 0), (2, 0, 0)]]
+    assert world.frozen == [(1, 0), (2, 0)], "satellite 0 comes while both are under way"
 
 
 def test_a_failed_client_waits_for_the_next_version():
