@@ -1,4 +1,4 @@
-# quantfl on a CPU: `docker build -t quantfl .`, then `docker run --rm -v quantfl:/work/outputs quantfl` runs the demo.
+# quantfl on a CPU: `docker build -t quantfl .`, then `docker run --rm -v quantfl:/runs/outputs quantfl` runs the demo.
 # pip's torch for Linux is built for CUDA; a smaller image has a CPU build, from the index that pytorch.org names for it:
 #   docker build --build-arg TORCH_INDEX=https://INDEX -t quantfl .
 FROM python:3.11.13-slim-bookworm
@@ -14,8 +14,8 @@ COPY conf conf
 COPY fl fl
 RUN pip install --constraint constraints.txt . \
   && useradd --create-home --uid 1000 quantfl \
-  && install --directory --owner quantfl /work /work/outputs
+  && install --directory --owner quantfl /runs /runs/outputs
 
 USER 1000
-WORKDIR /work
+WORKDIR /runs
 CMD ["sh", "-c", "run=outputs/$(date +%F-%H%M%S); quantfl train experiment=demo hydra.run.dir=$run && quantfl compare $run"]
