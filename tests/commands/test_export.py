@@ -54,7 +54,7 @@ def test_what_is_exported_is_fp16_and_says_what_it_is(validated_run, command, tm
     done = command("fl", "export", validated_run, "--output", "out", "--plot", check=0)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "model_fp16.pt", "selection.png", "selection_metadata.json",
+        "README.md", "model_fp16.pt", "selection.png", "selection.svg", "selection_metadata.json",
     ]  # fmt: skip
     told = read_json(out / "selection_metadata.json")
     scores = read_jsonl(validated_run / "rounds.jsonl")

@@ -522,7 +522,8 @@ def test_a_constellation_is_chosen_by_name_or_by_a_file(tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps({**preset("constellation", "walker"), "total": 3}))
     assert load_constellation(str(tmp_path / "mine.yaml")).satellites == 3
     with pytest.raises(
-        ConfigError, match="--constellation plane_11: there is no such constellation; valid choices: file, "
+        ConfigError,
+        match=r"--constellation plane_11: there is no such constellation; did you mean plane_10\? valid choic",
     ):
         load_constellation("plane_11")
     (tmp_path / "evil.yaml").write_text("_target_: subprocess.Popen\nargs: [ls]\n")
