@@ -12,14 +12,14 @@ from scipy.stats import t as student
 from fl.core.figures import COLOURS, MARKERS, label_points, log_axis, look, name_lines, picture, whole_numbers
 from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, ROUNDS
-from fl.report.content import flat
+from fl.report.content import DAY_S, flat
 from fl.report.parts import at
 from fl.report.records import RunRecords
+from fl.report.several import OWN as PLACES
 
-OWN = ("hydra.", "data.cache_dir", "data.path", "data.split_files")
+OWN = (*PLACES, "data.path", "data.split_files")
 """Settings that differ without meaning anything."""
 PAYLOAD = "payload sent, both directions (MB of 1024² bytes)"
-DAY_S = 86_400.0
 LONGEST_NAME = 32
 
 
