@@ -155,6 +155,14 @@ def test_synchronous_takes_the_seconds_of_rounds(name, seed):
     assert full | {"versions": 4} == found | {"versions": 4}
 
 
+@pytest.mark.parametrize("name", choices("link"))
+def test_a_bill_that_grows_is_that_of_all_transfers(name):
+    lengths = Lengths([dict.fromkeys(range(10), (3_000, 5_000, 0.0))], False)
+    found = replay(load_link(name, 100.0), FedAsync(), lengths, per_round=7, updates=70)
+    assert len(found["rounds"]) == 10
+    assert found["rounds"][-1]["cost_usd"] == found["cost_usd"]
+
+
 def test_a_buffer_and_none_wait_less_and_get_staler():
     """1,000 s of training, ten satellites, one station: figures that a first prototype of this queue gave."""
     over, lengths = load_link("ttc_uhf", 1000.0), Lengths([dict.fromkeys(range(10), (54_600, 54_600, 0.0))], False)
