@@ -94,7 +94,7 @@ def test_a_ring_has_two_sides():
 
 
 def test_updates_wait_for_each_other_on_the_way_to_the_sink():
-    """Satellite 1 is busy with its own 50 bytes until 5, so those of 2, there since 3, arrive at 8; 3's pass 4 at once."""
+    """Satellite 1 is busy with its own 50 bytes until 5, so those of 2, there since 3, arrive at 8; 3's pass 4."""
     clock = clock_of(Planes(), rings=[range(5)])
     hops = clock._to_sink(range(5), 0, {1: 50, 2: 30, 3: 20, 4: 10})
     assert hops == [
