@@ -67,12 +67,13 @@ def contacts(run: RunRecords) -> Iterator[Section]:
 def activity(timeline: list[Mapping[str, Any]]) -> dict[int, list[tuple[str, float, float]]]:
     """Returns what each satellite did, from when to when in hours."""
     done: dict[int, list[tuple[str, float, float]]] = {}
-    since: dict[int, float] = {}
+    last: dict[int, tuple[str, float]] = {}
     for event in timeline:
-        number, time = event["satellite"], event["time_s"] / HOUR_S
+        number, time, kind = event["satellite"], event["time_s"] / HOUR_S, event["event"]
         if number is None:
             continue
-        if event["event"] in PHASES and number in since:
-            done.setdefault(number, []).append((PHASES[event["event"]], since[number], time))
-        since[number] = time
+        before, since = last.get(number, ("", time))
+        if kind in PHASES and before and (kind != "received" or before == "sends"):  # else its neighbour sent it
+            done.setdefault(number, []).append((PHASES[kind], since, time))
+        last[number] = kind, time
     return done

@@ -141,6 +141,20 @@ def test_who_fails_is_left_out_and_what_it_missed_goes_up_with_the_next_version(
         assert same(along.seen[0, version][0], along.seen[1, version][0]), "one reference"
 
 
+def test_an_update_that_cannot_be_used_is_left_out_of_the_sum():
+    def diverged(received, server_round, client):
+        trained = by_arithmetic(received, server_round, client)
+        return trained | {"4.bias": trained["4.bias"] * np.nan} if client == 2 else trained
+
+    along = ran(learn=diverged, num_rounds=1)
+    (record,) = along.records
+    failed = [(each.partition_id, each.reason) for each in record.clients_failed]
+    assert failed == [(2, "NaN or infinity in 4.bias")] * 2, "in both versions that it takes to use three updates"
+    images, name = np.array(IMAGES[:2], float), "4.weight"
+    mean = sum(n / images.sum() * along.seen[number, 0][1][name] for number, n in enumerate(images))
+    np.testing.assert_allclose(along.versions[0][name], mean, rtol=1e-5)
+
+
 def test_too_few_updates_end_the_run():
     with pytest.raises(RunError, match=r"1 of 3 satellites .*min_completed=2 .*never returned: satellites 1, 2"):
         ran(min_completed=2, fails=lambda _, client: client > 0)

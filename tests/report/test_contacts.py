@@ -29,6 +29,13 @@ def test_what_a_satellite_does_lasts_from_one_event_to_the_next():
     }  # fmt: skip
 
 
+def test_who_is_passed_a_model_on_does_nothing_before_and_waits_for_its_planes_sum():
+    told = [(5, "received"), (9, "trained"), (10, "relayed"), (20, "arrived"), (50, "received"), (60, "failed")]
+    timeline = [{"satellite": 1, "time_s": 3600.0 * time, "event": event} for time, event in told]
+    waits = [("waits and sends", 9, 10), ("waits and sends", 10, 20)]
+    assert activity(timeline) == {1: [("trains", 5, 9), *waits, ("trains", 50, 60)]}
+
+
 def test_a_run_of_contacts_has_a_section_of_its_own(tmp_path):
     asked = ("clock=contacts", "policy=fedasync", "link=ttc_uhf", "link.train_s=1000", "report=true")
     run(composed(*SMALL, *asked), tmp_path)
