@@ -47,7 +47,7 @@ def trained(overrides: Sequence[str]) -> tuple[float, float]:
         command = [sys.executable, "-m", "fl.train", *overrides, f"hydra.run.dir={Path(folder) / 'run'}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RunError(f"fl.train: {done.stderr.strip()}")
+        raise RunError(f"fl.train: {done.stderr.strip().splitlines()[-1]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -25,6 +25,9 @@ class Kind(IntEnum):
     RECEIVED = 2
     TRAINED = 3
     SENDS = 4
+    CALLS = 5
+    RELAYED = 6
+    SUMS = 7
 
 
 class Event(NamedTuple):
@@ -34,7 +37,8 @@ class Event(NamedTuple):
         time_s: since second 0 of the contacts.
         satellite: its number; None for what happens on the ground alone.
         event: "sends" (a model's first byte leaves), "received", "trained", "arrived", "late" (an update that nobody
-            waits for any more), "failed" (in training, or with an update that cannot be used), "version".
+            waits for any more), "failed" (in training, or with an update that cannot be used), "version"; of planes
+            also "relayed" (the satellite has another's update now) and "summed" (its plane's sum has arrived).
         payload_bytes: that were on the way.
         version: that it is about.
         age_s: of that version.
@@ -64,8 +68,11 @@ class World(Protocol):
 
     shares_start: bool
 
-    def broadcast_bytes(self, satellite: int) -> int:
-        """Freezes the newest version for a satellite, and returns its payload's length; 0 where it has it already."""
+    def broadcast_bytes(self, *satellites: int) -> int:
+        """Freezes the newest version for a satellite, and returns its payload's length; 0 where it has it already.
+
+        Of several, which pass it on, the length of the longest payload that one of them needs.
+        """
 
     def train_s(self, satellite: int) -> float:
         """Returns how long a satellite will train on what it has received now."""
@@ -107,6 +114,10 @@ class Transfer:
     wire_bytes: float
     uses: tuple[Use, ...]
 
+    def end_s(self, ready_s: float) -> float:
+        """Returns when it is there; at once where there is nothing to carry."""
+        return self.uses[-1].end_s if self.uses else ready_s
+
 
 @dataclass
 class ContactClock:
@@ -130,8 +141,13 @@ class ContactClock:
         done: of those, who has answered or failed.
         buffer: updates that wait for the next version.
         transfers: of the whole run, in the order in which they began.
+        stored: names of the attributes that are stored.
     """
 
+    stored: ClassVar[tuple[str, ...]] = (
+        *("time_s", "version", "used", "made_s", "sampled", "asked", "done", "buffer", "transfers", "satellites"),
+        "queue",
+    )
     link: Link
     num_satellites: int
     per_round: int
@@ -161,12 +177,22 @@ class ContactClock:
 
     def state(self) -> dict[str, Any]:
         """Returns all that it knows between two steps, as numbers, lists and dicts of them."""
-        return {name: TypeAdapter(kind).dump_python(getattr(self, name)) for name, kind in _KNOWN.items()}
+        return {name: kind.dump_python(getattr(self, name)) for name, kind in self._known()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
-        for name, kind in _KNOWN.items():
-            setattr(self, name, TypeAdapter(kind).validate_python(state[name]))
+        for name, kind in self._known():
+            setattr(self, name, kind.validate_python(state[name]))
+
+    def _known(self) -> Iterator[tuple[str, TypeAdapter[Any]]]:
+        hints = get_type_hints(type(self))
+        return ((name, TypeAdapter(hints[name])) for name in self.stored)
+
+    def updates(self) -> tuple[list[int], list[int]]:
+        """Returns the satellite of every update that began to be sent, and of those that are back."""
+        sent = [each for each in self.transfers if not each.to_satellite]
+        back = [each.satellite for each in sent if not each.uses or each.uses[-1].end_s <= self.time_s]
+        return [each.satellite for each in sent], back
 
     def _ask(self) -> None:
         """Opens a version: says who is asked, and has everyone who is free and asked come for it."""
@@ -207,6 +233,10 @@ class ContactClock:
 
     def _carry(self, number: int, to_satellite: bool, payload_bytes: int) -> float:
         """Returns when a payload is there that is ready now."""
+        self.transfers.append(self._transfer(number, to_satellite, payload_bytes, self.time_s))
+        return self.transfers[-1].end_s(self.time_s)
+
+    def _transfer(self, number: int, to_satellite: bool, payload_bytes: int, ready_s: float) -> Transfer:
         link = self.link
         framing, rate = (
             (link.ground_to_sat_framing, link.ground_to_sat_bps)
@@ -214,9 +244,8 @@ class ContactClock:
             else (link.sat_to_ground_framing, link.sat_to_ground_bps)
         )
         wire = framing.wire_bytes(payload_bytes) if framing else float(payload_bytes)
-        uses = transfer(self.time_s, wire, rate, link.windows, number, link.acquisition_s)
-        self.transfers.append(Transfer(number, to_satellite, payload_bytes, wire, uses))
-        return uses[-1].end_s if uses else self.time_s
+        uses = transfer(ready_s, wire, rate, link.windows, number, link.acquisition_s)
+        return Transfer(number, to_satellite, payload_bytes, wire, uses)
 
     def _received(self, number: int) -> Iterator[Event]:
         yield self._event("received", number, self.satellites[number].payload_bytes)
@@ -277,13 +306,3 @@ class ContactClock:
         contacts = windows.at(number, self.time_s) if windows else []
         where = contacts[-1 if event == "sends" else 0] if contacts else None
         return Event(self.time_s, number, event, payload_bytes, version, self.time_s - self.made_s[version], where)
-
-
-_KNOWN = {
-    name: ContactClock.__annotations__[name]
-    for name in (
-        *("time_s", "version", "used", "made_s", "sampled", "asked", "done", "buffer", "transfers", "satellites"),
-        "queue",
-    )
-}
-"""What is stored of a clock, by name, and its type."""

@@ -11,7 +11,7 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.simulation import LinkRound, simulate
 from fl.communication.trip import Both, Exchange
 from fl.core.errors import ConfigError
-from fl.core.records import MILESTONES_PERCENT, SIZES, beside_training, traffic, upgraded
+from fl.core.records import MILESTONES_PERCENT, SIZES, beside_training, over_planes, traffic, upgraded
 
 DIRECTIONS = {"broadcast": "ground_to_sat", "update": "sat_to_ground"}
 
@@ -72,6 +72,7 @@ def measured(records: Sequence[Record]) -> dict[str, Any]:
         "evaluation": {key: sum(each[key] for each in evaluations) for key in ("payload_bytes", "message_bytes")},
         "control": {"message_bytes": sum(r["control_message_bytes"] for r in records)},
         "shared_start_bytes": sum(r["shared_start_bytes"] for r in records),
+        **({"planes": told} if (told := over_planes(records)) else {}),
         "clients": _clients(records),
         "reached": {
             str(percent): number and _bytes_until(records[:number]) for percent, number in _milestones(records).items()

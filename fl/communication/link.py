@@ -87,6 +87,7 @@ class Link:
         train_s: of one client's training on board; None for the seconds measured where the clients really ran.
         price_source: where the price comes from.
         price_as_of: when it was so.
+        inter_satellite_bps: rate between neighbours of a plane; None where there is nothing between them.
     """
 
     name: Text
@@ -102,6 +103,7 @@ class Link:
     train_s: Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False, strict=True)] | None
     price_source: Text
     price_as_of: Text
+    inter_satellite_bps: Rate | None = None
 
     @field_validator("acquisition_s")
     @classmethod

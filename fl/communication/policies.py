@@ -110,4 +110,23 @@ class FedAsync:
         return bool(clock.buffer)
 
 
-Policy = Synchronous | FedBuff | FedAsync
+@group(frozen=True, config=STRICT)
+class IntraPlane:
+    """Waits for all, as `Synchronous`, but satellites of a plane pass on what one of them receives and sends.
+
+    After FedLEO (arXiv 2302.13447); `fl/communication/planes.py` says what goes when.
+    """
+
+    deadline_s = None
+    takes_stale = False
+
+    def asks(self, clock: "ContactClock", satellite: int) -> bool:
+        """All of them, always."""
+        return True
+
+    def is_complete(self, clock: "ContactClock") -> bool:
+        """When every plane's sum is there."""
+        return clock.done == clock.sampled
+
+
+Policy = Synchronous | FedBuff | FedAsync | IntraPlane

@@ -10,7 +10,8 @@ from typing import Any
 from fl.communication.constellation import load_constellation
 from fl.communication.ledger import communication, exchanges, fp32_exchanges, modelled
 from fl.communication.link import LONGEST_S, Link
-from fl.communication.policies import Policy
+from fl.communication.planes import Rings
+from fl.communication.policies import IntraPlane, Policy
 from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
 from fl.core.console import say
@@ -188,7 +189,10 @@ def _by_policy(
     found = {}
     for name, policy in policies.items():
         try:
-            told = replay(link, policy, lengths, per_round=per_round, updates=updates, max_days=options.max_days)
+            rings = _rings(options.constellation) if isinstance(policy, IntraPlane) else ()
+            told = replay(
+                link, policy, lengths, per_round=per_round, updates=updates, max_days=options.max_days, rings=rings
+            )
         except ConfigError as error:
             if options.policy:
                 raise
@@ -202,6 +206,10 @@ def _by_policy(
             name: break_even_mb(link, each["elapsed_s"], lengths.num_clients) for name, each in found.items()
         }
     return {"policies": found, "images": images}
+
+
+def _rings(constellation: str | None) -> Rings:
+    return load_constellation(constellation).rings() if constellation else ()
 
 
 def traffic_of_sizes(options: argparse.Namespace, links: Sequence[Link]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from fl.communication.billing import PerStartedMinute, started_minutes
 from fl.communication.clock import ContactClock, Event, Transfer
 from fl.communication.contacts import Use, transfer
 from fl.communication.link import Link
-from fl.communication.policies import FedBuff, Policy, Update
+from fl.communication.planes import Hop, PlaneClock, Rings, check_planes
+from fl.communication.policies import FedBuff, IntraPlane, Policy, Update
 from fl.communication.simulation import energy_j
 from fl.communication.trip import Both, Exchange, Trip
 from fl.core.errors import ConfigError, counted
@@ -71,9 +72,9 @@ class _World:
         self.returned, self.trained_s = [0] * lengths.num_clients, 0.0
         self.shares_start = lengths.shares_start
 
-    def broadcast_bytes(self, satellite: int) -> int:
-        self._version[satellite] = self.clock.version
-        return self._lengths.of(self.clock.version, satellite)[0]
+    def broadcast_bytes(self, *satellites: int) -> int:
+        self._version |= dict.fromkeys(satellites, self.clock.version)
+        return max(self._lengths.of(self.clock.version, satellite)[0] for satellite in satellites)
 
     def train_s(self, satellite: int) -> float:
         recorded = self._lengths.of(self._version[satellite], satellite)[2]
@@ -84,6 +85,9 @@ class _World:
 
     def arrived(self, satellite: int, *, late: bool) -> bool:
         return True
+
+    def sum_bytes(self, *satellites: int) -> tuple[list[int], int]:
+        return list(satellites), max(map(self.update_bytes, satellites))
 
     def aggregate(self, updates: Sequence[Update]) -> None:
         self.used.extend(updates)
@@ -96,7 +100,7 @@ class _World:
             self.returned[event.satellite] += 1
 
 
-def replay(
+def replay(  # seven: the last is of one policy alone
     link: Link,
     policy: Policy,
     lengths: Lengths,
@@ -104,6 +108,7 @@ def replay(
     per_round: int,
     updates: int,
     max_days: float | None = None,
+    rings: Rings = (),
 ) -> dict[str, Any]:
     """Returns what so many used updates take, and how the satellites spend the time.
 
@@ -114,9 +119,10 @@ def replay(
         per_round: updates of a round.
         updates: after which it ends.
         max_days: after which it ends anyway.
+        rings: of `IntraPlane`; a plane's sum is taken to be as long as its longest update.
 
     Raises:
-        ConfigError: the policy waits for more updates than there are satellites.
+        ConfigError: the policy waits for more updates than there are satellites, or cannot reach them along a ring.
     """
     if isinstance(policy, FedBuff) and policy.buffer_size > lengths.num_clients:
         raise ConfigError(
@@ -124,9 +130,13 @@ def replay(
             "each of which sends one update for a version"
         )
     world, asked = _World(lengths, link.train_s), [sorted(each) for each in lengths.rounds]
-    world.clock = clock = ContactClock(
-        link, lengths.num_clients, per_round, policy, world, lambda number: asked[min(number, len(asked)) - 1]
-    )
+    of_all = (link, lengths.num_clients, per_round, policy, world)
+    if isinstance(policy, IntraPlane):
+        check_planes(link, rings)
+        clock: ContactClock = PlaneClock(*of_all, rings=rings)
+    else:
+        clock = ContactClock(*of_all, lambda number: asked[min(number, len(asked)) - 1])
+    world.clock = clock
     limit_s = math.inf if max_days is None else DAY_S * max_days
     rounds, bill = list[dict[str, float]](), Bill(link)
     while clock.queue and clock.used < updates and (next_s := clock.queue[0][0]) <= limit_s:
@@ -144,7 +154,7 @@ def replay(
         "used_updates": clock.used,
         "versions": clock.version,
         "elapsed_s": ends_s,
-        **spent(link, clock.transfers),
+        **spent(clock),
         "staleness": {"mean": _mean(staleness), "max": max(staleness, default=0)},
         "age_s": {"mean": _mean(ages), "max": max(ages, default=0.0)},
         **shares(clock, world.trained_s, ends_s),
@@ -154,8 +164,10 @@ def replay(
     }
 
 
-def spent(link: Link, transfers: Sequence[Transfer]) -> dict[str, Any]:
-    """Returns sums over all transfers that began."""
+def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:
+    """Returns sums over all transfers that had begun by then, those under way included."""
+    link, transfers = clock.link, [each for each in clock.transfers if each.uses and each.uses[0].start_s <= until_s]
+    hops = clock.hops if isinstance(clock, PlaneClock) else None
     wire = Both(*(sum(each.wire_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
     energy = energy_j(link, wire)
     payload = Both(*(sum(each.payload_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
@@ -164,7 +176,12 @@ def spent(link: Link, transfers: Sequence[Transfer]) -> dict[str, Any]:
         "wire_bytes": wire.to_json(),
         "cost_usd": cost_usd(link, transfers),
         "energy_j": energy and energy.to_json(),
+        **({} if hops is None else {"inter_satellite_bytes": _relayed_bytes(hops, until_s)}),
     }
+
+
+def _relayed_bytes(hops: Sequence[Hop], until_s: float) -> int:
+    return sum(hop.payload_bytes for hop in hops if hop.start_s <= until_s)
 
 
 def cost_usd(link: Link, transfers: Sequence[Transfer]) -> float:

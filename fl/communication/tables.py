@@ -77,6 +77,8 @@ def show_policies(documents: Mapping[str, Mapping[str, Any]]) -> None:
     show_table(columns, _policies(documents, names), keys=3)
     for label, link, entry in _entries_of(documents, names):
         for policy, each in entry["policies"].items():
+            if "inter_satellite_bytes" in each:
+                say(f"{label} over {link}, {policy}: {_megabytes(each['inter_satellite_bytes'])} between satellites")
             if each["state"] != "completed":
                 why = f"stopped after {each['used_updates']} updates: {each['state']}"
                 gone = (

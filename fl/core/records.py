@@ -84,6 +84,23 @@ class ClientRecord:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """What went over each link since the line before, where the satellites of a plane pass on what they receive.
+
+    Attributes:
+        ground_to_sat_bytes: payloads that went up, one for each plane.
+        inter_satellite_bytes: models and updates, at every hop.
+        sat_to_ground_bytes: sums of updates that came down.
+        coding_errors: of each sum: how much its second coding changed it, as a part of its length.
+    """
+
+    ground_to_sat_bytes: int
+    inter_satellite_bytes: int
+    sat_to_ground_bytes: int
+    coding_errors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line of `rounds.jsonl`.
 
@@ -96,7 +113,8 @@ class RoundRecord:
 
     Of a run that contacts drive a line is what has happened since the one before: `clients` and sums are of transfers
     that began since, a model's and its update's apart where a line lies between them; `clients_asked` counts who
-    answered or failed. `simulated_s` is the time of the line, staleness that of the updates that were used.
+    answered or failed. `simulated_s` is the time of the line, staleness that of the updates that were used. Where
+    satellites pass models on, `clients` and sums are of what each needed and answered, and `planes` of what travelled.
     """
 
     round: int
@@ -126,6 +144,7 @@ class RoundRecord:
     simulated_s: float | None = None
     staleness_mean: float | None = None
     staleness_max: int | None = None
+    planes: Planes | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as written: scores flat (`test_loss`, `test_accuracy`, ...), absent ones left out."""
@@ -140,7 +159,7 @@ class RoundRecord:
             del record["evaluated"], record["evaluation_traffic"], record["evaluation_failed"]
         if not record["late"]:
             del record["late"]
-        for name in ("simulated_s", "staleness_mean", "staleness_max"):
+        for name in ("simulated_s", "staleness_mean", "staleness_max", "planes"):
             if record[name] is None:
                 del record[name]
         return record
@@ -268,6 +287,16 @@ def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | 
                 "update_payload_bytes": sums["update"]["payload_bytes"],
             }
     return found
+
+
+def over_planes(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Returns sums over rounds of what `Planes` records, errors as mean and maximum; None where there is none."""
+    told = [record["planes"] for record in records if "planes" in record]
+    errors = [error for each in told for error in each["coding_errors"]]
+    if not errors:
+        return None
+    sums = {key: sum(each[key] for each in told) for key in told[0] if key.endswith("_bytes")}
+    return {**sums, "coding_error": {"mean": sum(errors) / len(errors), "max": max(errors)}}
 
 
 def best_round(records: Sequence[Mapping[str, Any]], metric: Metric) -> int | None:

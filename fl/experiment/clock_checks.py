@@ -1,7 +1,8 @@
 """What cannot go together with a clock."""
 
 from fl.communication.constellation import Constellation
-from fl.communication.policies import FedAsync, FedBuff, Policy, Synchronous
+from fl.communication.planes import check_planes
+from fl.communication.policies import FedAsync, FedBuff, IntraPlane, Policy, Synchronous
 from fl.core.errors import ConfigError
 from fl.federation.clock_settings import ClockSettings
 from fl.federation.codecs import Codecs
@@ -49,6 +50,8 @@ def check_clock(
             "computer=jetson_orin_nano, or give the seconds, as in link.train_s=1000"
         )
     _check_policy(clock.policy, rounds, server)
+    if isinstance(clock.policy, IntraPlane):
+        check_planes(link, constellation.rings() if constellation else ())
 
 
 def _refuse_what_only_contacts_obey(clock: ClockSettings) -> None:
@@ -89,7 +92,7 @@ def _check_policy(policy: Policy, rounds: RoundSettings, server: ServerSettings)
             f"fraction_train={rounds.fraction_train:g}: policy={name} draws nobody, every satellite comes when it "
             "is in contact; use fraction_train=1.0"
         )
-    if rounds.min_completed is not None:
+    if rounds.min_completed is not None and policy.takes_stale:
         raise ConfigError(
             f"min_completed={rounds.min_completed}: policy={name} makes a version when it has the updates for it, "
             "however many fail; leave it out"
@@ -99,10 +102,11 @@ def _check_policy(policy: Policy, rounds: RoundSettings, server: ServerSettings)
             f"policy.buffer_size={policy.buffer_size}: would never be full, there are {rounds.num_clients} satellites "
             "(num_clients) and none trains twice on one version"
         )
-    if isinstance(policy, FedBuff) and type(inner) not in MEANS:
+    if not isinstance(policy, FedAsync) and type(inner) not in MEANS:
+        has = "updates to several" if isinstance(policy, FedBuff) else "sums of them"
         raise ConfigError(
-            f"strategy={kind}: compares updates to one model, and policy=fedbuff has updates to several; use an "
-            "averaging strategy, as strategy=fedavg or fedadam, or policy=synchronous"
+            f"strategy={kind}: compares updates to one model, and policy={name} has {has}; use an averaging strategy, "
+            "as strategy=fedavg or fedadam, or policy=synchronous"
         )
     if isinstance(policy, FedAsync) and kind != "FedAvg":
         raise ConfigError(f"strategy={kind}: policy=fedasync mixes models by itself; use strategy=fedavg")

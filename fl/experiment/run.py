@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from fl.codec.tensors import not_finite
 from fl.communication.constellation import ground
 from fl.communication.plan import Plan
+from fl.communication.planes import Rings
+from fl.communication.policies import IntraPlane
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, PayloadError, counted
 from fl.core.files import remove_partial_files, write_bytes, write_json, write_jsonl
@@ -81,7 +83,8 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
             _write_settings(run_dir, config, hydra_files or {})
         inputs.write(run_dir)
         _write_contacts(run_dir, settings, plan)
-        server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
+        task = replace(_task(settings, inputs, run_dir, config), plan=plan, rings=_rings(settings))
+        server = make_server_app(task, resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
@@ -183,6 +186,12 @@ def _planned(settings: Settings) -> tuple[Settings, Plan | None]:
         plan = settings.constellation.plan(settings.data.cache_dir, link.acquisition_s)
     server = replace(settings.server, link=replace(link, windows=plan.contacts))
     return replace(settings, server=server), plan
+
+
+def _rings(settings: Settings) -> Rings:
+    """Returns the satellites of each plane, where they pass models on."""
+    constellation = settings.constellation
+    return constellation.rings() if constellation and isinstance(settings.clock.policy, IntraPlane) else ()
 
 
 def _refuse_what_nobody_keeps(settings: Settings, elsewhere: bool) -> None:

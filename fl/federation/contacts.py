@@ -13,7 +13,7 @@ from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Synchronous, Update
 from fl.communication.replay import HOUR_S, shares, spent
 from fl.core.errors import RunError, counted
-from fl.core.records import ClientFailure, ClientRecord, RoundRecord, Scores, reached
+from fl.core.records import ClientFailure, ClientRecord, Planes, RoundRecord, Scores, reached
 from fl.federation.buffer import Buffer, Key
 from fl.federation.clock_settings import ClockSettings
 from fl.federation.exchanges import Exchanges
@@ -100,10 +100,12 @@ class ContactLoop:
         self._waiting: dict[Key, tuple[float, float, int]] = {}  # of each update in the buffer, as in `_Line.used`
         self._returned: set[int] = set()
         self._done, self._line, self.ended = 0, _Line(), "completed"
-        sample = self._sample if isinstance(settings.policy, Synchronous) else None
-        self.clock = ContactClock(
-            link, rounds.num_clients, rounds.clients_per_round, settings.policy, self, sample=sample
-        )
+        self.clock = self._new_clock(link)
+
+    def _new_clock(self, link: Link) -> ContactClock:
+        rounds, policy = self._rounds, self._settings.policy
+        sample = self._sample if isinstance(policy, Synchronous) else None
+        return ContactClock(link, rounds.num_clients, rounds.clients_per_round, policy, self, sample=sample)
 
     def run(
         self, evaluate: Callable[[ArrayRecord], tuple[Scores, str]]
@@ -180,18 +182,24 @@ class ContactLoop:
             simulated_s=self.clock.time_s,
             staleness_mean=sum(staleness for *_, staleness in line.used) / len(line.used),
             staleness_max=max(staleness for *_, staleness in line.used),
+            planes=self._planes(),
         )
         return record, self.arrays, evaluated_in
 
-    def broadcast_bytes(self, satellite: int) -> int:
+    def _planes(self) -> Planes | None:
+        """Returns what satellites passed on since the last record; None where they do not."""
+        return None
+
+    def broadcast_bytes(self, *satellites: int) -> int:
         """Sends the newest version to a satellite; see `fl.communication.clock.World`."""
         rounds, version = self._rounds, self.clock.version
         of_round = self.clock.used // rounds.clients_per_round + 1
         lr = learning_rate(rounds.lr, rounds.lr_schedule, of_round, rounds.num_rounds)
-        payload, message = self._exchanges.send(satellite, version, self.arrays, lr)
-        self._line.sent.append((payload, message))
-        self._line.book(satellite, version, broadcast_payload_bytes=payload, broadcast_message_bytes=message)
-        return payload
+        sent = self._exchanges.send(satellites, version, self.arrays, lr)
+        self._line.sent += sent
+        for satellite, (payload, message) in zip(satellites, sent, strict=True):
+            self._line.book(satellite, version, broadcast_payload_bytes=payload, broadcast_message_bytes=message)
+        return max(payload for payload, _ in sent)
 
     def train_s(self, satellite: int) -> float:
         """Returns how long a satellite trains."""
@@ -232,19 +240,21 @@ class ContactLoop:
             RunError: too few updates for a synchronous version, or its model is not finite.
         """
         began, before, server_round = time.perf_counter(), self.arrays, self.clock.version + 1
-        if isinstance(self._settings.policy, Synchronous):
+        if not self._settings.policy.takes_stale:
             self._close(server_round, len(updates))
         keys = [(update.satellite, update.version) for update in updates]
-        self.arrays, _ = self._buffer.aggregate(server_round, before, keys)
+        self.arrays = self._next(server_round, keys)
         refuse_broken(before, self.arrays, server_round)
         self._line.used += [self._waiting.pop(key) for key in keys]
         self._line.aggregate_s += time.perf_counter() - began
 
+    def _next(self, server_round: int, keys: Sequence[Key]) -> ArrayRecord:
+        return self._buffer.aggregate(server_round, self.arrays, keys)[0]
+
     def _close(self, server_round: int, valid: int) -> None:
         """Ends a synchronous version: who has neither answered nor failed by now is late."""
         clock, policy, rounds = self.clock, self._settings.policy, self._rounds
-        assert isinstance(policy, Synchronous)
-        expected = clock.sampled if policy.select == "sampled" else clock.asked
+        expected = clock.asked if isinstance(policy, Synchronous) and policy.select == "first" else clock.sampled
         for satellite in sorted(expected - clock.done):
             self._line.failed.append(
                 ClientFailure(satellite, f"no update within policy.deadline_s={policy.deadline_s:g}")
@@ -290,12 +300,11 @@ class ContactLoop:
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns what a run's summary says of its contacts, given the lines of its `rounds.jsonl`."""
         clock = self.clock
-        sent = [each for each in clock.transfers if not each.to_satellite]
-        back = [each.satellite for each in sent if not each.uses or each.uses[-1].end_s <= clock.time_s]
-        trained_s = sum(self._train_s[each.satellite] for each in sent)
+        sent, back = clock.updates()
+        trained_s = sum(self._train_s[satellite] for satellite in sent)
         return {
             "hours": clock.time_s / HOUR_S,
-            **spent(clock.link, clock.transfers),
+            **spent(clock),
             **shares(clock, trained_s, clock.time_s),
             "updates_of_satellites": [back.count(number) for number in range(clock.num_satellites)],
             "reached": {
@@ -310,8 +319,7 @@ class ContactLoop:
 
     def _until(self, time_s: float) -> dict[str, Any]:
         """Returns what was spent by then, transfers under way included."""
-        begun = [each for each in self.clock.transfers if each.uses and each.uses[0].start_s <= time_s]
-        return {"hours": time_s / HOUR_S, **spent(self.clock.link, begun)}
+        return {"hours": time_s / HOUR_S, **spent(self.clock, time_s)}
 
     def state(self) -> dict[str, Any]:
         """Returns all that a run needs to go on after a record, beside the newest version, as torch saves it."""

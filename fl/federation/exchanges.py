@@ -1,7 +1,7 @@
 """What is on the way between the server and each satellite: a model, its training, an update."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,14 @@ class Exchange:
 
 
 class Exchanges:
-    """At most one exchange with each satellite, and the server's end of its link.
+    """At most one exchange with each satellite, and the server's end of its link: its own, or its plane's.
 
     Nobody trains before an answer must be known; then all who wait for it train together. What comes out does not
     depend on it: a client knows its own messages alone.
 
     Args:
         federation: its grid and strategy.
-        new_link: makes the server's end for a satellite that is sent its first model.
+        new_link: makes the server's end for a satellite that is sent its first model, or for those of a plane.
         on_reply: called after every client's reply.
 
     Attributes:
@@ -59,22 +59,25 @@ class Exchanges:
         self._grid, self._aggregator = federation.grid, federation.aggregator
         self._images_of = federation.settings.images_of
         self._new_link, self._on_reply = new_link, on_reply
-        self._links: dict[int, ServerLink] = {}
+        self._links: dict[int, ServerLink] = {}  # by the first of those that share it
+        self._link_of: dict[int, int] = {}
         self._open: dict[int, Exchange] = {}
         self.nodes: Mapping[int, int] = {}
         self.train_s = 0.0
 
-    def send(self, satellite: int, version: int, arrays: ArrayRecord, lr: float) -> tuple[int, int]:
-        """Freezes a version for a satellite, and returns the payload and message bytes of what it is sent."""
-        node = self.nodes[satellite]
-        if satellite not in self._links:
-            self._links[satellite] = self._new_link()
-        link = self._links[satellite]
+    def send(self, satellites: Sequence[int], version: int, arrays: ArrayRecord, lr: float) -> list[tuple[int, int]]:
+        """Freezes a version for satellites of one link, and returns payload and message bytes of what each is sent."""
+        number = satellites[0]
+        if number not in self._links:
+            self._links[number] = self._new_link()
+        self._link_of |= dict.fromkeys(satellites, number)
+        link, nodes = self._links[number], [self.nodes[satellite] for satellite in satellites]
         model = link.begin(arrays)
         told = ConfigRecord({"lr": lr})
-        (message,) = link.send(self._aggregator.configure_train(version + 1, model, told, [node]))
-        self._open[satellite] = Exchange(node, version, model, message.content)
-        return weight(message)
+        messages = link.send(self._aggregator.configure_train(version + 1, model, told, nodes))
+        for satellite, node, message in zip(satellites, nodes, messages, strict=True):
+            self._open[satellite] = Exchange(node, version, model, message.content)
+        return [weight(message) for message in messages]
 
     def version(self, satellite: int) -> int:
         """Returns which version a satellite has been sent."""
@@ -106,7 +109,7 @@ class Exchanges:
             satellite: its number.
             used: it will be aggregated if it can be; else its client is to take it for lost.
         """
-        exchange, link = self._open.pop(satellite), self._links[satellite]
+        exchange, link = self._open.pop(satellite), self._links[self._link_of[satellite]]
         if exchange.reply is None:
             return exchange, "no reply"
         expected = {name: array.numpy() for name, array in exchange.model.items()}
@@ -118,15 +121,18 @@ class Exchanges:
 
     def state(self) -> dict[str, Any]:
         """Returns all of it as what torch saves and loads with `weights_only=True`."""
-        waiting = {satellite: [each.node] for satellite, each in self._open.items()}
+        waiting: dict[int, list[int]] = {}
+        for satellite, each in self._open.items():
+            waiting.setdefault(self._link_of[satellite], []).append(each.node)
         return {
             "links": {number: link.state(waiting.get(number, ())) for number, link in self._links.items()},
+            "link_of": self._link_of,
             "open": {number: self._saved(number) for number in self._open},
         }
 
     def _saved(self, satellite: int) -> dict[str, Any]:
         each = self._open[satellite]
-        model = None if self._links[satellite].active else each.model.to_torch_state_dict()
+        model = None if self._links[self._link_of[satellite]].active else each.model.to_torch_state_dict()
         content = (
             None
             if each.content is None
@@ -140,8 +146,9 @@ class Exchanges:
         for satellite, each in state["links"].items():
             self._links[satellite] = self._new_link()
             self._links[satellite].load_state(each)
+        self._link_of = dict(state.get("link_of") or {number: number for number in state["links"]})
         for satellite, each in state["open"].items():
-            link, node, model = self._links[satellite], each["node"], each["model"]
+            link, node, model = self._links[self._link_of[satellite]], each["node"], each["model"]
             content, reply = each["content"], each["reply"]
             self._open[satellite] = Exchange(
                 node,

@@ -21,6 +21,7 @@ from fl.federation.contacts import ContactLoop
 from fl.federation.engine import LocalGrid
 from fl.federation.evaluator import Evaluator
 from fl.federation.journal import Journal
+from fl.federation.planes import PlaneLoop
 from fl.federation.rounds import Federation, run_rounds
 from fl.federation.strategy import Aggregator
 from fl.federation.task import ServerTask
@@ -51,18 +52,15 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
             "weights_sha256": task.start.weights_sha256,
         }
         federation = Federation(grid, aggregator, server_link, task.rounds)
-        contacts = None
+        contacts: ContactLoop | None = None
         if task.clock.by_contacts:
             inputs["contacts_sha256"] = sha256(repr(task.server.link.windows).encode())
-            contacts = ContactLoop(
-                federation,
-                task.clock,
-                task.server.link,
-                task.train_s,
-                arrays,
-                partial(link, once=Once()),
-                shares_start=task.codecs.broadcast is not None,
-            )
+            of_all = (federation, task.clock, task.server.link, task.train_s, arrays)
+            seeded = task.codecs.broadcast is not None
+            if task.rings:
+                contacts = PlaneLoop(*of_all, link, shares_start=seeded, rings=task.rings, update=task.codecs.update)
+            else:
+                contacts = ContactLoop(*of_all, partial(link, once=Once()), shares_start=seeded)
         run = _Run(task, federation, evaluator, journal, inputs, contacts)
         if resume:
             arrays = run.restore() or arrays

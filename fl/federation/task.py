@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as group
 
 from fl.communication.link import Link
 from fl.communication.plan import Plan
+from fl.communication.planes import Rings
 from fl.core.groups import STRICT, Positive
 from fl.core.targets import Target
 from fl.data.split import Split
@@ -63,6 +64,7 @@ class ServerTask:
         clock: see `ClockSettings`.
         train_s: how long each client trains in simulated time, where contacts drive the run.
         plan: whose contacts are those of the server's link, where a constellation was given.
+        rings: the satellites of each plane, where they pass models on.
     """
 
     run_dir: Path
@@ -79,3 +81,4 @@ class ServerTask:
     clock: ClockSettings = field(default_factory=ClockSettings)
     train_s: Sequence[float] = ()
     plan: Plan | None = None
+    rings: Rings = ()

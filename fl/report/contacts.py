@@ -44,6 +44,11 @@ def contacts(run: RunRecords) -> Iterator[Section]:
         f"transferred nor trained {100 * told['idle_share']:.1f} % of the time"
         + (f", and used {100 * share:.1f} % of their contacts." if share is not None else ".")
     ]
+    if error := told.get("coding_error"):
+        texts.append(
+            f"Satellites of a plane passed on {told['inter_satellite_bytes']:,} bytes; the second coding of their sums "
+            f"changed them by {100 * error['mean']:.1f} % of their length."
+        )
     if told["never_returned"]:
         texts.append(f"Never returned: satellites {', '.join(map(str, told['never_returned']))}.")
     yield Section("Simulated time", texts, pictures, tables)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 HOUR_S = 3600.0
 MOST_SATELLITES = 60
 """That have a row in the picture of what they did: the first."""
-NEXT = {"sends": "receiving", "received": "training", "trained": "sending"}
-"""What a satellite does from an event of its own on; transfers also wait for contacts."""
+NEXT = {"sends": "receiving", "received": "training", "trained": "sending", "relayed": "sending"}
+"""What a satellite does from an event of its own on; transfers also wait for contacts, and for its plane."""
 LOST = ("late", "failed")
 LOOK = {
     "contact": ("#d0d4d8", -0.45, 0.9),
@@ -76,8 +76,10 @@ def activities(run: RunRecords) -> dict[int, Activity]:
     for each in run.timeline:
         if each["satellite"] is not None and each["satellite"] < MOST_SATELLITES:
             events.setdefault(each["satellite"], []).append(each)
+    planes = any(each["event"] == "relayed" for each in run.timeline)
+    after = {"time_s": ends_s, "event": "", "payload_bytes": int(not planes)}
     return {
-        number: _activity(events[number], windows_of(run.contacts, number, ends_s), acquisition_s, ends_s)
+        number: _activity([*events[number], after], windows_of(run.contacts, number, ends_s), acquisition_s)
         for number in sorted(events)
     }
 
@@ -95,13 +97,13 @@ def windows_of(contacts: Mapping[str, Any], satellite: int, ends_s: float) -> li
     return found
 
 
-def _activity(
-    events: Sequence[Mapping[str, Any]], windows: Sequence[Span] | None, acquisition_s: float, ends_s: float
-) -> Activity:
+def _activity(events: Sequence[Mapping[str, Any]], windows: Sequence[Span] | None, acquisition_s: float) -> Activity:
     done: dict[str, list[Span]] = {}
-    for each, after in itertools.pairwise([*events, {"time_s": ends_s}]):
-        if kind := NEXT.get(each["event"]):
-            span = each["time_s"], after["time_s"]
+    for each, after in itertools.pairwise(events):
+        kind, span = NEXT.get(each["event"]), (each["time_s"], after["time_s"])
+        if kind == "sending" and (after["event"] == "relayed" or not after["payload_bytes"]):
+            continue  # its update comes down with its plane's
+        if kind:
             parts = [span] if kind == "training" or windows is None else _inside(span, windows, acquisition_s)
             done.setdefault(kind, []).extend(_hours(part) for part in parts if part[0] < part[1])
     lost = [each["time_s"] / HOUR_S for each in events if each["event"] in LOST]

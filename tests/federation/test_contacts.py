@@ -39,6 +39,7 @@ from fl.federation.clock_settings import ClockSettings
 from fl.federation.contacts import ContactLoop
 from fl.federation.engine import InProcess
 from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S
+from fl.federation.planes import PlaneLoop
 from fl.federation.rounds import Federation, RoundSettings, run_rounds
 from fl.federation.strategy import Aggregator
 
@@ -120,7 +121,9 @@ def no_score(arrays):
 class Ran:
     """A loop that ran to its end: records, versions, events, and what the grid and the loop remember."""
 
-    def __init__(self, policy, link, train_s, codecs=(None, None), strategy=FEDAVG, max_days=None, **settings):
+    def __init__(
+        self, policy, link, train_s, codecs=(None, None), strategy=FEDAVG, max_days=None, rings=None, **settings
+    ):
         self.codecs, self.seen, self.versions, self.events = codecs, {}, [], []
         given = {name: settings.pop(name) for name in ("learn", "fails") if name in settings}
         count, once = len(train_s), Once()
@@ -129,14 +132,15 @@ class Ran:
         rounds, clock = RoundSettings(**usual | settings), ClockSettings("contacts", policy, max_days=max_days)
         with InProcess().open(clients(codecs, seen=self.seen, **given), count) as grid:
             self.grid = grid
-            self.loop = ContactLoop(
+            self.loop = (PlaneLoop if rings else ContactLoop)(
                 Federation(grid, Aggregator(strategy), ServerLink(None, None), rounds),
                 clock,
                 link,
                 train_s,
                 ArrayRecord({name: Array(array) for name, array in first().items()}),
-                lambda: ServerLink(*codecs, initial=first, seed=3, once=once),
+                lambda: ServerLink(*codecs, initial=first, seed=3, once=None if rings else once),
                 shares_start=codecs[0] is not None,
+                **({"rings": rings, "update": codecs[1]} if rings else {}),
             )
             self.loop.on_event = self._note
             self.records, self.models = [], []
@@ -401,6 +405,8 @@ HARD = [
     *("faults=crash", "faults.probability=0.3", "faults.clients=2"),
 ]
 
+OF_POLICY = {"fedbuff": ["policy.buffer_size=3"], "intraplane": ["constellation=plane_10", "num_clients=10"]}
+
 
 def killed_at(number, monkeypatch, work):
     """Does work that is killed before its write of a number; returns how many writes there were."""
@@ -426,11 +432,12 @@ def killed_at(number, monkeypatch, work):
     ("policy", "kills"),
     [
         ("fedbuff", 3),
+        ("intraplane", 2),
         *(pytest.param(each, 10, marks=pytest.mark.exhaustive) for each in ("fedasync", "fedbuff", "synchronous")),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(policy, kills, quick, monkeypatch):
-    settings = [*HARD, f"policy={policy}", *(["policy.buffer_size=3"] if policy == "fedbuff" else [])]
+    settings = [*HARD, f"policy={policy}", *OF_POLICY.get(policy, ())]
     whole = None
 
     def run_whole():
@@ -533,7 +540,11 @@ def config():
 POLICIES = {
     "fedbuff": {"_target_": "fl.communication.policies.FedBuff"},
     "fedasync": {"_target_": "fl.communication.policies.FedAsync"},
+    "intraplane": {"_target_": "fl.communication.policies.IntraPlane"},
 }
+PLANE = {"_target_": "fl.communication.constellation.File", "station": "svalbard", "antennas": None}
+PLANE |= {"path": "svalbard_550km.json"}
+ALONG = CONTACTS | {"policy": POLICIES["intraplane"], "constellation": PLANE}
 REFUSED = {
     "policy": ({"policy": POLICIES["fedbuff"]}, ["policy=FedBuff", "clock=contacts"]),
     "computer": ({"computer": {"_target_": "fl.communication.computer.Computer", "watts": 3.0}}, ["clock=contacts"]),
@@ -553,6 +564,10 @@ REFUSED = {
         CONTACTS | {"policy": POLICIES["fedasync"], "strategy": {"_target_": "flwr.serverapp.strategy.FedAdam"}},
         ["strategy=FedAdam", "strategy=fedavg"],
     ),
+    "planes": (ALONG | {"constellation": None}, ["policy=intraplane", "constellation=plane_10"]),
+    "ring": (ALONG | {"num_clients": 9}, ["num_clients=9", "the constellation has 10"]),
+    "sum": (ALONG | {"strategy": {"_target_": "flwr.serverapp.strategy.Krum"}}, ["strategy=Krum", "policy=intraplane"]),
+    "drawn": (ALONG | {"fraction_train": 0.5}, ["fraction_train=0.5", "policy=intraplane"]),
     "mixing": (CONTACTS | {"policy": POLICIES["fedasync"] | {"mixing": 1.5}}, ["policy.mixing=1.5"]),
 }
 

@@ -34,7 +34,7 @@ EVENTS = [
 @pytest.fixture
 def by_hand(tmp_path):
     """Contacts from 0 to 20, 40 to 65, 200 to 340 and 390 to 500 s of every 500, each of which loses 5 s."""
-    events = [{"satellite": 3, "time_s": float(time), "event": event} for time, event in EVENTS]
+    events = [{"satellite": 3, "time_s": float(time), "event": event, "payload_bytes": 9} for time, event in EVENTS]
     events += [{"satellite": None, "time_s": 600.0, "event": "version"}]
     (tmp_path / "timeline.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
     (tmp_path / "settings.json").write_text('{"link": {"acquisition_s": 5.0}}')
@@ -64,6 +64,20 @@ def test_without_a_file_of_contacts_a_satellite_always_is_in_contact(by_hand):
     found = activities(RunRecords(by_hand))
     assert seconds(found[3].done["receiving"]) == [(0, 60), (310, 320), (400, 410), (505, 600)]
     assert not found[3].contacts
+
+
+def test_of_a_plane_the_sink_alone_sends_and_who_is_passed_a_model_on_receives_nothing_from_a_station(by_hand):
+    told = [(5, 3, "received", 9), (30, 3, "trained", 0), (32, 3, "relayed", 9), (230, 3, "summed", 9)]
+    told += [(230, 3, "arrived", 0), (5, 1, "received", 9), (31, 1, "trained", 0), (230, 1, "arrived", 0)]
+    events = [
+        {"satellite": satellite, "time_s": float(time), "event": event, "payload_bytes": payload}
+        for time, satellite, event, payload in told
+    ]
+    (by_hand / "timeline.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
+    found = {
+        number: {k: seconds(v) for k, v in row.done.items()} for number, row in activities(RunRecords(by_hand)).items()
+    }
+    assert found == {1: {"training": [(5, 31)]}, 3: {"training": [(5, 30)], "sending": [(45, 65), (205, 230)]}}
 
 
 def test_contacts_repeat_and_more_clients_than_satellites_share_them(by_hand):
