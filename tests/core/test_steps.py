@@ -190,7 +190,8 @@ def test_on_a_terminal_quiet_and_json_draw_nothing():
 def test_garbage_is_looked_for_again_when_libraries_are_loaded_or_missing():
     with loading_libraries():
         assert not gc.isenabled()
-    assert gc.isenabled() and gc.get_freeze_count()
+    assert gc.isenabled()
+    assert gc.get_freeze_count()
     with pytest.raises(ImportError), loading_libraries():
         raise ImportError
     assert gc.isenabled()
