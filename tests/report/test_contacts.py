@@ -1,6 +1,7 @@
 """A run that contacts drove: its page, its pictures, and the files that they are of say the same."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from conftest import SMALL, composed
 
 from fl.communication.constellation import File, load_constellation
 from fl.core.figures import picture
-from fl.core.files import read_json, read_jsonl
+from fl.core.files import read_json, read_jsonl, write_json
 from fl.core.run_folder import is_complete
-from fl.experiment.run import run
+from fl.experiment.run import _write_contacts, run
+from fl.federation.clock_settings import ClockSettings
 from fl.report.content import of_run
 from fl.report.orbit import (
     Activity,
@@ -123,6 +125,26 @@ def test_a_track_goes_on_on_the_other_side_of_the_map(drawn, tmp_path):
     assert len(inside) > 100
     assert np.allclose(apart_deg(*inside.T, 100.0, 80.0), 15, atol=0.2)
     assert {text.get_text() for text in axes.texts} == {"pole", "0"}
+
+
+def test_contacts_are_written_down_as_far_as_anybody_knows_them(tmp_path, capsys):
+    write_json(tmp_path / "w.json", {"period_s": 100, "windows": [[[1, 90]]]})
+    unknown = File(str(tmp_path / "w.json"), "pole", None)
+    plan = unknown.plan(tmp_path, 0.0)
+    for clock, constellation, windows in (
+        ("rounds", None, plan.contacts),
+        ("contacts", None, None),
+        ("contacts", None, plan.contacts),
+        ("contacts", unknown, plan.contacts),
+    ):
+        server = SimpleNamespace(link=SimpleNamespace(windows=windows))
+        settings = SimpleNamespace(clock=ClockSettings(clock), constellation=constellation, server=server)
+        _write_contacts(tmp_path, settings, plan if constellation else None)
+        assert (tmp_path / "contacts.json").exists() == (clock == "contacts" and windows is not None)
+        assert ("no picture of ground tracks (constellation.path=" in capsys.readouterr().out) == bool(constellation)
+        if windows and clock == "contacts":
+            assert File(str(tmp_path / "contacts.json"), "pole", None).plan(tmp_path, 0.0).contacts == windows
+            (tmp_path / "contacts.json").unlink()
 
 
 def test_distances_are_angles_at_the_centre():
