@@ -4,8 +4,8 @@
 
 Replays 30 days of 100 satellites without training, under each policy, over the contacts of `ttc_uhf`. Then trains the
 same small run with clock=rounds and with clock=contacts, synchronous and fedbuff, one after the other and again: ten
-clients on synthetic images unless told otherwise, `ecq` both ways. Seconds are those of the whole command. A buffer uses
-as many updates as rounds do; those that are on the way when it ends were trained besides.
+clients on synthetic images unless told otherwise, `ecq` both ways. Seconds are those of the whole command. A buffer
+uses as many updates as rounds do; those that are on the way when it ends were trained besides.
 """
 
 import resource
