@@ -617,8 +617,8 @@ def test_every_choice_builds_and_the_default_is_what_old_runs_had(group):
 
 def test_training_takes_images_over_the_computers_rate_unless_the_link_says():
     link = preset("flat_rate")
-    board = Target.from_config("computer", preset_of("computer", "raspberry_pi_cm4")).build()
-    clock = ClockSettings("contacts", computer=board)
+    board = {**preset_of("computer", "raspberry_pi_cm4"), "images_per_s": 20.0}
+    clock = ClockSettings("contacts", computer=Target.from_config("computer", board).build())
     assert clock.train_s(link, 2, [100, 50]) == [10.0, 5.0]
     assert clock.train_s(preset("flat_rate", train_s=7.0), 2, [100, 50]) == [7.0, 7.0]
 
