@@ -28,7 +28,7 @@ NEXT = {"sends": "receiving", "received": "training", "trained": "sending", "rel
 """What a satellite does from an event of its own on; transfers also wait for contacts, and for its plane."""
 LOST = ("late", "failed")
 LOOK = {
-    "contact": ("#d0d4d8", -0.45, 0.9),
+    "contact": ((INK, 0.18), -0.45, 0.9),
     "receiving": (COLOURS[0], -0.45, 0.45),
     "training": (COLOURS[4], -0.15, 0.3),
     "sending": (COLOURS[1], 0.0, 0.45),
