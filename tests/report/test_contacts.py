@@ -1,10 +1,12 @@
 """The page of a run that contacts drove: its hours, money and activity are those of its files."""
 
+from types import SimpleNamespace
+
 from conftest import SMALL, composed
 
 from fl.core.files import read_json, read_jsonl
 from fl.experiment.run import run
-from fl.report.contacts import activity
+from fl.report.contacts import activity, contacts
 from fl.report.content import of_run
 from fl.report.records import RunRecords
 
@@ -34,6 +36,16 @@ def test_who_is_passed_a_model_on_does_nothing_before_and_waits_for_its_planes_s
     timeline = [{"satellite": 1, "time_s": 3600.0 * time, "event": event} for time, event in told]
     waits = [("waits and sends", 9, 10), ("waits and sends", 10, 20)]
     assert activity(timeline) == {1: [("trains", 5, 9), *waits, ("trains", 50, 60)]}
+
+
+def test_what_planes_pass_on_and_lose_is_told():
+    told = {"hours": 3.0, "cost_usd": 20.0, "updates_used": 6, "versions": 2, "idle_share": 0.5, "contact_share": None}
+    told |= {"reached": {}, "never_returned": [], "inter_satellite_bytes": 123456}
+    told["coding_error"] = {"mean": 0.0615, "max": 0.07}
+    run = SimpleNamespace(summary={"contacts": told}, rounds=[], timeline=[])
+    (section,) = contacts(run)
+    assert section.texts[1].startswith("Satellites of a plane passed on 123,456 bytes; the second coding")
+    assert "by 6.2 % of their length" in section.texts[1]
 
 
 def test_a_run_of_contacts_has_a_section_of_its_own(tmp_path):
