@@ -433,7 +433,10 @@ def killed_at(number, monkeypatch, work):
     [
         ("fedbuff", 3),
         ("intraplane", 2),
-        *(pytest.param(each, 10, marks=pytest.mark.exhaustive) for each in ("fedasync", "fedbuff", "synchronous")),
+        *(
+            pytest.param(each, 10, marks=pytest.mark.exhaustive)
+            for each in ("fedasync", "fedbuff", "intraplane", "synchronous")
+        ),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(policy, kills, quick, monkeypatch):
