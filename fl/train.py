@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fl.core.console import label_lines, progress, say
+from fl.core.console import label_lines, loading_libraries, say
 from fl.core.cores import available_cores
 from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path, silence_s
 from fl.core.files import MIB, read_json
@@ -41,7 +41,7 @@ def _train(config: DictConfig) -> Exception | None:
         label_lines(hydra_config.job.num)
     try:
         with heartbeat(silence_s()):  # of a job in a process of its own
-            with progress("loading libraries"):
+            with loading_libraries():
                 from fl.experiment.run import run
 
             model = run(plain, run_dir, trusted=trusted, hydra_files=files)

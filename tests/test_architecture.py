@@ -117,6 +117,14 @@ def test_importing_the_package_loads_nothing_heavy():
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True, cwd=REPOSITORY).strip() == "[]"
 
 
+NOT_TO_TRAIN = ("scipy.optimize", "scipy.stats", "skyfield", "sklearn", "onnx", "mlflow", "pandas")
+
+
+def test_training_loads_nothing_that_others_need():
+    loaded = f"import sys, fl.experiment.run; print([m for m in {NOT_TO_TRAIN} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True, cwd=REPOSITORY).strip() == "[]"
+
+
 COMMANDS = [
     ["-m", "fl.train"],
     ["compare_quantizations.py"],

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fl.commands.arguments import Parser
-from fl.core.console import progress, say
+from fl.core.console import loading_libraries, say
 from fl.core.errors import ConfigError, one_line_errors
 from fl.core.files import read_json
 from fl.core.run_folder import SETTINGS, is_complete, stopped
@@ -38,7 +38,7 @@ def main() -> None:
             renew(run_dir)  # of what the tracker has missed
             return
         try:
-            with progress("loading libraries"):
+            with loading_libraries():
                 from fl.experiment.run import run
 
             model = run(read_json(run_dir / SETTINGS), run_dir, resume=True, trusted=options.trust)

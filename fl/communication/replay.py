@@ -1,13 +1,13 @@
 """Payloads of known lengths over contacts, without training: hours, money and energy under each policy."""
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import bisect
 
 from fl.communication.billing import PerStartedMinute, started_minutes
 from fl.communication.clock import ContactClock, Event, Transfer
@@ -259,14 +259,15 @@ def images_down(link: Link, image_bytes: int, num_satellites: int) -> dict[str, 
 def break_even_mb(link: Link, elapsed_s: float, num_satellites: int) -> float | None:
     """Returns the megabytes of images of a satellite that take as long as training did; None where no number does."""
 
-    def beyond(megabytes: float) -> float:
-        return images_down(link, math.ceil(megabytes * MIB), num_satellites)["elapsed_s"] - elapsed_s
+    def taken_s(thousandths: int) -> float:
+        seconds: float = images_down(link, max(1, round(thousandths * MIB / 1000)), num_satellites)["elapsed_s"]
+        return seconds
 
-    top = 1.0
-    while beyond(top) < 0:
-        if (top := 2 * top) * MIB > MOST_IMAGE_BYTES:
+    top = 1000
+    while taken_s(top) < elapsed_s:
+        if (top := 2 * top) * MIB / 1000 > MOST_IMAGE_BYTES:
             return None
-    return float(bisect(beyond, 1 / MIB, top, xtol=0.001)) if beyond(1 / MIB) < 0 else 0.0
+    return bisect_left(range(top), elapsed_s, key=taken_s) / 1000
 
 
 def _mean(values: Sequence[float]) -> float:

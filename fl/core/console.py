@@ -1,5 +1,6 @@
 """What a person sees: progress bars on a terminal, plain lines everywhere."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,6 +155,19 @@ def progress(label: str, total: float | None = None, unit: str = "", **more: Any
             yield step
     finally:
         OPEN.remove(step)
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Says that libraries are loaded; no garbage is looked for among what they make, now or later: half a second."""
+    with progress("loading libraries"):
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
+            if not gc.get_freeze_count():  # a later job of a sweep: nothing is loaded, and a run's garbage is there
+                gc.freeze()
 
 
 def _can_draw() -> bool:

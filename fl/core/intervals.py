@@ -1,9 +1,12 @@
 """How far a figure of some images may lie from that of all images."""
 
-from scipy.optimize import brentq
+from bisect import bisect_left
 
 Z = 1.959964
 """Standard normal quantile of a 95 % interval."""
+
+STEPS = 10**9
+"""Of a difference, from none to one: as closely as its interval is told."""
 
 
 def paired_interval(only_ours: float, only_theirs: float, images: int) -> tuple[float, float]:
@@ -25,7 +28,10 @@ def paired_interval(only_ours: float, only_theirs: float, images: int) -> tuple[
         variance = images * (2 * expected + difference * (1 - difference))
         return (only_ours - only_theirs - images * difference) / max(variance, 1e-12) ** 0.5
 
-    edge = 1 - 1e-9  # the score falls from one end to the other
-    low = brentq(lambda each: score(each) - Z, -edge, edge) if score(-edge) > Z else -1.0
-    high = brentq(lambda each: score(each) + Z, -edge, edge) if score(edge) < -Z else 1.0
-    return float(low), float(high)
+    def first(limit: float) -> float:
+        """Returns where the score, which falls from one end to the other, is at most `limit`."""
+        steps = range(-STEPS, STEPS + 1)
+        found = bisect_left(steps, -limit, key=lambda step: -score(step / STEPS))
+        return steps[min(found, len(steps) - 1)] / STEPS
+
+    return first(Z), first(-Z)

@@ -64,13 +64,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
     settings = settings_from(config, trusted)
     if settings.output is not None:
         speak(settings.output)
-    if grid is None:
-        _refuse_timeouts_that_nobody_keeps(settings)
-    elif settings.clock.by_contacts:
-        raise ConfigError(
-            "clock=contacts: simulated time cannot be kept by clients that Flower runs (flwr run, SuperNodes); start "
-            "the run with python -m fl.train"
-        )
+    _refuse_what_nobody_keeps(settings, elsewhere=grid is not None)
     if settings.tracking is not None:
         settings.tracking.refuse_missing()
     settings, plan = _planned(settings)
@@ -85,13 +79,9 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         if resume:
             inputs.refuse_others(run_dir)
         else:
-            for name, text in (hydra_files or {}).items():
-                (run_dir / HYDRA_FOLDER).mkdir(exist_ok=True)
-                write_bytes(run_dir / HYDRA_FOLDER / name, text.encode())
-            write_json(run_dir / SETTINGS, config)  # from here on the run can be resumed
+            _write_settings(run_dir, config, hydra_files or {})
         inputs.write(run_dir)
-        task = replace(_task(settings, inputs, run_dir, config), plan=plan, rings=_rings(settings))
-        server = make_server_app(task, resume=resume)
+        server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
@@ -107,6 +97,14 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
                 if settings.server.report and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                     write_report_or_say(run_dir)
     return run_dir / MODEL
+
+
+def _write_settings(run_dir: Path, config: dict[str, Any], hydra_files: Mapping[str, str]) -> None:
+    """Writes what the run was asked for; from here on it can be resumed."""
+    for name, text in hydra_files.items():
+        (run_dir / HYDRA_FOLDER).mkdir(exist_ok=True)
+        write_bytes(run_dir / HYDRA_FOLDER / name, text.encode())
+    write_json(run_dir / SETTINGS, config)
 
 
 def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
@@ -149,6 +147,7 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         train_s=settings.clock.train_s(settings.server.link, settings.training.local_epochs, images_of)
         if settings.clock.by_contacts
         else (),
+        rings=_rings(settings),
     )
 
 
@@ -169,8 +168,14 @@ def _rings(settings: Settings) -> Rings:
     return constellation.rings() if constellation and isinstance(settings.clock.policy, IntraPlane) else ()
 
 
-def _refuse_timeouts_that_nobody_keeps(settings: Settings) -> None:
-    if settings.engine.abandons_clients:
+def _refuse_what_nobody_keeps(settings: Settings, elsewhere: bool) -> None:
+    """Refuses simulated time for clients that Flower runs, and time limits for those that cannot be left alone."""
+    if elsewhere and settings.clock.by_contacts:
+        raise ConfigError(
+            "clock=contacts: simulated time cannot be kept by clients that Flower runs (flwr run, SuperNodes); start "
+            "the run with python -m fl.train"
+        )
+    if elsewhere or settings.engine.abandons_clients:
         return
     for name in ("reply_timeout_s", "round_timeout_s"):
         if (limit := getattr(settings.rounds, name)) is not None:

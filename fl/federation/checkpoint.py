@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "link.windows",
     "constellation.path",
     "engine",
+    "report",
     "time_limit_min",
     "tracking",
 )

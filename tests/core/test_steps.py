@@ -1,5 +1,6 @@
 """Whatever a command is at, it says so before anybody wonders; on a terminal it draws bars."""
 
+import gc
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ import time
 import pytest
 
 from fl.core import output
-from fl.core.console import progress, say
+from fl.core.console import loading_libraries, progress, say
 from fl.core.errors import ConfigError, one_line_errors
 from fl.core.output import OutputSettings
 from fl.core.steps import OPEN, Step, heartbeat
@@ -133,7 +134,7 @@ def test_libraries_and_clients_processes_are_followed_by_nobody(capfd):
 
 STEPS = """
 import time
-from fl.core.console import progress, say
+from fl.core.console import loading_libraries, progress, say
 from fl.core.errors import one_line_errors
 
 with one_line_errors(), progress("training", 2, "round") as rounds:
@@ -184,3 +185,13 @@ def test_on_a_terminal_quiet_and_json_draw_nothing():
         assert code == 0
         assert "\x1b" not in said
         assert all(json.loads(line)["event"] == "message" for line in said.splitlines())
+
+
+def test_garbage_is_looked_for_again_when_libraries_are_loaded_or_missing():
+    with loading_libraries():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count()
+    with pytest.raises(ImportError), loading_libraries():
+        raise ImportError
+    assert gc.isenabled()

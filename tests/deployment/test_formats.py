@@ -238,25 +238,6 @@ def test_unknown_formats_are_refused_before_any_work(small_run, refused):
     refused("fl", "export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
 
 
-@pytest.mark.long
-@pytest.mark.eurosat
-def test_every_format_keeps_the_accuracy_of_the_example_on_the_real_test_set(eurosat_zip, command, tmp_path):
-    for module in ("onnxruntime", "litert_torch"):
-        pytest.importorskip(module)
-    shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
-    options = ["--precisions", "all", "--formats", "all"]
-    command("compare_quantizations.py", "examples/final_model.pt", *options, check=0)
-    report = read_json(tmp_path / "examples" / "quantization_comparison.json")
-    for name, precisions in report["formats"].items():
-        for precision, entry in precisions.items():
-            print(name, precision, entry["file_size_bytes"], entry["accuracy_percent"], entry["inference_ms"])
-            assert abs(entry["accuracy_drop_percent"]) <= 0.25
-            if precision == "fp32":
-                assert entry["largest_logit_difference"] <= (5e-4 if name == "litert" else 1e-4)
-            if name in OURS:
-                assert entry["agreement_with_model_file"] >= 0.999
-
-
 @pytest.mark.parametrize("name", ["networks.Residual", "networks.Attention", "linear"])
 @pytest.mark.parametrize("kind", OURS)
 def test_programs_of_any_network_are_run_if_they_are_ours(kind, name, tmp_path):
