@@ -84,6 +84,10 @@ results: $(STAMP) ## Fill the grids on real EuroSAT: codecs, then precisions (EU
 	@$(BIN)/python benchmarks/codecs.py
 	@$(BIN)/python benchmarks/precisions.py
 
+results-orbit: $(STAMP) ## Train when contacts allow it, on real EuroSAT (EUROSAT_ZIP; about eight hours, can be stopped)
+	@$(BIN)/python benchmarks/antennas.py --json docs/antennas.json
+	@$(BIN)/python benchmarks/orbit.py
+
 tables: $(STAMP) ## Make every table and headline of README.md and docs/ again from the stored figures
 	@$(BIN)/python benchmarks/tables.py
 
@@ -104,4 +108,4 @@ clean: ## Remove the virtual environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo eurosat wheel test test-long test-all mutants test-cluster test-deployment bench results tables lint docs docs-serve clean
+.PHONY: help install demo eurosat wheel test test-long test-all mutants test-cluster test-deployment bench results results-orbit tables lint docs docs-serve clean

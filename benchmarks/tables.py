@@ -14,6 +14,7 @@ from pathlib import Path
 import contacts_table
 import faults_table
 import headlines
+import orbit_table
 import precision_table
 import screening_table
 import split_table
@@ -30,8 +31,7 @@ DOCS = ROOT / "docs"
 PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 SPEED = (
     *("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity"),
-    "averaging",
-    "scale",
+    *("averaging", "scale", "clock", "contact-plan"),
 )
 """Benchmarks; docs/speed/NAME.json is what `--json` stored."""
 
@@ -81,6 +81,39 @@ def faults(folder: Path) -> str | None:
 def contacts(folder: Path) -> str:
     """Returns the table of stored runs that are replayed over contacts."""
     return markdown(*contacts_table.table(folder))
+
+
+def contacts_bits(folder: Path) -> str:
+    """Returns the table of supposed payloads over slow links."""
+    return markdown(*contacts_table.bits_table(folder))
+
+
+def contacts_training(folder: Path) -> str:
+    """Returns the table of computers on board."""
+    return markdown(*contacts_table.training_table(folder))
+
+
+def contacts_sentences(folder: Path) -> str:
+    """Returns what all these figures say, in a list."""
+    trained, rounds = (stored(folder / kept) for kept in (orbit_table.KEPT, traffic_table.KEPT))
+    told = [*contacts_table.sentences(folder), orbit_table.staleness(trained, rounds)]
+    return "".join(f"- {sentence}\n" for sentence in told)
+
+
+def antennas(folder: Path) -> str | None:
+    """Returns the table of antennas, if docs/antennas.json is there."""
+    path = folder / "antennas.json"
+    return markdown(*(read_json(path)["printed"][0][key] for key in ("columns", "rows"))) if path.exists() else None
+
+
+def orbit(folder: Path) -> str | None:
+    """Returns the table of runs that contacts drove, if docs/orbit.json is there."""
+    return orbit_table.table(stored(folder / orbit_table.KEPT), stored(folder / traffic_table.KEPT))
+
+
+def orbit_choice(folder: Path) -> str | None:
+    """Returns what the server's step was chosen by, if docs/orbit.json has it."""
+    return orbit_table.choice_table(stored(folder / orbit_table.KEPT))
 
 
 def speed(name: str) -> Callable[[Path], str | None]:
@@ -225,6 +258,12 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "splits": splits,
     "faults": faults,
     "contacts": contacts,
+    "contacts-bits": contacts_bits,
+    "contacts-training": contacts_training,
+    "contacts-antennas": antennas,
+    "contacts-sentences": contacts_sentences,
+    "orbit": orbit,
+    "orbit-choice": orbit_choice,
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,
     "bench": bench,

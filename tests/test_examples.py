@@ -3,37 +3,98 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import documents
 import pytest
 from conftest import REPOSITORY
 
-from fl.core.files import read_json
+from fl.communication.clock import ContactClock
+from fl.communication.constellation import File, load_constellation
+from fl.communication.policies import FedBuff
+from fl.communication.pricing import load_link
+from fl.core.files import read_json, read_jsonl
 from fl.core.run_folder import is_complete
+from fl.report.plots import draw
 
-RUN = REPOSITORY / "examples" / "run"
+RUN, ORBIT = REPOSITORY / "examples" / "run", REPOSITORY / "examples" / "orbit"
 NETWORK = ("--model", "examples.small_net.SmallNet")
 
 
-def test_the_run_is_whole_small_and_says_that_its_images_are_synthetic():
-    assert is_complete(RUN)
-    assert sum(path.stat().st_size for path in RUN.rglob("*") if path.is_file()) < 2e6
-    assert "SYNTHETIC" in (RUN / "report.html").read_text()
+@pytest.mark.parametrize(("run", "most_bytes"), [(RUN, 2e6), (ORBIT, 1.5e6)], ids=["run", "orbit"])
+def test_the_run_is_whole_small_and_says_that_its_images_are_synthetic(run, most_bytes):
+    assert is_complete(run)
+    assert sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) < most_bytes
+    assert "SYNTHETIC" in (run / "report.html").read_text()
     listed = (REPOSITORY / "outputs" / "README.md").read_text()
-    for path in RUN.iterdir():
+    for path in run.iterdir():
         assert path.name in listed or path.stem in listed or path.name.startswith("model_"), path.name
-    for path in RUN.rglob("*"):
+    for path in run.rglob("*"):
         if path.suffix in (".json", ".jsonl", ".yaml", ".html"):
             assert not re.search(r"(?<![\w.~:/])/(work|home|root|tmp)/", path.read_text()), path
 
 
-def test_it_is_the_run_that_the_documents_make():
+@pytest.mark.parametrize(("run", "place"), [(RUN, "outputs/example"), (ORBIT, "outputs/orbit")], ids=["run", "orbit"])
+def test_it_is_the_run_that_the_documents_make(run, place):
     text = (REPOSITORY / "examples" / "README.md").read_text()
-    (line,) = re.findall(r"^python -m fl\.train (.*)$", text, re.MULTILINE)
-    given = [each for each in shlex.split(line) if not each.startswith("hydra.run.dir=")]
-    assert read_json(RUN / "settings.json") is not None
-    recorded = [each.removeprefix("- ") for each in (RUN / ".hydra" / "overrides.yaml").read_text().splitlines()]
-    assert recorded == given
+    (line,) = re.findall(rf"^python -m fl\.train (.*) hydra\.run\.dir={place}$", text, re.MULTILINE)
+    assert read_json(run / "settings.json") is not None
+    recorded = [each.removeprefix("- ") for each in (run / ".hydra" / "overrides.yaml").read_text().splitlines()]
+    assert recorded == shlex.split(line)
+
+
+class Recorded:
+    """Sends what the timeline of a run says was sent; what was still on the way at its end takes longer than that."""
+
+    shares_start = True
+
+    def __init__(self, timeline, train_s):
+        self._sent = {}
+        for event in timeline:
+            if event["event"] in ("sends", "arrived", "late"):
+                key = event["event"] == "sends", event["satellite"], event["version"]
+                self._sent[key] = event["payload_bytes"]
+        self._version, self._train_s = {}, train_s
+
+    def broadcast_bytes(self, satellite):
+        self._version[satellite] = self.clock.version
+        return self._sent[True, satellite, self.clock.version]
+
+    def train_s(self, satellite):
+        return self._train_s
+
+    def update_bytes(self, satellite):
+        return self._sent.get((False, satellite, self._version[satellite]), 10**7)
+
+    def arrived(self, satellite, *, late):
+        return True
+
+    def aggregate(self, updates):
+        pass
+
+
+def test_the_run_in_orbit_is_what_the_clock_makes_of_its_bytes(tmp_path):
+    timeline, settings = read_jsonl(ORBIT / "timeline.jsonl"), read_json(ORBIT / "settings.json")
+    link = load_link("ttc_uhf", settings["link"]["train_s"])
+    plan = File(str(ORBIT / "contacts.json"), "unused", None).plan(tmp_path, link.acquisition_s)
+    assert plan == load_constellation("plane_10").plan(tmp_path, link.acquisition_s)
+    world = Recorded(timeline, link.train_s)
+    world.clock = clock = ContactClock(replace(link, windows=plan.contacts), 10, 10, FedBuff(), world)
+    found = []
+    while clock.used < 10 * settings["num_rounds"]:
+        for event in clock.step():
+            seen = event.satellite is not None and event.contact is not None
+            found.append(event.to_json(plan.station(event.satellite, event.contact) if seen else None))
+    assert found == timeline
+
+
+def test_the_pictures_of_the_run_in_orbit_are_those_that_are_drawn_of_its_files(tmp_path):
+    drawn = {path.with_suffix(".svg") for path, _ in draw([ORBIT], tmp_path)}
+    kept = [path for path in ORBIT.glob("*.svg") if path.name not in ("rounds.svg", "partition.svg")]
+    assert len(kept) == 3
+    for path in kept:
+        assert tmp_path / path.name in drawn
+        assert (tmp_path / path.name).read_text() == path.read_text()
 
 
 def test_its_report_is_written_again(command, tmp_path):

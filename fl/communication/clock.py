@@ -302,12 +302,7 @@ class ContactClock:
     def _event(self, event: str, number: int, payload_bytes: int) -> Event:
         version = self.satellites[number].version
         assert version is not None
-        where = self._contact(number)
-        return Event(self.time_s, number, event, payload_bytes, version, self.time_s - self.made_s[version], where)
-
-    def _contact(self, number: int) -> int | None:
         windows: Contacts | None = self.link.windows
-        if windows is None:
-            return None
-        contact, opens_s, _ = next(windows.after(number, self.time_s))
-        return contact if opens_s <= self.time_s else None
+        contacts = windows.at(number, self.time_s) if windows else []
+        where = contacts[-1 if event == "sends" else 0] if contacts else None
+        return Event(self.time_s, number, event, payload_bytes, version, self.time_s - self.made_s[version], where)

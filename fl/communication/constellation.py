@@ -27,6 +27,8 @@ from fl.communication.orbits import (
     Station,
     TwoLines,
     clearance_km,
+    horizon_deg,
+    orbit_s,
     read_elements,
     walker,
 )
@@ -41,6 +43,9 @@ DAY_S = 86400
 MOST = 1000
 """Satellites of a constellation."""
 
+POINTS = 97
+"""Of a ground track: about one a minute."""
+
 Number = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Day = Annotated[date, Field(ge=date(1990, 1, 1), le=date(2050, 12, 31))]
 Days = Annotated[float, Field(ge=0.01, le=366, allow_inf_nan=False, strict=True)]
@@ -53,6 +58,14 @@ class Constellation(Protocol):
     @property
     def satellites(self) -> int:
         """How many there are: as many as clients."""
+
+    @property
+    def orbits(self) -> Orbits:
+        """As plain numbers.
+
+        Raises:
+            ConfigError: nobody knows them.
+        """
 
     def plan(self, cache_dir: Path, acquisition_s: float) -> Plan:
         """Returns every contact, antennas booked.
@@ -244,6 +257,11 @@ class File:
         found = planned(content.passes(), self.satellites, stations, content.contacts.period_s, acquisition_s)
         return replace(found, in_view_s=content.in_view_s, orbits=content.orbits)
 
+    @property
+    def orbits(self) -> Orbits:
+        """As plain numbers."""
+        return self._walker.orbits
+
     def rings(self) -> list[range]:
         return self._walker.rings()
 
@@ -278,6 +296,32 @@ def load_constellation(choice: str) -> Constellation:
     target.check()
     found: Constellation = target.build()
     return found
+
+
+def ground(constellation: Constellation) -> dict[str, Any]:
+    """Returns where satellites fly over one orbit, and how far stations see, as JSON knows it: a picture's content.
+
+    Raises:
+        ConfigError: nobody knows where they are; skyfield is missing.
+    """
+    elements, stations, *_ = constellation.orbits
+    highest_km = max(each.altitude_km for each in elements)
+    seconds = np.linspace(0.0, orbit_s(highest_km), POINTS).round(1)
+    nodes = sorted({each.node_deg for each in elements if isinstance(each, Circular)})
+    return {
+        "seconds": seconds,
+        "tracks": constellation.ground_tracks(seconds).round(2),
+        "planes": [nodes.index(each.node_deg) if isinstance(each, Circular) else 0 for each in elements],
+        "stations": [
+            {
+                "name": each.name,
+                "latitude_deg": each.latitude_deg,
+                "longitude_deg": each.longitude_deg,
+                "horizon_deg": round(horizon_deg(highest_km, each.mask_deg), 2),
+            }
+            for each in stations
+        ],
+    }
 
 
 def _computed(orbits: Orbits, cache_dir: Path, acquisition_s: float, told: dict[str, Any] | None = None) -> Plan:

@@ -78,6 +78,12 @@ class Contacts:
             start, end = windows[index]
             yield number, start + cycle * self.period_s, end + cycle * self.period_s
 
+    def at(self, satellite: int, time_s: float) -> list[int]:
+        """Returns the numbers, as in `after`, of the contacts that a moment is in, ends included."""
+        near = self.after(satellite, max(0.0, time_s - 1.0))  # one that has just closed among them
+        begun = itertools.takewhile(lambda each: each[1] <= time_s, near)
+        return [number for number, _, end in begun if end >= time_s]
+
     def longest_s(self, satellite: int) -> float:
         """Returns the length of the longest contact of one satellite."""
         return max(end - start for start, end in self.windows[satellite])

@@ -65,6 +65,11 @@ class TwoLines(NamedTuple):
     line2: str
 
     @property
+    def altitude_km(self) -> float:
+        """On average."""
+        return sum(self.altitudes_km) / 2
+
+    @property
     def epoch(self) -> date:
         """The day that they are of."""
         year = int(self.line1[18:20])
@@ -110,6 +115,20 @@ def walker(total: int, planes: int, phasing: int, span_deg: float) -> Iterator[t
     for plane in range(planes):
         for slot in range(total // planes):
             yield span_deg * plane / planes, (360.0 * (slot * planes + plane * phasing) / total) % 360
+
+
+def orbit_s(altitude_km: float) -> float:
+    """Returns how long a satellite takes once around: `2π · sqrt((radius + altitude)³ / µ)`."""
+    return 2 * math.pi * math.sqrt((EARTH_RADIUS_KM + altitude_km) ** 3 / EARTH_MU_KM3_S2)
+
+
+def horizon_deg(altitude_km: float, mask_deg: float) -> float:
+    """Returns how far from a station, as an angle at the centre of a spherical Earth, a satellite is as it rises.
+
+    `acos(radius · cos(mask) / (radius + altitude)) - mask`.
+    """
+    mask = math.radians(mask_deg)
+    return math.degrees(math.acos(EARTH_RADIUS_KM * math.cos(mask) / (EARTH_RADIUS_KM + altitude_km)) - mask)
 
 
 def clearance_km(altitude_km: float, satellites: int) -> float:

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,12 +138,12 @@ def replay(  # seven: the last is of one policy alone
         clock = ContactClock(*of_all, lambda number: asked[min(number, len(asked)) - 1])
     world.clock = clock
     limit_s = math.inf if max_days is None else DAY_S * max_days
-    rounds: list[dict[str, float]] = []
+    rounds, bill = list[dict[str, float]](), Bill(link)
     while clock.queue and clock.used < updates and (next_s := clock.queue[0][0]) <= limit_s:
         for event in clock.step():
             world.note(event)
         while clock.used >= (len(rounds) + 1) * per_round:
-            so_far = cost_usd(link, clock.transfers)
+            so_far = bill.until_now(clock.transfers)
             rounds.append({"updates": clock.used, "elapsed_s": next_s, "cost_usd": so_far})
     enough = clock.used >= updates
     state = "completed" if enough else "max_days" if clock.queue else "nobody is left who would send an update"
@@ -184,30 +184,39 @@ def _relayed_bytes(hops: Sequence[Hop], until_s: float) -> int:
     return sum(hop.payload_bytes for hop in hops if hop.start_s <= until_s)
 
 
-def cost_usd(link: Link, transfers: Iterable[Transfer]) -> float:
-    """Returns the money for transfers: by volume, or by contact, in which the antenna is held between two of them or
-    given back and booked again, whichever is cheaper.
+def cost_usd(link: Link, transfers: Sequence[Transfer]) -> float:
+    """Returns the money for transfers, see `Bill`."""
+    return Bill(link).until_now(transfers)
+
+
+class Bill:
+    """The money for transfers as ever more of them begin: by volume, or by contact, in which the antenna is held
+    between two of them or given back and booked again, whichever is cheaper.
     """
-    if not isinstance(link.billing, PerStartedMinute):
-        trips = (
-            Trip(
-                t.satellite,
-                True,
-                Both(*(t.wire_bytes * (t.to_satellite is up) for up in (True, False))),
-                0,
-                0,
-                0,
-                (),
-                (),
-            )
-            for t in transfers
-        )
-        return sum(sum(link.billing.cost(trip, link.acquisition_s)) for trip in trips)
-    by_contact: dict[Any, list[Use]] = defaultdict(list)
-    for number, each in enumerate(transfers):
-        for use in each.uses:
-            by_contact[each.satellite, number if use.contact is None else use.contact, use.contact is None].append(use)
-    return link.billing.usd_per_minute * sum(_minutes(uses, link.acquisition_s) for uses in by_contact.values())
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._billed, self._usd, self._started_minutes = link, 0, 0.0, 0
+        self._uses, self._minutes = defaultdict[Any, list[Use]](list), defaultdict[Any, int](int)
+
+    def until_now(self, transfers: Sequence[Transfer]) -> float:
+        """Returns the money for all transfers, those that were there the last time first."""
+        billing, acquisition_s = self._link.billing, self._link.acquisition_s
+        for number in range(self._billed, len(transfers)):
+            each = transfers[number]
+            if not isinstance(billing, PerStartedMinute):
+                wire = Both(*(each.wire_bytes * (each.to_satellite is up) for up in (True, False)))
+                self._usd += sum(billing.cost(Trip(each.satellite, True, wire, 0, 0, 0, (), ()), acquisition_s))
+                continue
+            for use in each.uses:
+                contact = each.satellite, number if use.contact is None else use.contact, use.contact is None
+                self._uses[contact].append(use)
+                minutes = _minutes(self._uses[contact], acquisition_s)
+                self._started_minutes += minutes - self._minutes[contact]
+                self._minutes[contact] = minutes
+        self._billed = len(transfers)
+        if isinstance(billing, PerStartedMinute):
+            return billing.usd_per_minute * self._started_minutes
+        return self._usd
 
 
 def _minutes(uses: Sequence[Use], acquisition_s: float) -> int:

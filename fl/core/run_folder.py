@@ -11,8 +11,10 @@ from fl.core.files import read_json, read_jsonl, sha256, write_json
 SETTINGS, INDICES, SHARES = "settings.json", "indices.npz", "shares.npz"
 PARTITION, PARTITION_PLOT = "partition.json", "partition.png"
 ROUNDS, EVENTS, ROUNDS_PLOT = "rounds.jsonl", "events.jsonl", "rounds.png"
-TIMELINE = "timeline.jsonl"
-"""Of a run that contacts drive: what each satellite did, and when."""
+CONTACTS, TIMELINE = "contacts.json", "timeline.jsonl"
+"""Of a run that contacts drive: who can see whom when; what each satellite did, and when."""
+HOURS_PLOT, ACTIVITY_PLOT, TRACKS_PLOT = "accuracy_over_hours.png", "activity.png", "ground_tracks.png"
+"""Of such a run."""
 CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint_previous.pt"
 MODEL, SUMMARY, COMMUNICATION = "final_model.pt", "summary.json", "communication.json"
 COMPARISON, COMPARISON_PLOT = "quantization_comparison.json", "quantization_comparison.png"
@@ -49,11 +51,13 @@ def is_complete(run_dir: Path) -> bool:
     except (OSError, ConfigError):
         return False
     ended = isinstance(summary, dict) and summary.get("state") in ENDED
-    report = [REPORT] if isinstance(settings, dict) and settings.get("report") is True else []
+    asked = settings if isinstance(settings, dict) else {}
+    also = [REPORT] if asked.get("report") is True else []
+    also += [HOURS_PLOT, ACTIVITY_PLOT] if asked.get("clock") == "contacts" else []
     return (
         ended
         and summary.get("model_sha256") == sha
-        and all((run_dir / name).exists() for name in (*INPUTS, ROUNDS, ROUNDS_PLOT, EVENTS, *report))
+        and all((run_dir / name).exists() for name in (*INPUTS, ROUNDS, ROUNDS_PLOT, EVENTS, *also))
     )
 
 

@@ -14,14 +14,15 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from fl.codec.tensors import not_finite
+from fl.communication.constellation import ground
 from fl.communication.plan import Plan
 from fl.communication.planes import Rings
 from fl.communication.policies import IntraPlane
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, PayloadError, counted
-from fl.core.files import remove_partial_files, write_bytes, write_json
+from fl.core.files import remove_partial_files, write_bytes, write_json, write_jsonl
 from fl.core.output import OF_THE_PROCESS, speak
-from fl.core.run_folder import CLIENTS, HYDRA_FOLDER, MODEL, MODELS, SETTINGS, SHARES
+from fl.core.run_folder import CLIENTS, CONTACTS, HYDRA_FOLDER, MODEL, MODELS, SETTINGS, SHARES
 from fl.core.run_lock import sole_writer
 from fl.core.seeds import numpy_generator
 from fl.data.settings import open_data
@@ -32,7 +33,7 @@ from fl.federation.engine import LocalGrid, RemoteGrid
 from fl.federation.server_app import make_server_app
 from fl.federation.task import ServerTask
 from fl.models.architecture import WEIGHTS
-from fl.report import write_report_or_say
+from fl.report import draw_contacts_or_say, write_report_or_say
 from fl.tracking import tracked
 from fl.training.start import Start
 
@@ -81,6 +82,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         else:
             _write_settings(run_dir, config, hydra_files or {})
         inputs.write(run_dir)
+        _write_contacts(run_dir, settings, plan)
         server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
@@ -94,8 +96,8 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
             try:
                 server(reached, context)
             finally:
-                if settings.server.report and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                    write_report_or_say(run_dir)
+                if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                    _show(run_dir, settings)
     return run_dir / MODEL
 
 
@@ -105,6 +107,30 @@ def _write_settings(run_dir: Path, config: dict[str, Any], hydra_files: Mapping[
         (run_dir / HYDRA_FOLDER).mkdir(exist_ok=True)
         write_bytes(run_dir / HYDRA_FOLDER / name, text.encode())
     write_json(run_dir / SETTINGS, config)
+
+
+def _write_contacts(run_dir: Path, settings: Settings, plan: Plan | None) -> None:
+    """Writes who can see whom when, as `constellation=file` reads it, and where they are, as far as anybody knows."""
+    windows, content = settings.server.link.windows, dict[str, Any]()
+    if not settings.clock.by_contacts or windows is None:
+        return
+    if settings.constellation is not None:
+        try:
+            content = {"ground": ground(settings.constellation)}
+        except ConfigError as error:
+            say(f"note: there will be no picture of ground tracks ({error})")
+    write_jsonl(
+        run_dir / CONTACTS,
+        [{**(plan.to_json() if plan else {"period_s": windows.period_s, "windows": windows.windows}), **content}],
+    )
+
+
+def _show(run_dir: Path, settings: Settings) -> None:
+    """Makes of the files of a run that is over what people look at."""
+    if settings.clock.by_contacts:
+        draw_contacts_or_say(run_dir)
+    if settings.server.report:
+        write_report_or_say(run_dir)
 
 
 def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:

@@ -301,10 +301,11 @@ class ContactLoop:
         """Returns what a run's summary says of its contacts, given the lines of its `rounds.jsonl`."""
         clock = self.clock
         sent, back = clock.updates()
-        trained_s = sum(self._train_s[satellite] for satellite in sent)
+        trained_s, watts = sum(self._train_s[satellite] for satellite in sent), self._settings.computer.watts
         return {
             "hours": clock.time_s / HOUR_S,
             **spent(clock),
+            "train_energy_j": None if watts is None else watts * trained_s,
             **shares(clock, trained_s, clock.time_s),
             "updates_of_satellites": [back.count(number) for number in range(clock.num_satellites)],
             "reached": {

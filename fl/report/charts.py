@@ -43,28 +43,35 @@ class Picture:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve with a name."""
+    """A curve with a name, and an interval around it where it is a mean."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    interval: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def lines(curves: Sequence[Line], x_label: str, y_label: str, *, whole_x: bool = False, log_x: bool = False) -> str:
     """Returns curves over each other, each named where it ends."""
+    return svg(lambda axes: draw_lines(axes, curves, x_label, y_label, whole_x=whole_x, log_x=log_x))
 
-    def draw(axes: "Axes") -> None:
-        for number, curve in enumerate(curves):
-            axes.plot(curve.x, curve.y, label=curve.name, **look(number))
-        axes.set(xlabel=x_label, ylabel=y_label)
-        if whole_x:
-            whole_numbers(axes.xaxis)
-        if log_x:
-            log_axis(axes, "x")
-        if len(curves) > 1:
-            name_lines(axes)
 
-    return _svg(draw)
+def draw_lines(
+    axes: "Axes", curves: Sequence[Line], x_label: str, y_label: str, *, whole_x: bool = False, log_x: bool = False
+) -> None:
+    """Draws curves over each other; several are named where they end."""
+    for number, curve in enumerate(curves):
+        drawn = look(number)
+        axes.plot(curve.x, curve.y, label=curve.name, **drawn)
+        if curve.interval is not None:
+            axes.fill_between(curve.x, *curve.interval, color=drawn["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if whole_x:
+        whole_numbers(axes.xaxis)
+    if log_x:
+        log_axis(axes, "x")
+    if len(curves) > 1:
+        name_lines(axes)
 
 
 def points(
@@ -87,7 +94,7 @@ def points(
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.2, y=0.25)
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def bars(names: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
@@ -104,27 +111,7 @@ def bars(names: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_l
         if len(parts) > 1:
             axes.legend(ncols=len(parts), loc="lower left", bbox_to_anchor=(0, 1))
 
-    return _svg(draw, height=1.2 + 0.28 * len(names))
-
-
-def spans(names: Sequence[str], done: Sequence[Sequence[tuple[str, float, float]]], x_label: str) -> str:
-    """Returns a row for each name with bars from when to when it did something, a colour and a height for each kind."""
-    kinds = list(dict.fromkeys(kind for each in done for kind, *_ in each))
-
-    def draw(axes: "Axes") -> None:
-        for number, kind in enumerate(kinds):
-            height = 0.8 - 0.2 * number
-            for row, each in enumerate(done):
-                bars = [(start, end - start) for what, start, end in each if what == kind]
-                label = kind if row == 0 else f"_{kind}"
-                axes.broken_barh(bars, (row - height / 2, height), color=COLOURS[number % 6], label=label)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.set(xlabel=x_label)
-        axes.legend(ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
-
-    return _svg(draw, height=1.2 + 0.28 * len(names))
+    return svg(draw, height=1.2 + 0.28 * len(names))
 
 
 def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_label: str, y_label: str) -> str:
@@ -142,10 +129,10 @@ def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_labe
                 text = f"{values[row, column]:,}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color="#101010")
 
-    return _svg(draw, height=1.6 + 0.27 * len(rows))
+    return svg(draw, height=1.6 + 0.27 * len(rows))
 
 
-def _svg(draw: Callable[["Axes"], None], height: float = 3.4) -> str:
+def svg(draw: Callable[["Axes"], None], height: float = 3.4) -> str:
     """Returns what is drawn as SVG without a size of its own."""
     buffer = io.StringIO()
     with drawing_library().rc_context(INKED), picture(None, 6.6, height) as (figure, (axes,)):

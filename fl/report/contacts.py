@@ -1,25 +1,12 @@
 """What the report says of a run that contacts drove: hours and money until an accuracy, and what satellites did."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from fl.core.run_folder import ROUNDS, SUMMARY, TIMELINE
-from fl.report.charts import Line, Picture, lines, spans
+from fl.core.run_folder import ACTIVITY_PLOT, ROUNDS, SUMMARY
+from fl.report.charts import Line, Picture, lines, svg
+from fl.report.orbit import ACCURACY, HOURS, hours_of, pictures_of
 from fl.report.parts import Section, Table
 from fl.report.records import RunRecords
-
-HOUR_S = 3600.0
-MOST_SATELLITES = 60
-PHASES = {
-    "received": "receives",
-    "trained": "trains",
-    "failed": "trains",
-    "arrived": "waits and sends",
-    "late": "waits and sends",
-    "relayed": "waits and sends",
-    "summed": "waits and sends",
-}
-"""What a satellite did until an event."""
 
 
 def contacts(run: RunRecords) -> Iterator[Section]:
@@ -27,19 +14,22 @@ def contacts(run: RunRecords) -> Iterator[Section]:
     told = run.summary.get("contacts")
     if not told:
         return
-    hours = [each["simulated_s"] / HOUR_S for each in run.rounds]
-    accuracy = [100 * each["test_accuracy"] for each in run.rounds]
+    hours, accuracy = hours_of(run), [100 * each["test_accuracy"] for each in run.rounds]
     pictures = []
     if hours:
-        drawn = lines([Line("test", hours, accuracy)], "simulated hours", "test accuracy (%)")
+        drawn = lines([Line("test", hours, accuracy)], HOURS, ACCURACY)
         words = f"test accuracy of {accuracy[-1]:.2f} % after {hours[-1]:,.1f} simulated hours"
         pictures.append(Picture(drawn, words, f"{ROUNDS}: simulated_s", "Accuracy over simulated time"))
-    done = activity(run.timeline)
-    if 0 < len(done) <= MOST_SATELLITES:
-        names = [f"satellite {number}" for number in sorted(done)]
-        drawn = spans(names, [done[number] for number in sorted(done)], "simulated hours")
-        words = f"what {len(done)} satellites did over {told['hours']:,.1f} simulated hours"
-        pictures.append(Picture(drawn, words, TIMELINE, "What each satellite did"))
+    for name, source, height, draw in pictures_of(run):
+        caption, words = (
+            ("What each satellite did", f"what satellites did over {told['hours']:,.1f} simulated hours")
+            if name == ACTIVITY_PLOT
+            else (
+                "Where satellites fly in one orbit, and what stations see",
+                "ground tracks of satellites and stations",
+            )
+        )
+        pictures.append(Picture(svg(draw, height), words, source, caption))
     rows = [
         [f"{goal} %", f"{each['hours']:,.1f}", f"{each['cost_usd']:,.2f}", f"{each['payload_bytes']['total']:,.0f}"]
         for goal, each in told["reached"].items()
@@ -62,18 +52,3 @@ def contacts(run: RunRecords) -> Iterator[Section]:
     if told["never_returned"]:
         texts.append(f"Never returned: satellites {', '.join(map(str, told['never_returned']))}.")
     yield Section("Simulated time", texts, pictures, tables)
-
-
-def activity(timeline: list[Mapping[str, Any]]) -> dict[int, list[tuple[str, float, float]]]:
-    """Returns what each satellite did, from when to when in hours."""
-    done: dict[int, list[tuple[str, float, float]]] = {}
-    last: dict[int, tuple[str, float]] = {}
-    for event in timeline:
-        number, time, kind = event["satellite"], event["time_s"] / HOUR_S, event["event"]
-        if number is None:
-            continue
-        before, since = last.get(number, ("", time))
-        if kind in PHASES and before and (kind != "received" or before == "sends"):  # else its neighbour sent it
-            done.setdefault(number, []).append((PHASES[kind], since, time))
-        last[number] = kind, time
-    return done

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from fl.core.figures import COLOURS, MARKERS, label_points, log_axis, look, name_lines, picture, whole_numbers
+from fl.core.figures import COLOURS, MARKERS, label_points, log_axis, look, name_lines, picture
 from fl.core.files import MIB
-from fl.core.run_folder import COMMUNICATION, COMPARISON, ROUNDS
+from fl.core.run_folder import COMMUNICATION, COMPARISON, HOURS_PLOT, ROUNDS
+from fl.report.charts import Line, draw_lines
 from fl.report.content import DAY_S, flat
+from fl.report.orbit import ACCURACY, HOURS, draw_contacts, hours_of, tell_synthetic
 from fl.report.parts import at
 from fl.report.records import RunRecords
 from fl.report.several import OWN as PLACES
@@ -20,7 +22,7 @@ from fl.report.several import OWN as PLACES
 OWN = (*PLACES, "data.path", "data.split_files")
 """Settings that differ without meaning anything."""
 PAYLOAD = "payload sent, both directions (MB of 1024² bytes)"
-LONGEST_NAME = 32
+ROUND, LONGEST_NAME = "round", 32
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,13 @@ def draw(runs: Sequence[Path], folder: Path) -> Iterator[tuple[Path, str]]:
     if not told:
         return
     groups = groups_of(told)
-    yield _curves(folder / "accuracy_over_rounds.png", groups, over_bytes=False), ROUNDS
-    yield _curves(folder / "accuracy_over_megabytes.png", groups, over_bytes=True), ROUNDS
+    yield _curves(folder / "accuracy_over_rounds.png", groups, _rounds, ROUND), ROUNDS
+    far = _far_apart([max(sent(run)[-1] for run in group.runs) for group in groups])
+    yield _curves(folder / "accuracy_over_megabytes.png", groups, sent, PAYLOAD, log_x=far), ROUNDS
+    if timed := [group for group in groups if all(map(hours_of, group.runs))]:
+        yield _curves(folder / HOURS_PLOT, timed, hours_of, HOURS), ROUNDS
+    if len(told) == 1:
+        yield from draw_contacts(told[0], folder)
     for name, x, label in (
         ("accuracy_and_megabytes", megabytes, PAYLOAD),
         ("accuracy_and_bits", bits, "bits sent for each 32-bit value"),
@@ -134,27 +141,25 @@ def draw(runs: Sequence[Path], folder: Path) -> Iterator[tuple[Path, str]]:
         yield _precisions(folder / "accuracy_and_file_size.png", groups), COMPARISON
 
 
-def _curves(path: Path, groups: Sequence[Group], *, over_bytes: bool) -> Path:
+def _curves(
+    path: Path, groups: Sequence[Group], of: Callable[[RunRecords], Any], label: str, *, log_x: bool = False
+) -> Path:
     """Means over seeds; the area is the 95 % interval."""
+    curves = []
+    for group in groups:
+        length = min(len(run.rounds) for run in group.runs)
+        scores = 100 * np.array([[each["test_accuracy"] for each in run.rounds[:length]] for run in group.runs])
+        x, mean, interval = np.mean([of(run)[:length] for run in group.runs], axis=0), scores.mean(axis=0), None
+        if len(scores) > 1:
+            half = student.ppf(0.975, len(scores) - 1) * scores.std(axis=0, ddof=1) / len(scores) ** 0.5
+            low, high = np.clip((mean - half, mean + half), 0, 100)
+            interval = low, high
+        curves.append(Line(group.name, x, mean, interval))
     with picture(path, 8, 5) as (_, (axes,)):
-        for number, group in enumerate(groups):
-            length = min(len(run.rounds) for run in group.runs)
-            scores = 100 * np.array([[each["test_accuracy"] for each in run.rounds[:length]] for run in group.runs])
-            x = np.array([each["round"] for each in group.runs[0].rounds[:length]], float)
-            if over_bytes:
-                x = np.mean([sent(run)[:length] for run in group.runs], axis=0)
-            drawn, mean = look(number), scores.mean(axis=0)
-            axes.plot(x, mean, **drawn, label=group.name)
-            if len(scores) > 1:
-                half = student.ppf(0.975, len(scores) - 1) * scores.std(axis=0, ddof=1) / len(scores) ** 0.5
-                low, high = np.clip((mean - half, mean + half), 0, 100)
-                axes.fill_between(x, low, high, color=drawn["color"], alpha=0.15, linewidth=0)
-        axes.set(xlabel=PAYLOAD if over_bytes else "round", ylabel="test accuracy (%)")
-        if not over_bytes:
-            whole_numbers(axes.xaxis)
-        elif _far_apart([max(sent(run)[-1] for run in group.runs) for group in groups]):
-            log_axis(axes, "x")
-        name_lines(axes)
+        draw_lines(axes, curves, label, ACCURACY, whole_x=label == ROUND, log_x=log_x)
+        if len(curves) == 1 and len(groups[0].runs) > 1:
+            name_lines(axes)
+        tell_synthetic(axes, [run for group in groups for run in group.runs])
     return path
 
 
@@ -180,6 +185,10 @@ def _against(path: Path, known: Sequence[tuple[Group, tuple[float, float], tuple
         bars = [(x, y + part * half) for _, (x, _), (y, half) in known for part in np.linspace(-1, 1, 9)]
         label_points(axes, [(x, y) for _, (x, _), (y, _) in known], [each.name for each, *_ in known], colours, bars)
     return path
+
+
+def _rounds(run: RunRecords) -> list[int]:
+    return [each["round"] for each in run.rounds]
 
 
 def _far_apart(values: Sequence[float]) -> bool:

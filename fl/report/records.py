@@ -15,6 +15,7 @@ from fl.core.run_folder import (
     BENCH,
     COMMUNICATION,
     COMPARISON,
+    CONTACTS,
     PARTITION,
     PREDICTIONS,
     RECOMMENDATION,
@@ -53,6 +54,7 @@ class RunRecords:
     comparison = _object_in(COMPARISON)
     recommendation = _object_in(RECOMMENDATION)
     bench = _object_in(BENCH)
+    contacts = _object_in(CONTACTS)
 
     @cached_property
     def rounds(self) -> list[Mapping[str, Any]]:

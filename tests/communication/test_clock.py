@@ -77,6 +77,21 @@ def test_a_satellite_receives_trains_sends_and_only_then_receives_again():
     assert [event.contact for event in events if event.satellite is not None] == [0, 0, 0, 0, 0, 0, None, 1]
 
 
+@pytest.mark.parametrize("period_s", [100.0, 0.1 + 0.2 + 99.4])
+def test_what_ends_with_a_contact_happened_in_it_and_what_begins_then_in_the_one_that_opens(period_s):
+    """Up 0-10, trained at 30, down 30-40: the last byte comes when the contact closes and the next one opens."""
+    over = link([(0.0, 40.0), (40.0, 50.0), (90.0, 95.0)], period_s=period_s)
+    events = run(over, FedAsync(), World(), 1, used=2)
+    assert [(event.event, event.contact) for event in events if event.satellite is not None] == [
+        ("sends", 0), ("received", 0), ("trained", 0), ("arrived", 0), ("sends", 1), ("received", 1),
+        ("trained", None), ("arrived", 3),
+    ]  # fmt: skip
+    assert over.windows.at(0, 0.0) == [0]
+    for number, opens_s, closes_s in itertools.islice(over.windows.after(0, 1e6 * period_s), 3):
+        assert number in over.windows.at(0, opens_s)
+        assert number in over.windows.at(0, closes_s)
+
+
 def test_a_model_is_frozen_when_its_first_byte_leaves_and_goes_on_in_the_next_contact():
     """Satellite 0 makes version 1 while the transfer to satellite 1 is interrupted: it still is of version 0."""
     windows = [[(0.0, 60.0)], [(0.0, 5.0), (100.0, 300.0)]]
@@ -138,6 +153,14 @@ def test_synchronous_takes_the_seconds_of_rounds(name, seed):
     assert np.allclose([b - a for a, b in itertools.pairwise(ends)], expected, rtol=0, atol=1e-6)
     full = replay(over, FedBuff(buffer_size=10), lengths_of(rounds, shares_start=seed > 0), per_round=10, updates=40)
     assert full | {"versions": 4} == found | {"versions": 4}
+
+
+@pytest.mark.parametrize("name", choices("link"))
+def test_a_bill_that_grows_is_that_of_all_transfers(name):
+    lengths = Lengths([dict.fromkeys(range(10), (3_000, 5_000, 0.0))], False)
+    found = replay(load_link(name, 100.0), FedAsync(), lengths, per_round=7, updates=70)
+    assert len(found["rounds"]) == 10
+    assert found["rounds"][-1]["cost_usd"] == found["cost_usd"]
 
 
 def test_a_buffer_and_none_wait_less_and_get_staler():

@@ -12,9 +12,9 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.communication.constellation import File, Tle, Walker, load_constellation
+from fl.communication.constellation import File, Tle, Walker, ground, load_constellation
 from fl.communication.link import WINDOWS
-from fl.communication.orbits import Circular, Orbits, Station, TwoLines, clearance_km, walker
+from fl.communication.orbits import Circular, Orbits, Station, TwoLines, clearance_km, horizon_deg, orbit_s, walker
 from fl.communication.passes import Pass, passes_of
 from fl.communication.plan import booked
 from fl.core.errors import ConfigError
@@ -165,6 +165,34 @@ def test_ground_tracks_are_where_pyorbital_says():
     longitudes, latitudes, _ = orbital.Orbital("x", line1=line1, line2=line2).get_lonlatalt(moments)
     assert track[:, 0] == pytest.approx(latitudes, abs=0.05)
     assert track[:, 1] == pytest.approx(longitudes, abs=0.05)
+
+
+def test_a_satellite_rises_and_sets_on_the_circle_of_its_station():
+    found = load_constellation("plane_10")
+    seconds = np.ravel(found.content.contacts.windows[3])
+    [station] = found.orbits.stations
+    north, east = np.radians(found.ground_tracks(seconds)[3]).T
+    here, there = np.radians([station.latitude_deg, station.longitude_deg])
+    away = np.arccos(np.sin(north) * np.sin(here) + np.cos(north) * np.cos(here) * np.cos(east - there))
+    assert np.degrees(away) == pytest.approx(np.full(len(seconds), horizon_deg(550.0, 10.0)), abs=0.25)
+
+
+@pytest.mark.parametrize("name", ["plane_10", "walker_12_3_1"])
+def test_what_a_picture_shows_of_a_constellation_is_one_orbit_of_each(name):
+    found = load_constellation(name)
+    shown = ground(found)
+    assert shown["seconds"][-1] == pytest.approx(orbit_s(550.0), abs=0.1)
+    assert np.array_equal(shown["tracks"], found.ground_tracks(shown["seconds"]).round(2))
+    assert shown["planes"] == ([0] * 10 if name == "plane_10" else [number // 4 for number in range(12)])
+    assert [each["name"] for each in shown["stations"]] == ["svalbard"]
+    there_again = shown["tracks"][:, -1] - shown["tracks"][:, 0]
+    assert np.abs(there_again[:, 0]).max() < 0.5, "one orbit later each is as far north"
+
+
+def test_elements_have_one_altitude_in_a_picture(tle_file):
+    shown = ground(Tle(str(tle_file(*ORBITS)), NEW_YEAR, 1.0, (BERLIN,)))
+    assert set(shown["planes"]) == {0}
+    assert shown["stations"][0]["horizon_deg"] == pytest.approx(horizon_deg(1200.0, 10.0), abs=0.2)
 
 
 @pytest.mark.parametrize(("name", "lost"), [("walker_12_3_1", 0.26), ("walker_40_4_1", 0.44)])
@@ -545,6 +573,8 @@ def test_the_documents_examples_are_computed():
         "lost share": 1 - contact_s / sum(each.set_s - each.rise_s for each in crowd),
         "node of satellite 6": places[6][0],
         "angle of satellite 6": places[6][1],
+        "orbit at 550 km": orbit_s(550.0),
+        "horizon at 550 km": horizon_deg(550.0, 10.0),
         "clearance of walker_40_4_1": clearance_km(550.0, 10),
         "clearance of walker_12_3_1": clearance_km(550.0, 4),
     }

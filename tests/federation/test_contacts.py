@@ -23,6 +23,7 @@ from fl.codec.changes import specs_of_difference
 from fl.codec.client_mod import RESIDUAL
 from fl.codec.payload import checksum_of
 from fl.codec.wire import WIRE
+from fl.communication.computer import Computer
 from fl.communication.contacts import Contacts
 from fl.communication.ledger import communication
 from fl.communication.link import WINDOWS
@@ -198,6 +199,15 @@ def test_fedasync_mixes_each_update_in_by_its_staleness():
     assert [record.staleness_mean for record in ran.records] == [pytest.approx(2 / 3), pytest.approx(7 / 3)]
     assert [record.staleness_max for record in ran.records] == [1, 5]
     assert [record.simulated_s for record in ran.records] == [400.0, 700.0]
+
+
+def test_trainings_take_the_energy_of_the_computer_on_board():
+    ran = Ran(FedAsync(0.6), link_over(THREE), TRAIN_300_30_30)
+    lines = [record.to_json() for record in ran.records]
+    assert ran.loop.summary(lines)["train_energy_j"] is None
+    ran.loop._settings = replace(ran.loop._settings, computer=Computer(watts=5.0, source="of a test"))
+    trained = [each.satellite for each in ran.events if each.event == "trained"]
+    assert ran.loop.summary(lines)["train_energy_j"] == 5.0 * sum(TRAIN_300_30_30[number] for number in trained) > 0
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.25])
@@ -610,8 +620,8 @@ def test_every_choice_builds_and_the_default_is_what_old_runs_had(group):
 
 def test_training_takes_images_over_the_computers_rate_unless_the_link_says():
     link = preset("flat_rate")
-    board = Target.from_config("computer", preset_of("computer", "raspberry_pi_cm4")).build()
-    clock = ClockSettings("contacts", computer=board)
+    board = {**preset_of("computer", "raspberry_pi_cm4"), "images_per_s": 20.0}
+    clock = ClockSettings("contacts", computer=Target.from_config("computer", board).build())
     assert clock.train_s(link, 2, [100, 50]) == [10.0, 5.0]
     assert clock.train_s(preset("flat_rate", train_s=7.0), 2, [100, 50]) == [7.0, 7.0]
 
