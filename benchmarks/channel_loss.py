@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fl.data.provenance import find_inputs, find_run
 from fl.models.architecture import architecture_of, input_of
@@ -25,8 +25,8 @@ def channel_losses(model_path: Path) -> dict[str, dict[str, Any]]:
     """Returns what each layer of a network loses in static INT8, in decibels over its output channels.
 
     Each layer is given what it has in the FP32 network with BatchNorm folded, so that no layer's loss is another's, on
-    test images of the run; what is compared passed the layer's ReLU, if it has one. Channels that are never above zero
-    are left out.
+    test images of the run; what is compared passed the layer's ReLU, unless something is added before. Channels that
+    are never above zero are left out.
 
     Args:
         model_path: of a run's FP32 model.
@@ -43,25 +43,28 @@ def channel_losses(model_path: Path) -> dict[str, dict[str, Any]]:
         return losses(fold_batch_norm(model), static, given(torch.from_numpy(inputs.test.images[:NUM_IMAGES])))
 
 
-def losses(folded: nn.Module, static: nn.Module, batch: Tensor) -> dict[str, dict[str, Any]]:
+def losses(folded: nn.Module, static: fx.GraphModule, batch: Tensor) -> dict[str, dict[str, Any]]:
     """Returns the figures of each layer by name, see `channel_losses`.
 
     Args:
         folded: in FP32, with the layers' names.
-        static: the same in integers.
+        static: the same in integers; its layers' ReLU is taken away.
         batch: float [n, bands, height, width].
     """
     quantized = {name: each for name, each in static.named_modules() if isinstance(each, QuantizedLayer)}
+    adding = {str(node.target) for node in static.graph.nodes if node.op == "call_module" and len(node.args) == 2}
     found: dict[str, dict[str, Any]] = {}
 
     def watch(name: str, ours: QuantizedLayer) -> None:
+        relu, ours.relu = ours.relu and name not in adding, False
+
         def told(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
             incoming = ours.incoming()
             if incoming is None:
                 raise ValueError(f"{name}: has no stored range")
             integers = ours.computed(quantize_activation(args[0], incoming), incoming, None)
             weights = run_with(layer, dequantize_weight(ours.weight, ours.weight_scale), args[0])
-            y, weights = (F.relu(each) if ours.relu else each for each in (y, weights))
+            y, weights, integers = (F.relu(each) if relu else each for each in (y, weights, integers))
             found[name] = {"kind": kind_of(layer), "weights": decibels(y, weights), "both": decibels(y, integers)}
 
         folded.get_submodule(name).register_forward_hook(told)

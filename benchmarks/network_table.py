@@ -25,6 +25,8 @@ ROWS = (
     Row("resnet18-qat4", "ResNet-18, qat int4", (*RESNET, "training=qat", "training.bits=4"), (SEED,), "resnet18"),
     Row("mobilenet-qat8", "MobileNetV3-small, qat int8", (*MOBILE, "training=qat"), (SEED,), "mobilenet"),
 )
+FORMATS_OF = ("resnet18-ecq", "mobilenet-ecq")
+"""Runs whose deployment files are shown; those of all are kept."""
 PRECISIONS = ("fp32", "fp16", "int8", "int8_static", "int4", "int2")
 SIZES = (1, 32)
 """Batch sizes of the model files that take turns."""
@@ -109,7 +111,7 @@ def formats(runs: Runs) -> str:
     """Returns one line for each deployment file, and why others are not there."""
     rows, reasons = [], []
     for row, own in present(runs):
-        for name, files in own["formats"].items():
+        for name, files in own["formats"].items() if row.name in FORMATS_OF else ():
             for precision, each in files.items():
                 percents = (100 * each[key] for key in ("accuracy", "agreement_with_model_file"))
                 cells = [row.title, name, precision, f"{each['file_size_bytes']:,}"]

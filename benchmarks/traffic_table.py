@@ -228,7 +228,7 @@ def made_with(runs: Runs) -> str:
     if not runs:
         return "No run yet."
     kinds = {
-        f"{machine(each['versions'])}, threads: {each['threads']}, commit {(each['commit'] or 'not known')[:7]}"
+        f"{machine(each['versions'])}, threads: {each['threads']}, commit {(each['commit'] or 'unknown')[:7]}"
         for each in runs.values()
     }
     return f"{len(runs)} runs, on {'; '.join(sorted(kinds))}."

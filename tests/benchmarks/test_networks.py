@@ -86,7 +86,10 @@ def test_tables_say_what_was_measured(runs, tmp_path):
     assert "Not finished: 2 of 6 runs." in network_table.traffic(found)
     row = "| ResNet-18 | INT8 (dynamic) | 265 | 26.5 % | 89.80 % | -0.20 | 98.00 % | 2.00 (1.00×) | 8.00 (1.00×) |"
     assert f"{row} 100 B in 2 | onednn-int8 |" in network_table.precisions(found)
-    assert "| ResNet-18 | onnx | int8 | 265 | 89.80 % | 99.00 % | 0.50 |" in network_table.formats(found)
+    assert (
+        "| ResNet-18, ecq, 1 bit both ways | onnx | int8 | 265 | 89.30 % | 99.00 % | 0.50 |"
+        in network_table.formats(found)
+    )
     assert "ResNet-18: litert left out (int8): it cannot hold it." in network_table.formats(found)
     row = "| ResNet-18 | depthwise | 2 | 8 | 35.0 | 30.0 | 12.5 % | 11.0 (`a`) |"
     assert row in network_table.channels(found)
