@@ -264,25 +264,26 @@ def test_a_file_of_before_adds_in_float(chain, executed_by):
 
 
 class Reused(nn.Module):
-    """Sums of what a convolution takes itself, of what is used afterwards, and of a view of it."""
+    """Sums of what the convolution takes itself, of what nobody needs then, and of what another view shows."""
 
     def __init__(self, num_classes=10, in_channels=3):
         super().__init__()
         self.first = nn.Conv2d(in_channels, 8, 5, stride=4)
-        self.own, self.later, self.viewed, self.last = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
-        self.head = nn.Linear(3 * 8 * 225, num_classes)
+        self.own, self.inner, self.plain = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.between, self.viewed, self.last = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(2 * 8 * 225, num_classes)
 
     def forward(self, x):
         x = self.first(x).relu()
-        own = self.own(x) + x
-        later = torch.add(x, self.later(own))
-        viewed = own.view(-1, 8, 15, 15)
-        viewed = self.viewed(later) + viewed
-        return self.head(torch.cat([each.flatten(1) for each in (self.last(own), later, viewed)], 1))
+        x = self.own(x) + x
+        x = torch.add(x, self.plain(self.inner(x)))
+        one, other = x.view(-1, 8, 15, 15), x.view(-1, 8, 15, 15)
+        x = self.viewed(self.between(x)) + one
+        return self.head(torch.cat([x.flatten(1), self.last(other).flatten(1)], 1))
 
 
 def test_what_is_added_may_be_needed_later(executed_by):
-    kept = {"own": True, "later": False, "viewed": True}
+    kept = {"own": True, "plain": False, "viewed": True}
     model, x = used(Architecture(Target(f"{__name__}.Reused", {}, "model")).initial(0)), to_input(images())
     converted = precision_of("int8_static").convert(model, x)
     with torch.inference_mode():
@@ -295,13 +296,15 @@ class Unlike(nn.Module):
 
     def __init__(self, num_classes=10, in_channels=3):
         super().__init__()
-        self.first, self.wide = nn.Conv2d(in_channels, 8, 5, stride=4), nn.Conv2d(8, 8, 1)
+        self.first = nn.Conv2d(in_channels, 8, 5, stride=4)
+        self.wide, self.same = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.scaled, self.shared, self.early = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
         self.head = nn.Linear(8, num_classes)
 
     def forward(self, x):
         x = self.first(x).relu()
-        x = self.wide(x) + x.mean((2, 3), keepdim=True)
+        mean = self.wide(x.mean((2, 3), keepdim=True))
+        x = mean + self.same(x)
         x = torch.add(x, self.scaled(x), alpha=2)
         shared = self.shared(x)
         x = shared + x
@@ -313,7 +316,7 @@ def test_what_is_not_the_sum_of_a_convolution_is_added_in_float(executed_by):
     model, x = used(Architecture(Target(f"{__name__}.Unlike", {}, "model")).initial(0)), to_input(images())
     converted = precision_of("int8_static").convert(model, x)
     layers = [node for node in converted.graph.nodes if node.op == "call_module"]
-    assert [len(node.args) for node in layers] == [1] * 6
+    assert [len(node.args) for node in layers] == [1] * 7
     with torch.inference_mode():
         assert relative_error(model(x), converted(x)) <= 0.05
 
