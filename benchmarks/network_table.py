@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from channel_loss import LOW
 from grid import Row, Runs
+from layer_loss import LOW
 from pairs import paired, within
 from precision_table import TITLES
 from traffic_table import both, fewer, made_with
@@ -50,7 +50,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def table(runs: Runs) -> str:
     """Returns all tables of the grid."""
-    return "\n".join([traffic(runs), precisions(runs), formats(runs), channels(runs), targets(runs)])
+    return "\n".join([traffic(runs), precisions(runs), formats(runs), channels(runs), times(runs), targets(runs)])
 
 
 def change(row: Row, runs: Runs, precision: str = "fp32") -> str:
@@ -125,8 +125,8 @@ def channels(runs: Runs) -> str:
     """Returns one line for each run and kind of layer: what static INT8 costs its channels."""
     rows = []
     for row, own in present(runs):
-        for kind in dict.fromkeys(each["kind"] for each in own["channels"].values()):
-            layers = {name: each for name, each in own["channels"].items() if each["kind"] == kind}
+        for kind in dict.fromkeys(each["kind"] for each in own["layers"].values()):
+            layers = {name: each for name, each in own["layers"].items() if each["kind"] == kind}
             losses = [each["both"] for each in layers.values()]
             count, low = (sum(each[key] for each in losses) for key in ("channels", "low"))
             middles = (
@@ -138,6 +138,23 @@ def channels(runs: Runs) -> str:
     columns = ["run", "layers", "number", "channels", "dB, weights alone", "dB, INT8 static"]
     columns += [f"channels below {LOW:g} dB", "worst channel"]
     told = "Signal over error of a layer's result, with exact inputs: medians over its channels, then over layers"
+    return f"{markdown(columns, rows)}\n{TOLD}. {told}.\n"
+
+
+def times(runs: Runs) -> str:
+    """Returns one line for each run after FP32 training and kind of layer: its milliseconds in FP32 and static INT8."""
+    rows = []
+    for row, own in present(runs):
+        left = {name: own["ms_p50"][name][str(SIZES[-1])] for name in ("fp32", "int8_static")}
+        for kind in dict.fromkeys(each["kind"] for each in own["layers"].values()) if row.name == row.baseline else ():
+            layers = [each for each in own["layers"].values() if each["kind"] == kind]
+            fp32, int8 = (sum(each[f"{name}_ms"] for each in layers) for name in ("fp32", "int8"))
+            left = {"fp32": left["fp32"] - fp32, "int8_static": left["int8_static"] - int8}
+            rows.append([row.title, kind, f"{len(layers)}", f"{fp32:.2f}", f"{int8:.2f}", f"{fp32 / int8:.2f}×"])
+        if row.name == row.baseline:
+            rows.append([row.title, "all else", "", *(f"{each:.2f}" for each in left.values()), ""])
+    columns = ["run", "layers", "number", "FP32 ms", "INT8 static ms", "ratio"]
+    told = f"Batch {SIZES[-1]}, one thread: medians of each layer alone; all else: what is left of the network's"
     return f"{markdown(columns, rows)}\n{TOLD}. {told}.\n"
 
 

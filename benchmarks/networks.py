@@ -5,7 +5,8 @@
 The runs of benchmarks/network_table.py on real EuroSAT (EUROSAT_ZIP): ResNet-18 and MobileNetV3-small with the
 published stems, 5 rounds of one local epoch, one seed. Of every finished run it makes `compare_quantizations.py RUN
 --precisions all --formats all`, lets the model files take turns (`python -m fl bench`), and asks what each layer loses
-by channel. Figures are kept in docs/networks.json; it can be stopped at any time; `--again` measures runs anew.
+by channel and gains in time. Figures are kept in docs/networks.json; it can be stopped at any time; `--again` measures
+finished runs anew.
 """
 
 import sys
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from channel_loss import channel_losses
 from grid import MODEL, ROOT, THREADS, basic_figures, call, commit_of, fill, options_of
+from layer_loss import layer_losses
 from network_table import KEPT, PRECISIONS, ROWS, SIZES, table
 from traffic_table import traffic_of
 
 from fl.core.console import say
 from fl.core.errors import one_line_errors
 from fl.core.files import read_json, write_json
+from fl.core.machine import compute_with
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON
 
@@ -33,6 +35,7 @@ IMAGES = 1280
 
 def figures(run_dir: Path, again: bool) -> dict[str, Any]:
     """Returns a run's figures with those of its model in every precision and format, measured if they are not."""
+    compute_with(THREADS)
     basic = basic_figures(run_dir)
     path = run_dir / COMPARISON
     kept = read_json(path) if path.exists() and not again else {"model_sha256": None}
@@ -59,7 +62,7 @@ def figures(run_dir: Path, again: bool) -> dict[str, Any]:
             }
             for each in speed["models"]
         },
-        "channels": channel_losses(run_dir / MODEL),
+        "layers": layer_losses(run_dir / MODEL),
         "measured_with": {
             "commit": commit_of(ROOT),
             "threads": report["environment"]["threads"],

@@ -240,6 +240,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "networks-precisions": networks(network_table.precisions),
     "networks-formats": networks(network_table.formats),
     "networks-channels": networks(network_table.channels),
+    "networks-times": networks(network_table.times),
     "networks-targets": networks(network_table.targets),
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,

@@ -15,7 +15,7 @@ from fl.quantization.folding import fold_batch_norm
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
-import channel_loss
+import layer_loss
 import network_table
 import tables
 from grid import VERSION, stored
@@ -38,15 +38,16 @@ def entry(row, accuracy=0.9, int8_bytes=265, static_ms=4.0):
         }
         for place, (name, size) in enumerate(BYTES.items())
     }
+    ms = {"fp32_ms": 1.5, "int8_ms": 1.0}
     losses = {"channels": 4, "low": 1, "median": 30.0, "least": 11.0}
     return {
         "row": row.name, "seed": SEED, "overrides": list(row.overrides), "num_parameters": 1234,
         "test_accuracy": accuracy, "precisions": files, "left_out": ["litert left out (int8): it cannot hold it"],
         "ms_p50": {name: {"1": 2.0, "32": static_ms if name == "int8_static" else 8.0} for name in BYTES},
         "formats": {"onnx": {"int8": {**files["int8"], "agreement_with_model_file": 0.99, "inference_ms": 0.5}}},
-        "channels": {
-            "a": {"kind": "depthwise", "weights": {**losses, "median": 40.0}, "both": losses},
-            "b": {"kind": "depthwise", "weights": losses, "both": {**losses, "low": 0, "least": 21.0}},
+        "layers": {
+            "a": {"kind": "depthwise", "weights": {**losses, "median": 40.0}, "both": losses, **ms},
+            "b": {"kind": "depthwise", "weights": losses, "both": {**losses, "low": 0, "least": 21.0}, **ms},
         },
         **{f"{way}_payload_bytes": 100 for way in ("broadcast", "update")},
         **{f"{way}_fp32_bytes": 3000 for way in ("broadcast", "update")},
@@ -93,6 +94,8 @@ def test_tables_say_what_was_measured(runs, tmp_path):
     assert "ResNet-18: litert left out (int8): it cannot hold it." in network_table.formats(found)
     row = "| ResNet-18 | depthwise | 2 | 8 | 35.0 | 30.0 | 12.5 % | 11.0 (`a`) |"
     assert row in network_table.channels(found)
+    assert "| ResNet-18 | depthwise | 2 | 3.00 | 2.00 | 1.50× |" in network_table.times(found)
+    assert "| ResNet-18 | all else |  | 5.00 | 2.00 |  |" in network_table.times(found)
     told = "One seed (101), 5 rounds x 1 local epoch, published stem"
     assert all(told in tables.PARTS[name](tmp_path) for name in tables.PARTS if name.startswith("networks"))
 
@@ -135,12 +138,13 @@ def test_a_small_channel_is_what_a_common_range_costs():
     x = to_input(torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     static = precision_of("int8_static").convert(model, x)
     with torch.inference_mode():
-        found = channel_loss.losses(fold_batch_norm(model), static, x)
+        found = layer_loss.losses(fold_batch_norm(model), static, x)
     assert {name: each["kind"] for name, each in found.items()} == {
         "first": "convolution", "deep": "depthwise", "head": "linear",
     }  # fmt: skip
     deep = found["deep"]
-    assert deep["both"]["least"] < channel_loss.LOW < deep["weights"]["least"]
+    assert all(each["fp32_ms"] > 0 < each["int8_ms"] for each in found.values())
+    assert deep["both"]["least"] < layer_loss.LOW < deep["weights"]["least"]
     assert deep["both"]["least"] < deep["both"]["median"] < deep["weights"]["median"]
 
 
@@ -148,7 +152,7 @@ def test_decibels_are_of_power_over_error_by_channel():
     exact = torch.ones(2, 3, 4)
     exact[:, 2] = 0  # a channel without any signal is left out
     wrong = exact + torch.tensor([0.09, 0.01, 0.5])[:, None]
-    found = channel_loss.decibels(exact, wrong)
+    found = layer_loss.decibels(exact, wrong)
     assert (found["channels"], found["low"]) == (2, 0)
     assert found["least"] == pytest.approx(20.915, abs=1e-3)
-    assert channel_loss.decibels(exact[:, :1], 1.2 * exact[:, :1])["low"] == 1
+    assert layer_loss.decibels(exact[:, :1], 1.2 * exact[:, :1])["low"] == 1

@@ -1,4 +1,4 @@
-"""What a network's layers lose as integers, channel by channel: signal-to-noise ratios of the results of each layer."""
+"""What a network's layers lose as integers, channel by channel, and what they gain: signal over error, milliseconds."""
 
 import math
 from pathlib import Path
@@ -6,23 +6,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from layer_speed import timed
 from torch import Tensor, fx, nn
 
 from fl.data.provenance import find_inputs, find_run
 from fl.models.architecture import architecture_of, input_of
+from fl.models.net import channels_last
 from fl.quantization import precision_of
 from fl.quantization.folding import fold_batch_norm
 from fl.quantization.model_file import load_fp32
 from fl.quantization.modules import QuantizedLayer
 from fl.quantization.numeric import dequantize_weight, quantize_activation
 
-NUM_IMAGES = 256
+NUM_IMAGES, BATCH_SIZE, REPEATS = 256, 32, 20
 LOW = 20.0
 """Decibels: a channel below it has a hundredth of its power in errors, or more."""
 
 
-def channel_losses(model_path: Path) -> dict[str, dict[str, Any]]:
-    """Returns what each layer of a network loses in static INT8, in decibels over its output channels.
+def layer_losses(model_path: Path) -> dict[str, dict[str, Any]]:
+    """Returns what each layer of a network loses in static INT8, in decibels over its output channels, and its times.
 
     Each layer is given what it has in the FP32 network with BatchNorm folded, so that no layer's loss is another's, on
     test images of the run; what is compared passed the layer's ReLU, unless something is added before. Channels that
@@ -40,11 +42,13 @@ def channel_losses(model_path: Path) -> dict[str, dict[str, Any]]:
     calibration = given(torch.from_numpy(inputs.calibration[: precision.num_calibration_images]))
     static: Any = precision.convert(model, calibration)
     with torch.inference_mode():
-        return losses(fold_batch_norm(model), static, given(torch.from_numpy(inputs.test.images[:NUM_IMAGES])))
+        return losses(
+            channels_last(fold_batch_norm(model)), static, given(torch.from_numpy(inputs.test.images[:NUM_IMAGES]))
+        )
 
 
 def losses(folded: nn.Module, static: fx.GraphModule, batch: Tensor) -> dict[str, dict[str, Any]]:
-    """Returns the figures of each layer by name, see `channel_losses`.
+    """Returns the figures of each layer by name, see `layer_losses`.
 
     Args:
         folded: in FP32, with the layers' names.
@@ -62,10 +66,17 @@ def losses(folded: nn.Module, static: fx.GraphModule, batch: Tensor) -> dict[str
             incoming = ours.incoming()
             if incoming is None:
                 raise ValueError(f"{name}: has no stored range")
-            integers = ours.computed(quantize_activation(args[0], incoming), incoming, None)
+            q, x = quantize_activation(args[0], incoming), args[0][:BATCH_SIZE]
+            integers = ours.computed(q, incoming, None)
             weights = run_with(layer, dequantize_weight(ours.weight, ours.weight_scale), args[0])
             y, weights, integers = (F.relu(each) if relu else each for each in (y, weights, integers))
-            found[name] = {"kind": kind_of(layer), "weights": decibels(y, weights), "both": decibels(y, integers)}
+            found[name] = {
+                "kind": kind_of(layer),
+                "weights": decibels(y, weights),
+                "both": decibels(y, integers),
+                "fp32_ms": timed(lambda: run_with(layer, layer.weight, x), REPEATS)[1],
+                "int8_ms": timed(lambda: ours.computed(q[:BATCH_SIZE], incoming, ours.outgoing()), REPEATS)[1],
+            }
 
         folded.get_submodule(name).register_forward_hook(told)
 
