@@ -9,19 +9,16 @@ table that is made of them (benchmarks/tables.py). Real EuroSAT (EUROSAT_ZIP); o
 and go with --folder, which keeps such figures out of the docs.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tables
 from grid import basic_figures, fill, options_of
-from traffic_table import KEPT, ROWS, lines_of, table
+from traffic_table import DIRECTIONS, KEPT, ROWS, lines_of, table, traffic_of
 
 from fl.core.console import say
 from fl.core.errors import one_line_errors
-from fl.core.records import read_rounds, traffic
-
-DIRECTIONS = ("broadcast", "update")
+from fl.core.records import read_rounds
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
@@ -34,20 +31,6 @@ def figures(run_dir: Path) -> dict[str, Any]:
         "reference_accuracy": rounds[-1].get("reference_accuracy"),
         **{f"{key}_by_round": [each[key] for each in moved] for key in by_round},
         **{key: sum(each[key] for each in moved) for key in moved[0]},
-    }
-
-
-def traffic_of(record: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the payload bytes of a round, and what FP32 would have sent from the same start.
-
-    Args:
-        record: a line of `rounds.jsonl`, as `fl.core.records.read_rounds` returns it.
-    """
-    sums = {way: traffic(record, way) for way in DIRECTIONS}
-    return {
-        **{f"{way}_payload_bytes": each["payload_bytes"] for way, each in sums.items()},
-        **{f"{way}_fp32_bytes": each["fp32_payload_bytes"] for way, each in sums.items()},
-        "shared_start_bytes": record["shared_start_bytes"],
     }
 
 

@@ -192,15 +192,16 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
     return run_dir
 
 
-def call(command: Sequence[str], what: str) -> None:
-    """Runs a command of the project quietly.
+def call(command: Sequence[str], what: str) -> str:
+    """Runs a command of the project quietly, and returns what it said.
 
     Raises:
         RunError: it failed, with its own last line.
     """
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"{what}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
 
 
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:

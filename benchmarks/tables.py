@@ -14,12 +14,13 @@ from pathlib import Path
 import contacts_table
 import faults_table
 import headlines
+import network_table
 import orbit_table
 import precision_table
 import screening_table
 import split_table
 import traffic_table
-from grid import ROOT, stored
+from grid import ROOT, Runs, stored
 from table import parser_of
 from traffic_plot import plot_traffic
 
@@ -76,6 +77,16 @@ def splits(folder: Path) -> str | None:
 def faults(folder: Path) -> str | None:
     """Returns the table of clients that fail or attack, if docs/faults.json is there."""
     return faults_table.table(stored(folder / faults_table.KEPT)) if (folder / faults_table.KEPT).exists() else None
+
+
+def networks(shown: Callable[[Runs], str]) -> Callable[[Path], str | None]:
+    """Returns the function that gives a table of networks, if docs/networks.json is there."""
+
+    def made(folder: Path) -> str | None:
+        path = folder / network_table.KEPT
+        return shown(stored(path)) if path.exists() else None
+
+    return made
 
 
 def contacts(folder: Path) -> str:
@@ -264,6 +275,12 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "contacts-sentences": contacts_sentences,
     "orbit": orbit,
     "orbit-choice": orbit_choice,
+    "networks": networks(network_table.traffic),
+    "networks-precisions": networks(network_table.precisions),
+    "networks-formats": networks(network_table.formats),
+    "networks-channels": networks(network_table.channels),
+    "networks-times": networks(network_table.times),
+    "networks-targets": networks(network_table.targets),
     "precisions-after": precisions_after,
     "precisions-trained": precisions_trained,
     "bench": bench,

@@ -11,7 +11,9 @@ from grid import REPORTED, TUNED_ON, Row, Runs, stored
 from pairs import Paired, paired, verdict, within
 
 from fl.core.files import MIB
+from fl.core.records import traffic
 
+DIRECTIONS = ("broadcast", "update")
 KEPT, KEPT_TUNED = "codecs.json", "codecs_tuned.json"
 DIRICHLET = ("partition=dirichlet", "partition.alpha=0.3")
 ONE, HALF = 0.94, ("tcq", 0.51, 0.51)
@@ -75,6 +77,20 @@ TUNED_ROWS = (
 )
 """Runs that settings were chosen by, with bits that counted tables and small tensors, too: for the record, never filled
 again, judged by nothing."""
+
+
+def traffic_of(record: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the payload bytes of a round, and what FP32 would have sent from the same start.
+
+    Args:
+        record: a line of `rounds.jsonl`, as `fl.core.records.read_rounds` returns it.
+    """
+    sums = {way: traffic(record, way) for way in DIRECTIONS}
+    return {
+        **{f"{way}_payload_bytes": each["payload_bytes"] for way, each in sums.items()},
+        **{f"{way}_fp32_bytes": each["fp32_payload_bytes"] for way, each in sums.items()},
+        "shared_start_bytes": record["shared_start_bytes"],
+    }
 
 
 def fewer(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -212,7 +228,7 @@ def made_with(runs: Runs) -> str:
     if not runs:
         return "No run yet."
     kinds = {
-        f"{machine(each['versions'])}, threads: {each['threads']}, commit {(each['commit'] or 'not known')[:7]}"
+        f"{machine(each['versions'])}, threads: {each['threads']}, commit {(each['commit'] or 'unknown')[:7]}"
         for each in runs.values()
     }
     return f"{len(runs)} runs, on {'; '.join(sorted(kinds))}."

@@ -55,7 +55,8 @@ class Hop:
 
 @dataclass
 class PlaneClock(ContactClock):
-    """The queue of `policies.IntraPlane`; see `ContactClock`.
+    """The queue of `policies.IntraPlane`; see `ContactClock`. A satellite is busy while its plane awaits its training,
+    then while its update is on the way in the plane's sum.
 
     Args:
         world: see `PlaneWorld`.

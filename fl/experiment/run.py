@@ -83,8 +83,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
             _write_settings(run_dir, config, hydra_files or {})
         inputs.write(run_dir)
         _write_contacts(run_dir, settings, plan)
-        task = replace(_task(settings, inputs, run_dir, config), plan=plan, rings=_rings(settings))
-        server = make_server_app(task, resume=resume)
+        server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
@@ -174,6 +173,7 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         train_s=settings.clock.train_s(settings.server.link, settings.training.local_epochs, images_of)
         if settings.clock.by_contacts
         else (),
+        rings=_rings(settings),
     )
 
 

@@ -1,7 +1,8 @@
 """Any network in integers: its convolutions and linear layers quantized in the graph that torch.fx traces of it."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -24,14 +25,19 @@ SHAPES = ("size", "dim", "shape")
 """What asks a tensor for no values."""
 MOVED = (torch.flatten, "flatten", "view", "reshape", "contiguous", nn.Flatten)
 """What moves values and does not change them."""
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 POOLS = (F.max_pool2d, torch.max_pool2d, nn.MaxPool2d)
+Place = tuple[str, int]
+"""What a layer takes: 0, its input, or 1, what it adds."""
+Range = tuple[float, float]
 
 
 class QuantizedGraph(fx.GraphModule):
     """A network with every convolution and linear layer in integers, as traced; all else in float32.
 
     BatchNorm is folded where it follows a layer. Dynamic: what a layer takes is quantized over the range of the batch.
-    Static: over stored ranges, and what only other layers take stays uint8 on its way, through ReLU and max pooling.
+    Static: over stored ranges, and what only other layers take stays uint8 on its way, through ReLU and max pooling; a
+    convolution adds what is added to its result, and rounds once.
     The first layer is given the integers of an 8-bit image; where it pads, an edge is half a pixel's step from zero. Of
     images that are normalised band by band it takes what any layer takes.
     """
@@ -58,21 +64,33 @@ def quantized(model: Network, calibration: Tensor | None = None, groups: GroupLe
     whole = traced(folded)
     if whole is None:
         return _layer_by_layer(folded, groups)
+    _without_what_does_nothing(whole)
     layers = _layers_of(whole)
     exact = set() if architecture_of(model).pixels.mean else {n for n, node in layers.items() if _sees_image(node)}
-    ranges = _ranges(whole, {*layers} - exact, calibration) if calibration is not None else {}
-    _without_what_does_nothing(whole)
+    sums, ranges = _additions(whole, layers), dict[Place, Range]()
+    if calibration is not None:
+        inputs = {(name, 0): (node, node.args[0]) for name, node in layers.items() if name not in exact}
+        others = {(name, 1): (node, _other(node, layers[name])) for name, node in sums.items()}
+        ranges = _ranges(whole, inputs | others, calibration)
+    for name, node in sums.items():
+        if (name, 1) in ranges:
+            layers[name] = _added_within(whole, layers[name], node)
     joined = {name: _joined(node, layers) for name, node in layers.items()} if ranges else {}
     for consumers in joined.values():  # one value, one range: pooling may have narrowed it for some
         if consumers:
             wide = _widest([ranges[each] for each in consumers])
             ranges |= dict.fromkeys(consumers, wide)
-    stored = {name: choose_activation_qparams(*found) for name, found in ranges.items()}
-    made = _replaced(folded, {**dict.fromkeys(layers), **stored, **dict.fromkeys(exact, IMAGE)}, groups)
+    stored = {key: choose_activation_qparams(*found) for key, found in ranges.items()}
+    known = {name: IMAGE if name in exact else stored.get((name, 0)) for name in layers}
+    made = _replaced(folded, known, groups)
     for name, node in layers.items():
         made[name].relu = _fused_relu(whole, node)
     for name, consumers in joined.items():
-        made[name].following = tuple(made[each] for each in consumers)
+        made[name].following = tuple(made[each] for each, place in consumers if place == 0)
+        for each in (each for each, place in consumers if place == 1):
+            made[each].added_from, made[each].keeps_added = (made[name],), _needed_later(layers[each])
+        if consumers and not made[name].following:
+            made[name].store_output(stored[consumers[0]])
     _pool_integers(whole)
     whole.graph.lint()
     return cast(Network, QuantizedGraph(folded, whole.graph))
@@ -103,16 +121,69 @@ def _layers_of(whole: fx.GraphModule) -> dict[str, fx.Node]:
     }
 
 
-def _ranges(whole: fx.GraphModule, layers: Collection[str], calibration: Tensor) -> dict[str, tuple[float, float]]:
-    """Returns the smallest and the largest value that each layer is given."""
-    found: dict[str, tuple[float, float]] = {}
+def _additions(whole: fx.GraphModule, layers: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
+    """Returns the additions to the result of a convolution that follow it at once and alone take it, by its name."""
+    found = {}
+    for addition in whole.graph.nodes:
+        if not _is(addition, whole, ADDITIONS) or addition.kwargs:
+            continue
+        layer, operands = addition.prev, {each for each in addition.args if isinstance(each, fx.Node)}
+        name = str(layer.target)
+        is_layer = layers.get(name) is layer and isinstance(whole.get_submodule(name), nn.Conv2d)
+        if is_layer and layer in operands and len(operands) == 2 and list(layer.users) == [addition]:
+            found[name] = addition
+    return found
+
+
+def _other(addition: fx.Node, layer: fx.Node) -> fx.Node:
+    """Returns what is added to the result of a layer."""
+    return next(cast(fx.Node, each) for each in addition.args if each is not layer)
+
+
+def _added_within(whole: fx.GraphModule, layer: fx.Node, addition: fx.Node) -> fx.Node:
+    """Lets a layer add what is added to its result, and returns its new node."""
+    with whole.graph.inserting_before(addition):
+        node = whole.graph.call_module(str(layer.target), (layer.args[0], _other(addition, layer)))
+    addition.replace_all_uses_with(node)
+    whole.graph.erase_node(addition)
+    whole.graph.erase_node(layer)
+    return node
+
+
+def _needed_later(node: fx.Node) -> bool:
+    """Tells whether what a layer adds, or what shares its memory, is used by the layer itself or after it."""
+    whole, root = cast(fx.GraphModule, node.graph.owning_module), cast(fx.Node, node.args[1])
+    while _is(root, whole, MOVED):
+        root = cast(fx.Node, root.args[0])
+    shared = [root]
+    for each in shared:
+        shared += [user for user in each.users if _is(user, whole, MOVED)]
+    users = {user for each in shared for user in each.users}
+    return node.args[0] in shared or any(node < user for user in users)
+
+
+def _ranges(
+    whole: fx.GraphModule, taken: Mapping[Place, tuple[fx.Node, Any]], calibration: Tensor
+) -> dict[Place, Range]:
+    """Returns the smallest and the largest value of what is taken, but of what is added in another shape.
+
+    Args:
+        whole: the network.
+        taken: who takes it, and what, by place.
+        calibration: float [n, bands, height, width].
+    """
+    found, wanted = dict[Place, Range](), defaultdict[fx.Node, list[tuple[Place, fx.Node]]](list)
+    for place, (user, value) in taken.items():
+        wanted[user].append((place, value))
 
     class Watched(fx.Interpreter):
-        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if target in layers:
-                low, high = torch.aminmax(args[0])
-                found[target] = _widest([(low.item(), high.item()), found.get(target, (0.0, 0.0))])
-            return super().call_module(target, args, kwargs)
+        def run_node(self, n: fx.Node) -> Any:
+            for (name, place), value in wanted[n]:
+                values = [self.env[each] for each in (n.args if place else (value,)) if isinstance(each, fx.Node)]
+                if all(isinstance(each, Tensor) and each.shape[1:] == values[0].shape[1:] for each in values):
+                    low, high = torch.aminmax(self.env[value])
+                    found[name, place] = _widest([(low.item(), high.item()), found.get((name, place), (0.0, 0.0))])
+            return super().run_node(n)
 
     with torch.inference_mode():
         for batch in calibration.split(max(1, CALIBRATION_PIXELS // calibration[0, 0].numel())):
@@ -155,18 +226,18 @@ def _without_what_does_nothing(whole: fx.GraphModule) -> None:
             whole.graph.erase_node(node)
 
 
-def _joined(node: fx.Node, layers: Mapping[str, fx.Node]) -> tuple[str, ...]:
-    """Returns the layers that a node's value goes to, if it goes nowhere else on ways that integers can take."""
-    whole, found = cast(fx.GraphModule, node.graph.owning_module), []
-    open_ends = list(node.users)
+def _joined(node: fx.Node, layers: Mapping[str, fx.Node]) -> tuple[Place, ...]:
+    """Returns where layers take a node's value, if it goes nowhere else on ways that integers can take."""
+    whole, found = cast(fx.GraphModule, node.graph.owning_module), list[Place]()
+    open_ends = [(node, user) for user in node.users]
     while open_ends:
-        user = open_ends.pop(0)
+        value, user = open_ends.pop(0)
         if user.op == "call_module" and layers.get(str(user.target)) is user:
-            found.append(str(user.target))
+            found += [(str(user.target), place) for place, each in enumerate(user.args) if each is value]
         elif _asks_for_shape(user):
             continue
         elif _is(user, whole, (*MOVED, *POOLS)) or (_is(user, whole, RELUS) and list(node.users) == [user]):
-            open_ends += user.users
+            open_ends += [(user, each) for each in user.users]
         else:
             return ()
     return tuple(found)

@@ -25,6 +25,30 @@ ONEDNN, REFERENCE = "onednn-int8", "reference-fp32"
 
 
 @cache
+def adds_integers() -> bool:
+    """Tells whether oneDNN's convolution adds integers to its sums as the reference does, on this CPU."""
+    generator = torch.Generator().manual_seed(1)
+    weight, scale = quantize_weight(torch.randn((16, 8, 3, 3), generator=generator))
+    x, into = (
+        torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).contiguous(
+            memory_format=torch.channels_last
+        )
+        for shape in ((4, 8, 6, 6), (4, 16, 4, 4))
+    )
+    bias, incoming, outgoing, qparams = torch.zeros(16), QParams(0.02, 3), QParams(0.1, 9), QParams(0.05, 40)
+    exact = run_reference(
+        x, incoming, weight, scale, bias, relu=True, outgoing=outgoing, added=Added(into.clone(), qparams)
+    )
+    zero_points = torch.zeros_like(scale, dtype=torch.int32)
+    before = (x, incoming.scale, int(incoming.zero_point), pack(weight, scale), scale, zero_points, bias)
+    try:
+        found = _run_sum(before, into, qparams, True, outgoing, NO_GEOMETRY)
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((exact.int() - found.int()).abs().max() <= 1)
+
+
+@cache
 def cpu_kernels() -> str:
     """Returns `ONEDNN` if its kernels agree with the reference on this CPU, else `REFERENCE`."""
     try:
@@ -74,7 +98,15 @@ class Geometry:
 NO_GEOMETRY = Geometry()
 
 
-def run_reference(  # eight: those of the kernel that it stands for
+@dataclass(frozen=True)
+class Added:
+    """What is added to a layer's result, in its shape: uint8 with parameters, or float32 without."""
+
+    values: Tensor
+    qparams: QParams | None
+
+
+def run_reference(  # nine: those of the kernel that it stands for
     x: Tensor,
     incoming: QParams,
     weight: Tensor,
@@ -84,6 +116,7 @@ def run_reference(  # eight: those of the kernel that it stands for
     relu: bool,
     outgoing: QParams | None,
     geometry: Geometry | None = NO_GEOMETRY,
+    added: Added | None = None,
 ) -> Tensor:
     """Returns the layer's output, computed in float32.
 
@@ -93,15 +126,23 @@ def run_reference(  # eight: those of the kernel that it stands for
         weight: int8 [out, in / groups, k, k] or [out, in].
         scale: float32 [out].
         bias: float32 [out].
-        relu: apply ReLU.
+        relu: apply ReLU, after the addition.
         outgoing: quantize the result with these; float32 when None.
         geometry: of the convolution; None for a linear layer.
+        added: to the result, before it is rounded.
     """
     values, weights = dequantize_activation(x, incoming), dequantize_weight(weight, scale)
     if weight.dim() == 4 and geometry is not None:
         y = F.conv2d(values, weights, bias, *geometry.lists())
     else:
         y = F.linear(values, weights, bias)
+    return _finished(y, added, relu, outgoing)
+
+
+def _finished(y: Tensor, added: Added | None, relu: bool, outgoing: QParams | None) -> Tensor:
+    """Returns a layer's sums, float32, with what is added, after ReLU, in integers where there are parameters."""
+    if added is not None:
+        y = y + (added.values if added.qparams is None else dequantize_activation(added.values, added.qparams))
     y = F.relu(y) if relu else y
     return y if outgoing is None else quantize_activation(y, outgoing)
 
@@ -113,7 +154,7 @@ def pack(weight: Tensor, scale: Tensor, geometry: Geometry | None = NO_GEOMETRY)
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
-def run_onednn(  # eight: those of torch's kernel
+def run_onednn(  # nine: those of torch's kernel
     x: Tensor,
     incoming: QParams,
     packed: Tensor,
@@ -123,17 +164,38 @@ def run_onednn(  # eight: those of torch's kernel
     relu: bool,
     outgoing: QParams | None,
     geometry: Geometry | None = NO_GEOMETRY,
+    added: Added | None = None,
 ) -> Tensor:
-    """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points."""
+    """As `run_reference`, in integer arithmetic, with `packed` from `pack` and whole zero points.
+
+    Integers that are added to integers may be overwritten with the result.
+    """
+    if added is not None and (added.qparams is None or outgoing is None or not adds_integers()):
+        sums = run_onednn(x, incoming, packed, scale, bias, relu=False, outgoing=None, geometry=geometry)
+        return _finished(sums, added, relu, outgoing)
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
     ops: Any = torch.ops.onednn
     before = (x, incoming.scale, int(incoming.zero_point), packed, scale, zero_points, bias)
+    if added is not None and geometry is not None and outgoing is not None and added.qparams is not None:
+        return _run_sum(before, added.values, added.qparams, relu, outgoing, geometry)
     out = (1.0, 0, torch.float32) if outgoing is None else (outgoing.scale, int(outgoing.zero_point), torch.uint8)
     after: tuple[Any, ...] = (*out, "relu" if relu else "none", [], "")
     if x.dim() == 4 and geometry is not None:
         result: Tensor = ops.qconv_pointwise(*before, *geometry.lists(), *after)
     else:
         result = ops.qlinear_pointwise(*before, *after)
+    return result
+
+
+def _run_sum(  # six: those of torch's kernel, in groups
+    before: tuple[Any, ...], into: Tensor, qparams: QParams, relu: bool, outgoing: QParams, geometry: Geometry
+) -> Tensor:
+    """Returns a convolution's sums and `into`, rounded once; `into` may be overwritten."""
+    *first, bias = before
+    into = into.contiguous(memory_format=torch.channels_last)
+    out = (outgoing.scale, int(outgoing.zero_point), torch.uint8, qparams.scale, int(qparams.zero_point))
+    after: tuple[Any, ...] = (*out, "sum", 1.0, ("none", "relu")[relu], [], "")
+    result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(*first, into, bias, *geometry.lists(), *after)
     return result
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fl.quantization.kernels import REFERENCE, Geometry, cpu_kernels, pack, run_onednn, run_reference
+from fl.quantization.kernels import REFERENCE, Added, Geometry, cpu_kernels, pack, run_onednn, run_reference
 from fl.quantization.numeric import (
     IMAGE,
     GroupLevels,
@@ -32,7 +32,9 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         relu: its result passes ReLU.
-        following: layers that take the result in integers; none where it is float32.
+        following: layers that take the result in integers.
+        added_from: the layer, if any, whose result is added to this one's in integers.
+        keeps_added: what is added is needed later, too.
     """
 
     def __init__(self, layer: Any, stored: QParams | None) -> None:
@@ -42,7 +44,10 @@ class QuantizedLayer(nn.Module):
         self.input_zero_point: Tensor
         self.weight_scale: Tensor
         self.bias: Tensor
+        self.output_scale: Tensor
+        self.output_zero_point: Tensor
         self.geometry, self.relu, self.following = Geometry.of(layer), False, tuple[QuantizedLayer, ...]()
+        self.added_from, self.keeps_added = tuple[QuantizedLayer, ...](), False
         square = layer.weight.dim() == 4 and layer.weight.shape[2] == layer.weight.shape[3] and layer.groups == 1
         self._store(layer.weight.detach(), sees_image=stored == IMAGE and square)
         no_bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
@@ -51,6 +56,7 @@ class QuantizedLayer(nn.Module):
             self.store_input(stored)
         self._packed: tuple[Tensor, Tensor] | None = None
         self._known: QParams | None = None
+        self._known_output: QParams | None = None
 
     def _store(self, weight: Tensor, sees_image: bool) -> None:
         """Registers the buffers that hold the weight."""
@@ -64,6 +70,11 @@ class QuantizedLayer(nn.Module):
         zero_point = torch.tensor(qparams.zero_point, dtype=torch.float32 if is_image else torch.int32)
         self.register_buffer("input_scale", torch.tensor(qparams.scale), persistent=not is_image)
         self.register_buffer("input_zero_point", zero_point, persistent=not is_image)
+
+    def store_output(self, qparams: QParams) -> None:
+        """Registers the parameters of a result that is added in integers and that no layer takes."""
+        self.register_buffer("output_scale", torch.tensor(qparams.scale))
+        self.register_buffer("output_zero_point", torch.tensor(qparams.zero_point, dtype=torch.int32))
 
     def use_layout(self, layout: int) -> None:
         """Takes what a state dict of an older layout has: in 1, the image is quantized as any activation is.
@@ -85,31 +96,45 @@ class QuantizedLayer(nn.Module):
             self._known = QParams(self.input_scale.item(), self.input_zero_point.item())
         return self._known
 
-    def forward(self, x: Tensor) -> Tensor:
-        incoming = self.incoming() or batch_qparams(x)
-        x = x if x.dtype == torch.uint8 else quantize_activation(x, incoming)
-        return self.computed(x, incoming, self.following[0].incoming() if self.following else None)
+    def outgoing(self) -> QParams | None:
+        """Returns the parameters of the result, None where it is float32."""
+        if self.following:
+            return self.following[0].incoming()
+        if self._known_output is None and hasattr(self, "output_scale"):
+            self._known_output = QParams(self.output_scale.item(), self.output_zero_point.item())
+        return self._known_output
 
-    def computed(self, x: Tensor, incoming: QParams, outgoing: QParams | None) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Returns the result for float32 or uint8, `other` added to it, of the same shape and in either type."""
+        incoming, added = self.incoming() or batch_qparams(x), None
+        x = x if x.dtype == torch.uint8 else quantize_activation(x, incoming)
+        if other is not None and other.dtype == torch.uint8:
+            added = Added(other.clone() if self.keeps_added else other, self.added_from[0].outgoing())
+        elif other is not None:
+            added = Added(other, None)
+        return self.computed(x, incoming, self.outgoing(), added)
+
+    def computed(self, x: Tensor, incoming: QParams, outgoing: QParams | None, added: Added | None = None) -> Tensor:
         """Returns the result for integers, in integers where there are parameters for them; else in float32."""
+        after: dict[str, Any] = {"relu": self.relu, "outgoing": outgoing, "geometry": self.geometry, "added": added}
         if x.device.type != "cpu" or cpu_kernels() == REFERENCE:
-            told = incoming, self.weight, self.weight_scale, self.bias
-            return run_reference(x, *told, relu=self.relu, outgoing=outgoing, geometry=self.geometry)
+            return run_reference(x, incoming, self.weight, self.weight_scale, self.bias, **after)
         if self._packed is None:
             sums = dequantize_weight(self.weight, self.weight_scale).flatten(1).sum(1)
             self._packed = pack(self.weight, self.weight_scale, self.geometry), sums
         packed, sums = self._packed
         half = incoming.zero_point % 1  # the kernels know whole zero points: the rest goes into the bias
         bias = self.bias - half * incoming.scale * sums if half else self.bias
-        told = incoming, packed, self.weight_scale, bias
-        return run_onednn(x, *told, relu=self.relu, outgoing=outgoing, geometry=self.geometry)
+        return run_onednn(x, incoming, packed, self.weight_scale, bias, **after)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a packed weight can be neither copied nor pickled
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed = self._known = None
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._packed = self._known = self._known_output = None
+        if hasattr(self, "output_scale") and f"{prefix}output_scale" not in state_dict:
+            del self.output_scale, self.output_zero_point  # a file of before: what is added stays float32
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class GroupedLayer(QuantizedLayer):

@@ -11,6 +11,7 @@ from fl.communication.planes import Hop, PlaneClock, sides
 from fl.communication.policies import IntraPlane
 from fl.communication.pricing import load_links, over_contacts
 from fl.communication.replay import Lengths, replay
+from fl.communication.tables import show_policies
 from fl.core.errors import ConfigError
 
 THREE = [(0.0, 8.0), (400.0, 460.0)], [(5.0, 30.0)], [(50.0, 100.0)]
@@ -155,7 +156,9 @@ SIZES = ("--broadcast-bytes", "54600", "--update-bytes", "54600", "--train-s", "
 
 def replayed(*options):
     options = parse([*SIZES, "--rounds", "2", *options])
-    return over_contacts(options, load_links(options.link, options.train_s))["given sizes"]["links"]
+    documents = over_contacts(options, load_links(options.link, options.train_s))
+    show_policies(documents)
+    return documents["given sizes"]["links"]
 
 
 def test_the_command_takes_the_planes_of_a_constellation(tmp_path, capsys):
@@ -166,6 +169,8 @@ def test_the_command_takes_the_planes_of_a_constellation(tmp_path, capsys):
         assert found["intraplane"]["payload_bytes"]["total"] == 2 * 2 * 54_600
         assert found["intraplane"]["elapsed_s"] < found["synchronous"]["elapsed_s"] / 3
         assert "inter_satellite_bytes" not in found["synchronous"]
+    shown = capsys.readouterr().out
+    assert "given sizes over ttc_uhf, intraplane: 3.54 MB between satellites" in shown
     assert "intraplane" not in replayed("--link", "flat_rate")["flat_rate"]["policies"], "it is left out"
     assert "note: intraplane is left out: policy=intraplane: nobody knows" in capsys.readouterr().out
 

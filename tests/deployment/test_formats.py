@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, uneven_model
+from torch import nn
 
 from fl.core.errors import ConfigError, ModelFileError
 from fl.core.files import read_json
+from fl.core.targets import Target
 from fl.deployment.files import deployed, measure_file, open_file
 from fl.deployment.formats import FORMATS, formats
 from fl.models.architecture import Architecture, network_named
 from fl.models.net import to_input
-from fl.quantization import precision_of
+from fl.quantization import kernels, modules, precision_of
 from fl.quantization.model_file import load_fp32
 
 EVERY = [(each, precision) for each in FORMATS for precision in each.precisions]
@@ -238,9 +240,15 @@ def test_unknown_formats_are_refused_before_any_work(small_run, refused):
     refused("fl", "export", small_run, "--format", "tensorrt", words=["--format tensorrt", "litert"])
 
 
+@pytest.fixture
+def in_float(monkeypatch):
+    """Integers are computed in floating point, as programs do: kernels may round one to the next."""
+    monkeypatch.setattr(modules, "cpu_kernels", lambda: kernels.REFERENCE)
+
+
 @pytest.mark.parametrize("name", ["networks.Residual", "networks.Attention", "linear"])
 @pytest.mark.parametrize("kind", OURS)
-def test_programs_of_any_network_are_run_if_they_are_ours(kind, name, tmp_path):
+def test_programs_of_any_network_are_run_if_they_are_ours(kind, name, tmp_path, in_float):
     """Whatever the number of classes, which the file tells; a program of another network is not run."""
     (each,), x = formats([kind], "--formats"), torch.rand(3, 3, 64, 64) * 2 - 1
     network = Architecture(network_named(name), num_classes=7).initial(0).eval()
@@ -253,6 +261,33 @@ def test_programs_of_any_network_are_run_if_they_are_ours(kind, name, tmp_path):
                 assert torch.allclose(run(x), expected, atol=1e-5)
     with pytest.raises(ModelFileError, match=r"not the fp32 program|claims to hold"):
         open_file(each.path(tmp_path, "fp32"), 1, Architecture())
+
+
+class Joined(nn.Module):
+    """A sum of two convolutions, one of which nothing else takes."""
+
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        self.first, self.short = nn.Conv2d(in_channels, 8, 5, stride=4), nn.Conv2d(8, 8, 1)
+        self.long, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8 * 225, num_classes)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.head((self.short(x) + self.long(x)).relu().flatten(1))
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_programs_add_what_integers_stand_for(kind, tmp_path, in_float):
+    (each,), x = formats([kind], "--formats"), torch.rand(16, 3, 64, 64) * 2 - 1
+    architecture = Architecture(Target(f"{__name__}.Joined", {}, "model"))
+    network = architecture.initial(0).eval()
+    ours = precision_of("int8_static").convert(network, x)
+    assert ours.long.added_from == (ours.short,)
+    each.export("int8_static", network, x, tmp_path)
+    with torch.inference_mode():
+        found = each.load(each.path(tmp_path, "int8_static"), 1, architecture)(x)
+        assert torch.allclose(found, ours(x), atol=1e-5)
+        assert (found - network(x)).norm() <= 0.05 * found.norm()
 
 
 def test_a_script_that_would_forget_a_branch_is_not_written(tmp_path):

@@ -366,7 +366,7 @@ def test_no_change_is_lost_whatever_is_late_lost_or_stale(seed, monkeypatch):
     for _ in range(3):
         cuts = sorted(draw.sample(range(1, 1000), 6))
         windows.append(tuple((float(a), float(b)) for a, b in zip(cuts[::2], cuts[1::2], strict=True)))
-    policy = [FedBuff(2, 0.7), FedAsync(), Synchronous(deadline_s=900.0)][seed % 3]
+    policy = [FedBuff(2, 0.7), FedAsync(), Synchronous(deadline_s=1300.0)][seed % 3]
     used = {}
     put = Buffer.put
 
@@ -377,8 +377,8 @@ def test_no_change_is_lost_whatever_is_late_lost_or_stale(seed, monkeypatch):
     monkeypatch.setattr(Buffer, "put", noted)
     codecs = (Uniform(6, error_feedback=bool(seed % 2)), Uniform(3, error_feedback=True))
 
-    def fails(server_round, client):
-        return random.Random(f"{seed} {server_round} {client}").random() < 0.2
+    def fails(server_round, client):  # one of them: with two, no version might ever have enough updates
+        return client == seed % 3 and random.Random(f"{seed} {server_round}").random() < 0.5
 
     train_s = tuple(draw.uniform(10, 900) for _ in range(3))
     ran = Ran(
@@ -443,7 +443,10 @@ def killed_at(number, monkeypatch, work):
     [
         ("fedbuff", 3),
         ("intraplane", 2),
-        *(pytest.param(each, 10, marks=pytest.mark.exhaustive) for each in ("fedasync", "fedbuff", "synchronous")),
+        *(
+            pytest.param(each, 10, marks=pytest.mark.exhaustive)
+            for each in ("fedasync", "fedbuff", "intraplane", "synchronous")
+        ),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(policy, kills, quick, monkeypatch):

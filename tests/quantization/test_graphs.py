@@ -66,7 +66,8 @@ def test_normalised_bands_lose_little(name, precision):
 def executed_by(request, monkeypatch):
     if request.param == kernels.ONEDNN and kernels.cpu_kernels() != kernels.ONEDNN:
         pytest.skip("this CPU has no right oneDNN INT8 kernels")
-    monkeypatch.setattr(modules, "cpu_kernels", lambda: request.param)
+    for place in (modules, graphs):
+        monkeypatch.setattr(place, "cpu_kernels", lambda: request.param)
     return request.param
 
 
@@ -182,22 +183,22 @@ def test_a_layer_whose_result_goes_elsewhere_keeps_its_batch_norm():
 
 
 def test_static_activations_stay_integers_where_only_layers_take_them():
-    """Not into the depthwise layer, whose input is added later, but from it into the pointwise one."""
+    """The pointwise layer adds the depthwise one's input; a result that is averaged stays float."""
     model, x, seen = residual(), to_input(images()), {}
     converted = precision_of("int8_static").convert(model, x)
     for name, layer in converted.named_modules():
         if isinstance(layer, QuantizedLayer):
             layer.register_forward_hook(
-                lambda module, args, output, name=name: seen.update({name: (args[0].dtype, output.dtype)})
+                lambda module, args, output, name=name: seen.update({name: (*(a.dtype for a in args), output.dtype)})
             )
     with torch.inference_mode():
         converted(x)
     floats, bytes_ = torch.float32, torch.uint8
     assert seen == {
-        "stem.0": (floats, floats),
-        "depthwise": (floats, bytes_),
-        "pointwise": (bytes_, floats),
-        "down": (floats, floats),
+        "stem.0": (floats, bytes_),
+        "depthwise": (bytes_, bytes_),
+        "pointwise": (bytes_, bytes_, bytes_),
+        "down": (bytes_, floats),
         "head": (floats, floats),
     }
 
@@ -227,11 +228,97 @@ def test_one_value_that_two_layers_take_has_one_range(chain):
     converted = precision_of("int8_static").convert(chain, x)
     left, right = converted.left.incoming(), converted.right.incoming()
     with torch.inference_mode():
-        largest = F.max_pool2d(F.relu(chain.first(x)), 3, 2, 1).max().item()
+        pooled = F.max_pool2d(F.relu(chain.first(x)), 3, 2, 1)
+        largest = pooled.max().item()
         assert left == right == choose_activation_qparams(0.0, largest)
         assert relative_error(chain(x), converted(x)) <= 0.05
+        added = choose_activation_qparams(*(each.item() for each in torch.aminmax(chain.left(pooled))))
     assert converted.first.following == (converted.left, converted.right)
     assert converted.first.relu
+    assert (converted.left.outgoing(), converted.right.added_from) == (added, (converted.left,))
+
+
+def test_a_file_keeps_the_range_of_what_is_only_added(chain, tmp_path):
+    x, path = to_input(images()), tmp_path / "model_int8_static.pt"
+    converted = precision_of("int8_static").convert(chain, x)
+    save_model(path, converted, "0" * 64)
+    loaded = load_model(path, device="cpu", model=Chain)
+    assert loaded.left.outgoing() == converted.left.outgoing() is not None
+    with torch.inference_mode():
+        assert torch.equal(loaded(x), converted(x))
+
+
+def test_a_file_of_before_adds_in_float(chain, executed_by):
+    x = to_input(images())
+    converted = precision_of("int8_static").convert(chain, x)
+    with torch.inference_mode():
+        expected = converted(x)
+        state = converted.state_dict()
+        for name in ("scale", "zero_point"):
+            del state[f"left.output_{name}"]
+        converted.load_state_dict(state)
+        assert converted.left.outgoing() is None
+        found = converted(x)
+    assert not torch.equal(found, expected)
+    assert relative_error(chain(x), found) <= 0.05
+
+
+class Reused(nn.Module):
+    """Sums of what the convolution takes itself, of what nobody needs then, and of what another view shows."""
+
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 5, stride=4)
+        self.own, self.inner, self.plain = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.between, self.viewed, self.last = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(2 * 8 * 225, num_classes)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = self.own(x) + x
+        x = torch.add(x, self.plain(self.inner(x)))
+        one, other = x.view(-1, 8, 15, 15), x.view(-1, 8, 15, 15)
+        x = self.viewed(self.between(x)) + one
+        return self.head(torch.cat([x.flatten(1), self.last(other).flatten(1)], 1))
+
+
+def test_what_is_added_may_be_needed_later(executed_by):
+    kept = {"own": True, "plain": False, "viewed": True}
+    model, x = used(Architecture(Target(f"{__name__}.Reused", {}, "model")).initial(0)), to_input(images())
+    converted = precision_of("int8_static").convert(model, x)
+    with torch.inference_mode():
+        assert [converted.get_submodule(name).keeps_added for name in kept] == list(kept.values())
+        assert relative_error(model(x), converted(x)) <= 0.03
+
+
+class Unlike(nn.Module):
+    """Additions that no convolution makes within: of another shape, scaled, to what others take, or later."""
+
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 5, stride=4)
+        self.wide, self.same = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.scaled, self.shared, self.early = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        mean = self.wide(x.mean((2, 3), keepdim=True))
+        x = mean + self.same(x)
+        x = torch.add(x, self.scaled(x), alpha=2)
+        shared = self.shared(x)
+        x = shared + x
+        x = self.early(x) + F.silu(shared)
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_is_not_the_sum_of_a_convolution_is_added_in_float(executed_by):
+    model, x = used(Architecture(Target(f"{__name__}.Unlike", {}, "model")).initial(0)), to_input(images())
+    converted = precision_of("int8_static").convert(model, x)
+    layers = [node for node in converted.graph.nodes if node.op == "call_module"]
+    assert [len(node.args) for node in layers] == [1] * 7
+    with torch.inference_mode():
+        assert relative_error(model(x), converted(x)) <= 0.05
 
 
 class Pooled(nn.Module):

@@ -52,7 +52,8 @@ def executed_by(request, monkeypatch):
     """Runs a test with each way of executing INT8 layers that this CPU has."""
     if request.param == kernels.ONEDNN and kernels.cpu_kernels() != kernels.ONEDNN:
         pytest.skip("this CPU has no right oneDNN INT8 kernels")
-    monkeypatch.setattr(modules, "cpu_kernels", lambda: request.param)
+    for place in (modules, graphs):
+        monkeypatch.setattr(place, "cpu_kernels", lambda: request.param)
     return request.param
 
 

@@ -13,6 +13,7 @@ from fl.core.files import read_json, read_jsonl, write_json
 from fl.core.run_folder import is_complete
 from fl.experiment.run import _write_contacts, run
 from fl.federation.clock_settings import ClockSettings
+from fl.report.contacts import contacts
 from fl.report.content import of_run
 from fl.report.orbit import (
     Activity,
@@ -125,6 +126,16 @@ def test_a_track_goes_on_on_the_other_side_of_the_map(drawn, tmp_path):
     assert len(inside) > 100
     assert np.allclose(apart_deg(*inside.T, 100.0, 80.0), 15, atol=0.2)
     assert {text.get_text() for text in axes.texts} == {"pole", "0"}
+
+
+def test_what_planes_pass_on_and_lose_is_told(tmp_path):
+    told = {"hours": 3.0, "cost_usd": 20.0, "updates_used": 6, "versions": 2, "idle_share": 0.5, "contact_share": None}
+    told |= {"reached": {}, "never_returned": [], "inter_satellite_bytes": 123456}
+    told["coding_error"] = {"mean": 0.0615, "max": 0.07}
+    write_json(tmp_path / "summary.json", {"contacts": told})
+    (section,) = contacts(RunRecords(tmp_path))
+    assert section.texts[1].startswith("Satellites of a plane passed on 123,456 bytes; the second coding")
+    assert "by 6.2 % of their length" in section.texts[1]
 
 
 def test_contacts_are_written_down_as_far_as_anybody_knows_them(tmp_path, capsys):

@@ -52,15 +52,22 @@ class Recordable(nn.Module):
         super().__init__()
         self.geometry, self.relu, self.ranged = layer.geometry, layer.relu, layer.incoming() is not None
         for name, tensor in layer.named_buffers():
-            self.register_buffer(name, tensor.detach().clone())
+            if not name.startswith("output_"):
+                self.register_buffer(name, tensor.detach().clone())
+        added = layer.added_from[0].outgoing() if layer.added_from else None
+        if added is not None:
+            self.register_buffer("added_scale", torch.tensor(added.scale))
+            self.register_buffer("added_zero_point", torch.tensor(added.zero_point))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         own: Any = self
         weight, x = dequantize_weight(own.weight, own.weight_scale), self._rounded(x)
         if self.geometry is None:
             x = F.linear(x, weight, own.bias)
         else:
             x = F.conv2d(x, weight, own.bias, *self.geometry.lists())
+        if other is not None:
+            x = x + (_rounded(other, own.added_scale, own.added_zero_point) if hasattr(self, "added_scale") else other)
         return F.relu(x) if self.relu else x
 
     def _rounded(self, x: Tensor) -> Tensor:
@@ -71,10 +78,14 @@ class Recordable(nn.Module):
             low, high = x.amin().double().clamp_max(0.0), x.amax().double().clamp_min(0.0)
             scale = ((high - low) / 255).float().clamp_min(torch.finfo(torch.float32).eps)
             zero_point = (-low / scale.double()).round().clamp(0, 255).float()
-        steps = x / scale
-        is_image = self.ranged and zero_point.is_floating_point()
-        integers = (steps + zero_point).round() if is_image else steps.round() + zero_point
-        return (integers.clamp(0, 255) - zero_point) * scale
+        return _rounded(x, scale, zero_point, is_image=self.ranged and zero_point.is_floating_point())
+
+
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, is_image: bool = False) -> Tensor:
+    """Returns what the integers of some values stand for."""
+    steps = x / scale
+    integers = (steps + zero_point).round() if is_image else steps.round() + zero_point
+    return (integers.clamp(0, 255) - zero_point) * scale
 
 
 def recordable(precision: str, model: Network, calibration: Tensor) -> nn.Module:
