@@ -156,7 +156,11 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
     say(f"Training: {counted(rounds.num_rounds, 'round')}, {clients}, {names}, {rate}, {arithmetic}, {device}")
     if settings.faults is not None:
         say(f"Faults: {settings.faults.told(rounds.seed, rounds.num_clients)}")
-    images_of = [len(share) for share in inputs.shares]
+    images_of, clock = [len(share) for share in inputs.shares], settings.clock
+    train_s: Sequence[float] = ()
+    if clock.by_contacts:
+        train_s = clock.train_s(settings.server.link, settings.training.local_epochs, images_of)
+        say(f"On board: a training takes {clock.told(settings.server.link, train_s)}")
     return ServerTask(
         run_dir=run_dir,
         images_folder=inputs.images.folder,
@@ -169,10 +173,8 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         compute=settings.compute,
         codecs=settings.codecs,
         start=inputs.start,
-        clock=settings.clock,
-        train_s=settings.clock.train_s(settings.server.link, settings.training.local_epochs, images_of)
-        if settings.clock.by_contacts
-        else (),
+        clock=clock,
+        train_s=train_s,
         rings=_rings(settings),
     )
 

@@ -32,6 +32,7 @@ from fl.core.errors import ConfigError, DataError, RunError
 from fl.core.files import read_json, read_jsonl, write_json
 from fl.core.records import Score, Scores
 from fl.core.targets import Target
+from fl.experiment.clock_checks import USUAL_COMPUTER
 from fl.experiment.run import run
 from fl.experiment.settings import settings_from
 from fl.federation.buffer import Buffer
@@ -599,11 +600,26 @@ def test_bits_by_weight_wall_clock_faults_and_unknown_training_times_are_refused
     contacts = config | CONTACTS
     update = {"update": config["update"] | {"by_weight": True}}
     straggler = {"faults": {"_target_": "fl.federation.faults.Straggler"}}
-    unknown = {"link": config["link"] | {"train_s": None}}
+    unknown = {"link": config["link"] | {"train_s": None}, "computer": preset_of("computer", "none")}
     for change, word in ((update, "update.by_weight"), (straggler, "stragglers"), (unknown, "computer.images_per_s")):
         with pytest.raises(ConfigError, match=word):
             settings_from(contacts | change)
-    settings_from(contacts | unknown | {"computer": preset_of("computer", "jetson_orin_nano")})
+    settings_from(contacts | unknown | {"computer": config["computer"]})
+
+
+def test_the_usual_computer_is_no_wish_for_contacts(config):
+    assert config["computer"] == preset_of("computer", USUAL_COMPUTER)
+    for name in (USUAL_COMPUTER, "none"):
+        settings_from(config | {"computer": preset_of("computer", name)})
+    with pytest.raises(ConfigError, match="is for clock=contacts alone"):
+        settings_from(config | {"computer": preset_of("computer", "raspberry_pi_cm4")})
+
+
+def test_how_long_trainings_take_is_told_with_the_setting_that_says_so():
+    clock = ClockSettings("contacts", computer=Computer(20.0, source="assumed"))
+    assert clock.told(preset("flat_rate"), [5.0, 10.0]).endswith("(computer.images_per_s=20, assumed)")
+    assert clock.told(preset("flat_rate"), [5.0, 10.0]).startswith("5 to 10 s of simulated time")
+    assert clock.told(preset("flat_rate", train_s=7.0), [7.0, 7.0]) == "7 s of simulated time (link.train_s=7)"
 
 
 def preset_of(group, name):
