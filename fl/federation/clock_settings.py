@@ -43,6 +43,6 @@ class ClockSettings:
     def told(self, link: Link, train_s: Sequence[float]) -> str:
         """Returns in words how long trainings take, and by which setting."""
         least, most = min(train_s), max(train_s)
-        seconds = f"{least:,.0f} s" if least == most else f"{least:,.0f} to {most:,.0f} s"
-        rate = f"computer.images_per_s={self.computer.images_per_s:g}, {self.computer.source}"
+        seconds = f"{least:,.1f} s" if least == most else f"{least:,.1f} to {most:,.1f} s"
+        rate = f"computer.images_per_s={self.computer.images_per_s:g}; {self.computer.source.partition(',')[0]}"
         return f"{seconds} of simulated time ({rate if link.train_s is None else f'link.train_s={link.train_s:g}'})"
