@@ -21,7 +21,7 @@ from fl.federation.strategy import Aggregator
 
 LINK = Target.from_config("link", composed()["link"]).build()
 ALL = range(len(SHARES))
-TOO_LONG_S, PATIENCE_S = 0.5, 0.2
+TOO_LONG_S, PATIENCE_S = 1.25, 0.5
 
 
 class Elsewhere(Grid):
