@@ -174,9 +174,7 @@ def trained(row: Row, seed: int, folder: Path, extra: Sequence[str], threads: in
     if (run_dir / SETTINGS).exists():
         with COMPOSING:
             wanted = without_places(composed([*row.overrides, f"seed={seed}", *extra, f"threads_per_client={threads}"]))
-            usual, stored = composed([]), read_json(run_dir / SETTINGS)
-            stored["data"] = {**usual["data"], **stored["data"]}
-            found = without_places(named_as_today({**usual, **stored}))  # settings that are new since
+            found = without_places(with_what_is_new(composed([]), named_as_today(read_json(run_dir / SETTINGS))))
         if found != wanted:
             other = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
             raise ConfigError(f"{run_dir}: is a run with other settings ({', '.join(other)}); remove it")
@@ -204,10 +202,21 @@ def call(command: Sequence[str], what: str) -> str:
     return done.stdout
 
 
+def with_what_is_new(usual: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with today's usual values of those that there were not yet when they were written."""
+    filled = {**usual, **found}
+    for name, own in found.items():
+        ours = usual.get(name)
+        if isinstance(own, dict) and isinstance(ours, dict) and own.get("_target_") == ours.get("_target_"):
+            filled[name] = {**ours, **own}
+    return filled
+
+
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration without the places of files, which differ between machines."""
+    """Returns a configuration without the places of files, and the computer on board where no simulated time counts."""
     data = {key: value for key, value in config["data"].items() if key not in ("path", "cache_dir", "split_files")}
-    return {**config, "data": data, "link": {**config["link"], "windows": None}}
+    computer = config.get("computer") if config.get("clock") == "contacts" else None
+    return {**config, "data": data, "link": {**config["link"], "windows": None}, "computer": computer}
 
 
 def named_as_today(config: Mapping[str, Any]) -> dict[str, Any]:
