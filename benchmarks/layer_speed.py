@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from table import options_of, print_table, write_results
 
-from fl.core.errors import one_line_errors
+from fl.core.errors import counted, one_line_errors
 from fl.core.machine import compute_with
 from fl.data.settings import open_data
 from fl.experiment.composing import composed
@@ -48,8 +48,8 @@ def main() -> None:
     options = options_of(str(__doc__), 100)
     with one_line_errors():
         settings = settings_from(composed(options.overrides))
-        compute_with(settings.threads_per_client)
-        images, split = open_data(settings.data, settings.seed)
+        compute_with(settings.compute.threads_per_client)
+        images, split = open_data(settings.data, settings.rounds.seed)
         model = channels_last(load_fp32(MODEL)[0])
         calibration = to_input(torch.from_numpy(images.images[split.train[:CALIBRATION]]))
         static: Any = precision_of("int8_static").convert(model, calibration)
@@ -60,7 +60,9 @@ def main() -> None:
     table.append(["the whole network", "", *(f"{each:.2f}" for each in whole), f"{whole[0] / whole[1]:.2f}x", "", ""])
     columns = ["step", "million multiply-adds", "FP32 ms", "INT8 ms", "ratio", "FP32 billions/s", "INT8 billions/s"]
     print_table(
-        f"{BATCH_SIZE} images, {settings.threads_per_client} threads, medians of {options.repeats}", columns, table
+        f"{BATCH_SIZE} images, {counted(settings.compute.threads_per_client, 'thread')}, median of {options.repeats}",
+        columns,
+        table,
     )
     write_results(options.json, {"repeats": options.repeats})
 
