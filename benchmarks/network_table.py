@@ -1,13 +1,14 @@
 """The grid of networks: its rows, and its tables from the figures that are kept of finished runs."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from grid import Row, Runs
 from layer_loss import LOW
 from pairs import paired, within
 from precision_table import TITLES
+from table import markdown
 from traffic_table import both, fewer, made_with
 
 from fl.core.files import MIB
@@ -40,12 +41,6 @@ MOST_PERCENT, LEAST_RATIO, QAT_POINTS = 27.0, 2.0, 1.0
 def present(runs: Runs) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Yields the rows that have run, with their figures."""
     yield from ((row, runs[row.name, SEED]) for row in ROWS if (row.name, SEED) in runs)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *lines]) + "\n"
 
 
 def table(runs: Runs) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def options_of(description: str, repeats: int) -> argparse.Namespace:
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: must be at least 1")
     return options
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = (f"| {' | '.join(cell.strip() for cell in row)} |" for row in (columns, *rows))
+    head = next(lines)
+    return "\n".join([head, "|" + "---|" * len(columns), *lines]) + "\n"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

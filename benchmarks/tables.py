@@ -8,7 +8,7 @@ is written, and any difference fails.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import contacts_table
@@ -21,7 +21,7 @@ import screening_table
 import split_table
 import traffic_table
 from grid import ROOT, Runs, stored
-from table import parser_of
+from table import markdown, parser_of
 from traffic_plot import plot_traffic
 
 from fl.core.console import say
@@ -293,13 +293,6 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     **{f"waiting-{when}": waiting(when) for when in ("idle", "busy")},
 }
 """Each from the folder of the JSON files; a text without line breaks goes within a line."""
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = (f"| {' | '.join(cell.strip() for cell in row)} |" for row in (columns, *rows))
-    head = next(lines)
-    return "\n".join([head, "|" + "---|" * len(columns), *lines]) + "\n"
 
 
 def render(text: str, folder: Path, place: str) -> str:

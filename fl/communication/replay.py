@@ -129,13 +129,8 @@ def replay(  # seven: the last is of one policy alone
             f"policy.buffer_size={policy.buffer_size}: is more than {counted(lengths.num_clients, 'satellite')}, "
             "each of which sends one update for a version"
         )
-    world, asked = _World(lengths, link.train_s), [sorted(each) for each in lengths.rounds]
-    of_all = (link, lengths.num_clients, per_round, policy, world)
-    if isinstance(policy, IntraPlane):
-        check_planes(link, rings)
-        clock: ContactClock = PlaneClock(*of_all, rings=rings)
-    else:
-        clock = ContactClock(*of_all, lambda number: asked[min(number, len(asked)) - 1])
+    world = _World(lengths, link.train_s)
+    clock = _clock(link, policy, lengths, per_round, rings, world)
     world.clock = clock
     limit_s = math.inf if max_days is None else DAY_S * max_days
     rounds, bill = list[dict[str, float]](), Bill(link)
@@ -162,6 +157,18 @@ def replay(  # seven: the last is of one policy alone
         "never_returned": [number for number, times in enumerate(world.returned) if not times],
         "rounds": rounds,
     }
+
+
+def _clock(  # six: those of both kinds of clock
+    link: Link, policy: Policy, lengths: Lengths, per_round: int, rings: Rings, world: _World
+) -> ContactClock:
+    """Returns the clock of a policy, which asks whom the rounds asked."""
+    of_all = (link, lengths.num_clients, per_round, policy, world)
+    if isinstance(policy, IntraPlane):
+        check_planes(link, rings)
+        return PlaneClock(*of_all, rings=rings)
+    asked = [sorted(each) for each in lengths.rounds]
+    return ContactClock(*of_all, lambda number: asked[min(number, len(asked)) - 1])
 
 
 def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:

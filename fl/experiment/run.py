@@ -76,14 +76,13 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
         remove_partial_files(run_dir, *(run_dir / name for name in (HYDRA_FOLDER, MODELS, CLIENTS)))
         with progress("opening images"):
             inputs = _open_inputs(settings, run_dir / SHARES)
-        say(inputs.told())
         if resume:
             inputs.refuse_others(run_dir)
         else:
             _write_settings(run_dir, config, hydra_files or {})
         inputs.write(run_dir)
         _write_contacts(run_dir, settings, plan)
-        server = make_server_app(replace(_task(settings, inputs, run_dir, config), plan=plan), resume=resume)
+        server = make_server_app(_task(settings, inputs, run_dir, config, plan), resume=resume)
         clients = make_client_app(_client_settings(settings, inputs), mods)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         engine, rounds = settings.engine, settings.rounds
@@ -134,7 +133,7 @@ def _show(run_dir: Path, settings: Settings) -> None:
 
 
 def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
-    """Opens the images, refuses what of the settings does not go with them, and shares them out."""
+    """Opens the images, refuses what of the settings does not go with them, shares them out, and says what they are."""
     images, split = open_data(settings.data, settings.rounds.seed)
     if settings.server.checkpoint.keep == "best" and not len(split.validation):
         raise ConfigError(
@@ -143,10 +142,13 @@ def _open_inputs(settings: Settings, otherwise: Path) -> RunImages:
         )
     inputs = share_out(settings, images, split, otherwise)
     _refuse_rates_below_the_floor(settings, inputs.start)
+    say(inputs.told())
     return inputs
 
 
-def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str, Any]) -> ServerTask:
+def _task(
+    settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str, Any], plan: Plan | None
+) -> ServerTask:
     """Returns what the server is given, and says what is about to be trained."""
     device, rounds = settings.compute.chosen(settings.engine.reaches_gpu), settings.rounds
     clients = f"{rounds.clients_per_round} of {counted(rounds.num_clients, 'client')} per round"
@@ -176,6 +178,7 @@ def _task(settings: Settings, inputs: RunImages, run_dir: Path, config: dict[str
         clock=clock,
         train_s=train_s,
         rings=_rings(settings),
+        plan=plan,
     )
 
 
