@@ -4,8 +4,7 @@
 
 Every candidate of benchmarks/screening_table.py is trained for 5 rounds with seed 1 and a tenth of the training images
 held out; the two best that send no more bytes than the base run again, 5 rounds as well, with seeds 2 and 3, and the
-better mean over all three is chosen. Then, in whole runs with Dirichlet 0.3 and all three seeds, whether clients share
-bits by weight. Figures are kept in docs/screening.json: validation images only, accuracy on test
+better mean over all three is chosen. Figures are kept in docs/screening.json: validation images only, accuracy on test
 images is not recorded there. It can be stopped at any time; runs are in outputs/screening. Real EuroSAT (EUROSAT_ZIP);
 other overrides are for trying it and go with --folder.
 """
@@ -15,7 +14,7 @@ from typing import Any
 
 import tables
 from grid import ROOT, basic_figures, fill, options_of
-from screening_table import CANDIDATES, KEPT, UNEVEN, finalists, table, uneven_table
+from screening_table import CANDIDATES, KEPT, finalists, table
 
 from fl.core.console import say
 from fl.core.errors import one_line_errors
@@ -37,14 +36,13 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Runs what is missing of both stages and writes the table."""
-    options = options_of(str(__doc__), (*CANDIDATES, *UNEVEN), KEPT, ROOT / "outputs" / "screening")
+    options = options_of(str(__doc__), CANDIDATES, KEPT, ROOT / "outputs" / "screening")
     with one_line_errors():
-        runs = fill(options, (*CANDIDATES, *UNEVEN), KEPT, figures)
+        runs = fill(options, CANDIDATES, KEPT, figures)
         if best := finalists(runs):
             options.only = None
-            runs |= fill(options, best, KEPT, figures, keep=(*CANDIDATES, *UNEVEN))
+            runs |= fill(options, best, KEPT, figures, keep=CANDIDATES)
         say(table(runs))
-        say(uneven_table(runs) or "")
         tables.write(options.folder)
 
 

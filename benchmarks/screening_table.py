@@ -49,13 +49,6 @@ CANDIDATES = (
 )
 """The base, what differs from it in one thing, and the other codec of as many bytes; bits: of broadcast / of update."""
 
-_EQUAL = (*both("ecq", bits=ONE), *DIRICHLET, f"data.validation_fraction={HELD_OUT}")
-UNEVEN = (
-    Row("uneven-equal", "the same bits for all", _EQUAL, ALL, "uneven-equal"),
-    Row("uneven-by-weight", "bits by weight", (*_EQUAL, "update.by_weight=true"), ALL, "uneven-equal"),
-)
-"""Ways to share the bits of uneven clients, with the reported row's codec, in whole runs."""
-
 
 def score(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Returns mean validation accuracy and, for ties, the negative mean loss."""
@@ -116,20 +109,3 @@ def apart(runs: Runs) -> str:
     return (
         f"Chosen: {winner.title}; against {other.title} {paired(scores)} points of validation accuracy, n = {len(ALL)}."
     )
-
-
-def uneven_table(runs: Runs) -> str | None:
-    """Returns both ways to share the bits of uneven clients, and which one was chosen; None before any run."""
-    scores = {row.name: {seed: runs[row.name, seed] for seed in ALL if (row.name, seed) in runs} for row in UNEVEN}
-    if not any(scores.values()):
-        return None
-    lines = ["| bits of a client | runs | MB sent | validation accuracy |", "|---|---|---|---|"]
-    for row in UNEVEN:
-        own = list(scores[row.name].values())
-        sent = f"{statistics.fmean(each['payload_bytes'] for each in own) / MIB:.2f}" if own else ""
-        reached = f"{100 * score(own)[0]:.2f} %" if own else ""
-        lines.append(f"| {row.title} | {len(own)} of {len(ALL)} | {sent} | {reached} |")
-    equal, by_weight = ({seed: each["validation_accuracy"] for seed, each in own.items()} for own in scores.values())
-    pairs = [(by_weight[seed], equal[seed]) for seed in equal if seed in by_weight]
-    against = f"By weight against the same: {paired(pairs)} points of validation accuracy, n = {len(pairs)}."
-    return "\n".join([*lines, "", against if pairs else "No pair is finished.", ""])

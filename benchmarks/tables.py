@@ -64,11 +64,6 @@ def screening(folder: Path) -> str:
     return screening_table.table(stored(folder / screening_table.KEPT))
 
 
-def screening_uneven(folder: Path) -> str | None:
-    """Returns how bits of uneven clients were shared on validation images, if any of those runs is stored."""
-    return screening_table.uneven_table(stored(folder / screening_table.KEPT))
-
-
 def splits(folder: Path) -> str | None:
     """Returns the table of splits, if docs/splits.json is there."""
     return split_table.table(stored(folder / split_table.KEPT)) if (folder / split_table.KEPT).exists() else None
@@ -265,7 +260,6 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "codecs": traffic,
     "codecs-tuned": traffic_tuned,
     "screening": screening,
-    "screening-uneven": screening_uneven,
     "splits": splits,
     "faults": faults,
     "contacts": contacts,

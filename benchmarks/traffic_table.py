@@ -30,10 +30,9 @@ def both(codec: str, **settings: object) -> tuple[str, ...]:
     return (*chosen, *(f"{direction}.{k}={v}" for k, v in settings.items() for direction in ("broadcast", "update")))
 
 
-def at_one(seeds: tuple[int, ...], name: str = "ecq-1", *more: str, **target: Any) -> Row:
-    """Returns a row of `ecq` at about one bit."""
-    title = f"ecq, {ONE:g} bit both ways{', Dirichlet 0.3' if more else ''}"
-    return Row(name, title, (*both("ecq", bits=ONE), *more), seeds, **target)
+def at_one(name: str, codec: str, *more: str, where: str = "", **target: Any) -> Row:
+    """Returns a row at about one bit; `more` are overrides beside the codec's, and `where` says them in the title."""
+    return Row(name, f"{codec}, {ONE:g} bit both ways{where}", (*both(codec, bits=ONE), *more), REPORTED, **target)
 
 
 def at_half(codec: str, bits: tuple[float, float], more: Sequence[str], seeds: tuple[int, ...], **target: Any) -> Row:
@@ -47,14 +46,23 @@ INT8 = both("int8", scales="tensor")
 INT4 = "codec@broadcast=int8", "codec@update=int4"
 ROWS = (
     Row("fp32", "FP32"),
-    at_one(REPORTED, fewer=(33, "total"), points=0.25),
+    at_one("ecq-1", "ecq", fewer=(33, "total"), points=0.25),
+    at_one("tcq-1", "tcq", fewer=(33, "total"), points=0.25),
     at_half(HALF[0], HALF[1:], HALF_MORE, REPORTED, fewer=(60, "total"), points=1.0),
     Row("int8", "int8 both ways, one scale per tensor", INT8, REPORTED[:3], fewer=(5, "each"), points=0.25),
     Row("int4", "int4 update, int8 broadcast", INT4, REPORTED[:3], fewer=(10, "update"), points=0.5),
     Row("eden-1", "eden, 1 bit both ways", both("eden"), REPORTED[:1]),
     Row("stc", "stc, 1 % both ways", both("stc"), REPORTED[:1]),
     Row("dirichlet-fp32", "FP32, Dirichlet 0.3", DIRICHLET, baseline="dirichlet-fp32"),
-    at_one(REPORTED, "dirichlet-ecq-1", *DIRICHLET, baseline="dirichlet-fp32"),
+    at_one("dirichlet-ecq-1", "ecq", *DIRICHLET, where=", Dirichlet 0.3", baseline="dirichlet-fp32"),
+    at_one(
+        "dirichlet-by-weight",
+        "ecq",
+        *DIRICHLET,
+        "update.by_weight=true",
+        where=" by weight, Dirichlet 0.3",
+        baseline="dirichlet-fp32",
+    ),
     Row("best", "FP32, `experiment=best`", ("experiment=best",), REPORTED[:3]),
 )
 TUNED_ROWS = (

@@ -25,7 +25,7 @@ from pairs import Paired, paired, verdict, within
 
 def test_the_reported_seeds_are_others_than_those_settings_were_chosen_with():
     seeds = {row.name: row.seeds for row in traffic_table.ROWS}
-    five = "fp32", "ecq-1", "half", "dirichlet-fp32", "dirichlet-ecq-1"
+    five = "fp32", "ecq-1", "tcq-1", "half", "dirichlet-fp32", "dirichlet-ecq-1", "dirichlet-by-weight"
     assert {name: seeds[name] for name in five} == dict.fromkeys(five, (101, 102, 103, 104, 105))
     assert seeds["int8"] == seeds["int4"] == (101, 102, 103)
     assert seeds["eden-1"] == seeds["stc"] == (101,)
@@ -38,10 +38,18 @@ def test_targets_are_those_that_were_set():
     targets = {row.name: (row.fewer, row.points) for row in traffic_table.ROWS if row.fewer}
     assert targets == {
         "ecq-1": ((33, "total"), 0.25),
+        "tcq-1": ((33, "total"), 0.25),
         "half": ((60, "total"), 1.0),
         "int8": ((5, "each"), 0.25),
         "int4": ((10, "update"), 0.5),
     }
+
+
+def test_uneven_rows_differ_in_how_their_clients_share_bits_alone():
+    rows = {row.name: row for row in traffic_table.ROWS}
+    equal, by_weight = rows["dirichlet-ecq-1"], rows["dirichlet-by-weight"]
+    assert by_weight.overrides == (*equal.overrides, "update.by_weight=true")
+    assert by_weight.baseline == equal.baseline == "dirichlet-fp32"
 
 
 def test_the_interval_is_students():

@@ -107,16 +107,3 @@ def test_what_is_reported_is_what_was_chosen():
 def test_a_setting_that_is_none_is_refused():
     with pytest.raises(ConfigError):
         grid.composed(list(screening_table.candidate("x", "x", 0.6, 0.51, no_such=1).overrides))
-
-
-def test_whether_uneven_clients_share_by_weight_is_told_by_pairs():
-    assert screening_table.uneven_table({}) is None
-    runs = {}
-    for seed, (equal, by_weight) in {1: (0.80, 0.82), 2: (0.81, 0.82), 3: (0.82, 0.85)}.items():
-        runs |= run("uneven-equal", seed, equal) | run("uneven-by-weight", seed, by_weight)
-    text = screening_table.uneven_table(runs)
-    assert "| bits by weight | 3 of 3 | 0.00 | 83.00 % |" in text
-    assert "By weight against the same: +2.00 [" in text
-    del runs["uneven-equal", 2]
-    assert "n = 2" in screening_table.uneven_table(runs)
-    assert all(f"{way}.bits=0.94" in row.overrides for row in screening_table.UNEVEN for way in ("broadcast", "update"))
