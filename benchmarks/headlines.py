@@ -18,9 +18,6 @@ from fl.core.files import MIB
 SHOWN = ("fp32", "fp16", "int8", "int8_static")
 USERS = "The users' guide shows 85.20, 85.18 and 84.95 % in 1.66, 0.83 and 0.52 MB as its example."
 TRAFFIC = ("ecq-1", "dirichlet-ecq-1", "half")
-ENOUGH = 2
-"""Runs of a row, for a mean that says anything."""
-TUNED = "seeds 42, 43, 44, on which settings had been compared; fresh seeds are being measured"
 
 
 def said(change: Paired, note: str = "") -> str:
@@ -49,9 +46,7 @@ def precisions(folder: Path) -> str:
     """Returns README's table: an FP32 model in several precisions, mean over seeds, IID and Dirichlet."""
     runs = stored(folder / precision_table.KEPT)
     iid, dirichlet = AFTER
-    fresh = len(runs_of(iid, runs)) >= ENOUGH
-    row = iid if fresh else TRAINED[0]
-    own, uneven = runs_of(row, runs), runs_of(dirichlet, runs)
+    own, uneven = runs_of(iid, runs), runs_of(dirichlet, runs)
     timed = all("inference_ms" in each for each in own)
     columns = ["precision", "test accuracy", "change, points [95 %]"]
     columns += ["Dirichlet 0.3: change"] * bool(uneven) + ["file", "compression"]
@@ -63,7 +58,7 @@ def precisions(folder: Path) -> str:
         cells = [
             TITLES[name],
             f"**{precision_table.accuracy(own, name)}**",
-            str(precision_table.change_of(row, runs, name) or ""),
+            str(precision_table.change_of(iid, runs, name) or ""),
         ]
         if uneven:
             cells.append(str(precision_table.change_of(dirichlet, runs, name) or ""))
@@ -72,18 +67,17 @@ def precisions(folder: Path) -> str:
             cells.append(f"{statistics.median(each['inference_ms'][name] for each in own):.3f} ms")
         cells.append(f"${costs[name]['total_cost_usd']:,.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", wrapped(precision_note(row, own, len(uneven), fresh, timed))])
+    return "\n".join([*lines, "", wrapped(precision_note(iid, own, len(uneven), timed))])
 
 
-def precision_note(row: Row, own: Sequence[dict[str, Any]], uneven: int, fresh: bool, timed: bool) -> str:
+def precision_note(row: Row, own: Sequence[dict[str, Any]], uneven: int, timed: bool) -> str:
     """Returns what the table is of."""
     seeds = ", ".join(str(seed) for seed in row.seeds[: len(own)])
-    chosen = f"seeds {seeds}, with which nothing was chosen" if fresh else TUNED
     split = split_of({(row.name, number): each for number, each in enumerate(own)})
     parts = [
-        f"Mean over n = {len(own)} runs ({chosen}) of FedAvg, 10 rounds × 10 IID clients × 2 local epochs, {split}.",
+        f"Mean over n = {len(own)} runs (seeds {seeds}, with which nothing was chosen) of FedAvg, "
+        f"10 rounds × 10 IID clients × 2 local epochs, {split}.",
         "The change is the mean of the paired differences to the same run's FP32 model.",
-        "" if fresh else "Their INT8 rounded weights to the nearest and the image to a range, as it no longer does.",
         f"Dirichlet 0.3: the same with uneven clients, n = {uneven}." if uneven else "",
         "Per image: median over the runs, batch 32." if timed else "",
         "The cost supposes that every message of every round had the file's size.",
@@ -93,27 +87,20 @@ def precision_note(row: Row, own: Sequence[dict[str, Any]], uneven: int, fresh: 
 
 
 def traffic(folder: Path) -> str:
-    """Returns README's sentence on traffic: reported seeds as soon as there are some, else those tuned on, labelled."""
-    fresh = {line["name"]: line for line in traffic_table.lines_of(folder)}
-    rows, kept = traffic_table.TUNED_ROWS, traffic_table.KEPT_TUNED
-    tuned = {line["name"]: line for line in traffic_table.lines_of(folder, rows, kept)}
-    chosen = {name: fresh[name] if fresh[name]["pairs"] >= ENOUGH else tuned[name] for name in TRAFFIC}
+    """Returns README's sentence on traffic."""
+    lines = {line["name"]: line for line in traffic_table.lines_of(folder)}
+    one, uneven, half = (lines[name] for name in TRAFFIC)
 
-    def change(name: str) -> str:
-        line = chosen[name]
+    def change(line: dict[str, Any]) -> str:
         so_far = f" of {line['of']}" if line["pairs"] < line["of"] else ""
-        return said(traffic_table.change_in(line), so_far + ", tuned" * (line is tuned[name]))
+        return said(traffic_table.change_in(line), so_far)
 
-    one, uneven, half = TRAFFIC
-    text = (
-        f"**{chosen[one]['fewer_total']:.1f} times fewer bytes than FP32 from the same start** at {change(one)} with "
-        f"IID clients and {change(uneven)} with Dirichlet 0.3 (`{chosen[one]['settings']}`), and "
-        f"**{chosen[half]['fewer_total']:.1f} times fewer** at {change(half)} with IID clients "
-        f"(`{chosen[half]['settings']}`)."
+    return wrapped(
+        f"**{one['fewer_total']:.1f} times fewer bytes than FP32 from the same start** at {change(one)} with "
+        f"IID clients and {change(uneven)} with Dirichlet 0.3 (`{one['settings']}`), and "
+        f"**{half['fewer_total']:.1f} times fewer** at {change(half)} with IID clients "
+        f"(`{half['settings']}`). Recipe and split are those above; [docs/results.md](docs/results.md) has every run."
     )
-    if any(chosen[name] is tuned[name] for name in TRAFFIC):
-        text += f" Tuned: {TUNED}. Their payloads are of version 1, whose `bits` counted tables and small tensors too."
-    return wrapped(f"{text} Recipe and split are those above; [docs/results.md](docs/results.md) has every run.")
 
 
 def qat(folder: Path) -> str:

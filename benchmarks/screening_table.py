@@ -6,7 +6,7 @@ from typing import Any
 
 from grid import Row, Runs
 from pairs import paired
-from traffic_table import DIRICHLET, ONE, both
+from traffic_table import both
 
 from fl.core.files import MIB
 

@@ -331,7 +331,7 @@ def write(folder: Path) -> None:
         write_bytes(path, text.encode())
         say(f"Written: {path}")
     if (folder / traffic_table.KEPT).exists():
-        plot_traffic(folder / "codecs.png", traffic_table.drawn_lines(folder))
+        plot_traffic(folder / "codecs.png", traffic_table.lines_of(folder))
 
 
 def main() -> None:

@@ -254,10 +254,3 @@ def to_beat(lines: Sequence[Mapping[str, Any]]) -> str:
     best = max(kept, key=lambda each: each["fewer_total"], default=None)
     told = "no complete row yet" if best is None else f"{best['fewer_total']:.2f}x ({best['traffic']})"
     return f"To beat: {wanted:g}x in total within {points:g} point by the mean; here: {told}."
-
-
-def drawn_lines(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the picture: the reported ones as soon as a codec was run with their seeds."""
-    lines = lines_of(folder)
-    fresh = any(line["pairs"] for line in lines if line["name"] not in ("best", "dirichlet-ecq-1"))
-    return lines if fresh else lines_of(folder, TUNED_ROWS, KEPT_TUNED)

@@ -46,7 +46,7 @@ def test_an_outlier_is_drawn_apart(drawn):
 
 
 def test_the_stored_figures_can_be_drawn_and_labelled(drawn):
-    lines = traffic_table.drawn_lines(REPOSITORY / "docs")
+    lines = traffic_table.lines_of(REPOSITORY / "docs")
     traffic_plot.plot_traffic(Path("x.png"), lines)
     boxes = [text.get_window_extent() for text in labels(drawn[0])]
     assert len(boxes) >= 3
