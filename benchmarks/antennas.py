@@ -17,8 +17,9 @@ from table import parser_of, print_table, write_results
 from fl.communication.constellation import load_constellation
 from fl.communication.policies import FedBuff, Synchronous
 from fl.communication.pricing import load_link
-from fl.communication.replay import HOUR_S, Lengths, replay
+from fl.communication.replay import Lengths, replay
 from fl.core.errors import one_line_errors
+from fl.core.units import HOUR_S
 
 CONSTELLATIONS, ANTENNAS, UPDATES = ("walker_12_3_1", "walker_40_4_1"), (1, 2), 10
 COLUMNS = [

@@ -12,8 +12,8 @@ from traffic_table import KEPT
 
 from fl.communication.policies import FedAsync, FedBuff, IntraPlane, Synchronous
 from fl.communication.pricing import load_link
-from fl.communication.replay import HOUR_S, Lengths, break_even_mb, images_down, replay
-from fl.core.files import MIB
+from fl.communication.replay import Lengths, break_even_mb, images_down, replay
+from fl.core.units import HOUR_S, MIB
 
 ROWS = {"fp32": "FP32", "int8": "int8 both ways", "ecq-1": "ecq, 0.94 bit", "half": "tcq, 0.51 bit"}
 """Of docs/codecs.json, with what the table calls them."""

@@ -13,7 +13,7 @@ from pairs import Paired
 from precision_table import AFTER, TITLES, TRAINED, runs_of
 
 from fl.comparison.costs import CostAssumptions, communication_report
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 SHOWN = ("fp32", "fp16", "int8", "int8_static")
 USERS = "The users' guide shows 85.20, 85.18 and 84.95 % in 1.66, 0.83 and 0.52 MB as its example."

@@ -11,7 +11,7 @@ from precision_table import TITLES
 from table import markdown
 from traffic_table import both, fewer, made_with
 
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 KEPT = "networks.json"
 SEED, ROUNDS, EPOCHS = 101, 5, 1

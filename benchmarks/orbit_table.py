@@ -8,7 +8,7 @@ from grid import Row, Runs
 from pairs import paired
 from traffic_table import DIRICHLET, INT8, ONE, both
 
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 KEPT = "orbit.json"
 SEEDS, CHOSEN_ON = (101, 102, 103), (1,)

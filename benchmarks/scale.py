@@ -32,7 +32,8 @@ import numpy as np
 from table import parser_of, print_table, write_results
 
 from fl.core.errors import RunError, one_line_errors
-from fl.core.files import MIB, read_jsonl
+from fl.core.files import read_jsonl
+from fl.core.units import MIB
 
 CODED = ["codec@broadcast=ecq", "codec@update=ecq", "broadcast.bits=1", "update.bits=1"]
 FEEDBACK = ["update.error_feedback=true", "local_epochs=1", "threads_per_client=2"]

@@ -8,7 +8,7 @@ from grid import Row, Runs
 from pairs import paired
 from traffic_table import both
 
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 KEPT = "screening.json"
 FIRST, ALL = (1,), (1, 2, 3)

@@ -10,8 +10,8 @@ from typing import Any
 from grid import REPORTED, TUNED_ON, Row, Runs, stored
 from pairs import Paired, paired, verdict, within
 
-from fl.core.files import MIB
 from fl.core.records import traffic
+from fl.core.units import MIB
 
 DIRECTIONS = ("broadcast", "update")
 KEPT, KEPT_TUNED = "codecs.json", "codecs_tuned.json"

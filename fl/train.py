@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from fl.core.console import label_lines, loading_libraries, say
 from fl.core.cores import available_cores
 from fl.core.errors import QuantflError, one_line_errors, python_command, shell_path, silence_s
-from fl.core.files import MIB, read_json
+from fl.core.files import read_json
 from fl.core.output import OF_THE_PROCESS, speak_as_typed
 from fl.core.presets import CONF
 from fl.core.run_folder import COMMUNICATION, SUMMARY, stopped
 from fl.core.steps import heartbeat
+from fl.core.units import MIB
 from fl.experiment.composing import explained, literal, new_folder, overrides_first, typed_targets
 from fl.experiment.multirun import record_failure, sweep_table
 

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from fl.communication.trip import Both, Trip
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 Whole = Annotated[int, Field(ge=1, strict=True)]
 

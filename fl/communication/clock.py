@@ -194,6 +194,10 @@ class ContactClock:
         back = [each.satellite for each in sent if not each.uses or each.uses[-1].end_s <= self.time_s]
         return [each.satellite for each in sent], back
 
+    def relayed_bytes(self, until_s: float) -> int | None:
+        """Returns the payload bytes that began to pass between satellites by then; None where nothing does."""
+        return None
+
     def _ask(self) -> None:
         """Opens a version: says who is asked, and has everyone who is free and asked come for it."""
         self.sampled = set(range(self.num_satellites) if self.sample is None else self.sample(self.version + 1))

@@ -37,8 +37,7 @@ from fl.communication.plan import Antennas, Plan, planned
 from fl.core.errors import ConfigError, counted
 from fl.core.presets import chosen
 from fl.core.targets import Target
-
-DAY_S = 86400
+from fl.core.units import DAY_S
 
 MOST = 1000
 """Satellites of a constellation."""

@@ -13,12 +13,13 @@ from pydantic.dataclasses import dataclass
 from fl.communication.billing import STRICT, Billing, NotNegative, Whole
 from fl.communication.contacts import Contacts
 from fl.core.presets import CONF
+from fl.core.units import DAY_S
 
 WINDOWS = CONF / "link" / "windows"
 
 ALWAYS = "always"
 
-LONGEST_S = 366 * 86400.0
+LONGEST_S = 366.0 * DAY_S
 """No training takes longer, and no contact is so far away."""
 
 Rate = Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)]

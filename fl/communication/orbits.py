@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl.communication.billing import STRICT, Whole
+from fl.core.units import DAY_S
 
 EARTH_RADIUS_KM, EARTH_MU_KM3_S2 = 6378.135, 398600.8
 """WGS 72, as SGP4 uses them."""
@@ -78,7 +79,7 @@ class TwoLines(NamedTuple):
     @property
     def altitudes_km(self) -> tuple[float, float]:
         """The lowest and the highest altitude."""
-        radians_per_s = float(self.line2[52:63]) * 2 * math.pi / 86400
+        radians_per_s = float(self.line2[52:63]) * 2 * math.pi / DAY_S
         axis_km = (EARTH_MU_KM3_S2 / radians_per_s**2) ** (1 / 3)
         apart_km = axis_km * float(f"0.{self.line2[26:33].strip()}")
         return axis_km - apart_km - EARTH_RADIUS_KM, axis_km + apart_km - EARTH_RADIUS_KM

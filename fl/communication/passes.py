@@ -15,6 +15,7 @@ from fl.communication.orbits import Orbits
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, counted
 from fl.core.files import sha256, write_npz
+from fl.core.units import DAY_S
 
 FORMAT = 1
 """Part of every cache key: raise it when passes are computed or stored in another way."""
@@ -99,7 +100,7 @@ def _key(orbits: Orbits) -> str:
 def _read(content: bytes, orbits: Orbits) -> list[Pass]:
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         table = stored["passes"]
-    limits = [orbits.days * 86400, len(orbits.elements) - 1, len(orbits.stations) - 1, orbits.days * 86400]
+    limits = [orbits.days * DAY_S, len(orbits.elements) - 1, len(orbits.stations) - 1, orbits.days * DAY_S]
     if table.dtype != np.float64 or table.ndim != 2 or table.shape[1] != len(limits):
         raise ValueError("is no table of passes")
     if not ((table >= 0) & (table <= limits)).all():

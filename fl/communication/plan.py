@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fl.communication.contacts import Contacts
 from fl.communication.passes import Pass
 from fl.core.errors import ConfigError, counted
+from fl.core.units import DAY_S
 
 SHORTEST_S = 60.0
 """Beyond acquisition, a contact that begins late is worth its antenna if it has that long."""
@@ -139,7 +140,7 @@ def planned(
         ConfigError: a satellite or a station has no contact, or a satellite none longer than acquisition.
     """
     contacts = booked(passes, [each.antennas for each in stations], acquisition_s)
-    days = f"in {counted(round(period_s / 86400), 'day')}" if period_s >= 86400 else f"in {period_s:g} s"
+    days = f"in {counted(round(period_s / DAY_S), 'day')}" if period_s >= DAY_S else f"in {period_s:g} s"
     if idle := set(range(len(stations))) - {each.station for each in contacts}:
         name = stations[min(idle)].station
         raise ConfigError(f"constellation: station {name} has no contact {days}; leave it out, or take another orbit")

@@ -76,6 +76,9 @@ class PlaneClock(ContactClock):
     def updates(self) -> tuple[list[int], list[int]]:
         return self.back, self.back
 
+    def relayed_bytes(self, until_s: float) -> int:
+        return sum(hop.payload_bytes for hop in self.hops if hop.start_s <= until_s)
+
     def _ring(self, number: int) -> Sequence[int]:
         return next(ring for ring in self.rings if number in ring)
 

@@ -12,7 +12,7 @@ from fl.communication.ledger import communication, exchanges, fp32_exchanges, mo
 from fl.communication.link import LONGEST_S, Link
 from fl.communication.planes import Rings
 from fl.communication.policies import IntraPlane, Policy
-from fl.communication.replay import DAY_S, Lengths, break_even_mb, images_down, lengths_of, replay
+from fl.communication.replay import Lengths, break_even_mb, images_down, lengths_of, replay
 from fl.communication.trip import Exchange
 from fl.core.console import say
 from fl.core.errors import ConfigError, counted
@@ -20,7 +20,8 @@ from fl.core.files import read_json
 from fl.core.presets import choices, chosen, preset
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMPARISON, ROUNDS
-from fl.core.targets import Target, renamed
+from fl.core.targets import Target, known_classes, renamed
+from fl.core.units import DAY_S
 
 
 def check(options: argparse.Namespace) -> None:
@@ -79,16 +80,29 @@ def load_link(choice: str, train_s: float | None = None) -> Link:
     Raises:
         ConfigError: there is none, or a value in it cannot be used.
     """
-    config = chosen("link", choice)
-    if isinstance(config, dict) and train_s is not None:
-        config["train_s"] = train_s
-    wanted = f"{Link.__module__}.{Link.__qualname__}"
-    if isinstance(config, dict) and renamed(config.get("_target_", wanted)) != wanted:
-        raise ConfigError(f"--link {choice}: _target_={config['_target_']}: must be {wanted}")
-    target = Target.from_config(f"--link {choice}", config)
-    target.check()
-    link: Link = target.build()
+    link: Link = _built("link", choice, **({} if train_s is None else {"train_s": train_s}))
     return link
+
+
+def load_policy(choice: str) -> tuple[str, Policy]:
+    """Returns the name and the policy of `conf/policy/` by its name, or of a YAML file by its path.
+
+    Raises:
+        ConfigError: there is none, or a value in it cannot be used.
+    """
+    return Path(choice).stem, _built("policy", choice)
+
+
+def _built(group: str, choice: str, **given: Any) -> Any:
+    """Returns what a preset or a file describes, with some values given instead of its own."""
+    config, place = chosen(group, choice), f"--{group} {choice}"
+    if isinstance(config, dict):
+        config |= given
+        if (told := renamed(str(config.get("_target_")))) not in (known := known_classes(group)):
+            raise ConfigError(f"{place}: _target_={told}: must be {' or '.join(sorted(known))}")
+    target = Target.from_config(place, config)
+    target.check()
+    return target.build()
 
 
 def traffic_of_run(folder: Path, links: Sequence[Link], precisions: bool) -> dict[str, Any]:
@@ -127,21 +141,6 @@ def _sized(exchange: Exchange, broadcast_bytes: int, update_bytes: int) -> Excha
         broadcast_bytes=broadcast_bytes if exchange.broadcast_bytes else 0,
         update_bytes=update_bytes if exchange.update_bytes else 0,
     )
-
-
-def load_policy(choice: str) -> tuple[str, Policy]:
-    """Returns the name and the policy of `conf/policy/` by its name, or of a YAML file by its path.
-
-    Raises:
-        ConfigError: there is none, or a value in it cannot be used.
-    """
-    config = chosen("policy", choice)
-    target = Target.from_config(f"--policy {choice}", config)
-    target.check()
-    policy = target.build()
-    if not isinstance(policy, Policy):
-        raise ConfigError(f"--policy {choice}: _target_={target.target}: is no policy")
-    return Path(choice).stem, policy
 
 
 def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from fl.communication.billing import PerStartedMinute, started_minutes
 from fl.communication.clock import ContactClock, Event, Transfer
 from fl.communication.contacts import Use, transfer
 from fl.communication.link import Link
-from fl.communication.planes import Hop, PlaneClock, Rings, check_planes
+from fl.communication.planes import PlaneClock, Rings, check_planes
 from fl.communication.policies import FedBuff, IntraPlane, Policy, Update
 from fl.communication.simulation import energy_j
 from fl.communication.trip import Both, Exchange, Trip
 from fl.core.errors import ConfigError, counted
-from fl.core.files import MIB
+from fl.core.units import DAY_S, MIB
 
-DAY_S, HOUR_S = 86_400.0, 3600.0
 MOST_IMAGE_BYTES = 2**50
 """Of a satellite, where it is looked for what takes as long as training."""
 
@@ -174,7 +173,7 @@ def _clock(  # six: those of both kinds of clock
 def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:
     """Returns sums over all transfers that had begun by then, those under way included."""
     link, transfers = clock.link, [each for each in clock.transfers if each.uses and each.uses[0].start_s <= until_s]
-    hops = clock.hops if isinstance(clock, PlaneClock) else None
+    relayed_bytes = clock.relayed_bytes(until_s)
     wire = Both(*(sum(each.wire_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
     energy = energy_j(link, wire)
     payload = Both(*(sum(each.payload_bytes for each in transfers if each.to_satellite is up) for up in (True, False)))
@@ -183,12 +182,8 @@ def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:
         "wire_bytes": wire.to_json(),
         "cost_usd": cost_usd(link, transfers),
         "energy_j": energy and energy.to_json(),
-        **({} if hops is None else {"inter_satellite_bytes": _relayed_bytes(hops, until_s)}),
+        **({} if relayed_bytes is None else {"inter_satellite_bytes": relayed_bytes}),
     }
-
-
-def _relayed_bytes(hops: Sequence[Hop], until_s: float) -> int:
-    return sum(hop.payload_bytes for hop in hops if hop.start_s <= until_s)
 
 
 def cost_usd(link: Link, transfers: Sequence[Transfer]) -> float:

@@ -10,8 +10,7 @@ from sgp4.api import WGS72, Satrec
 from skyfield.api import EarthSatellite, load, wgs84
 
 from fl.communication.orbits import EARTH_MU_KM3_S2, EARTH_RADIUS_KM, HIGHEST_KM, LOWEST_KM, Circular, Orbits, TwoLines
-
-DAY_S = 86400
+from fl.core.units import DAY_S
 
 SGP4_EPOCH = date(1949, 12, 31)
 """From which SGP4 counts days."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from fl.communication.ledger import DIRECTIONS
 from fl.core.console import duration, say, show_table
-from fl.core.files import MIB
 from fl.core.records import MILESTONES_PERCENT
+from fl.core.units import MIB
 
 Documents = Mapping[str, Mapping[str, Any]]
 """By label: what `ledger.communication` returns, or, for traffic that is supposed, its `modelled` part alone."""

@@ -7,10 +7,11 @@ from typing import Any
 from fl.communication.ledger import communication
 from fl.communication.link import Link
 from fl.core.errors import QuantflError, reading
-from fl.core.files import MIB, read_json
+from fl.core.files import read_json
 from fl.core.records import read_rounds
 from fl.core.run_folder import COMMUNICATION, ROUNDS, SUMMARY
 from fl.core.targets import Target
+from fl.core.units import MIB
 from fl.data.provenance import Run
 
 NO_RUN = "no run lies beside this model, so what travelled while it was trained is not known"

@@ -6,7 +6,7 @@ from typing import Any
 
 from fl.core.console import RULE, duration, heading, say
 from fl.core.errors import counted
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 NAMED = 3
 """Of the tensors that stay FP32; the JSON has them all."""

@@ -9,9 +9,9 @@ import torch
 
 from fl.comparison.costs import CostAssumptions, communication_report, ledger_of, measured_traffic
 from fl.comparison.measure import Measured
-from fl.core.files import MIB
 from fl.core.machine import environment
 from fl.core.targets import Target
+from fl.core.units import MIB
 from fl.data.provenance import Inputs, Run, TestSet
 from fl.models.architecture import architecture_of
 from fl.models.net import Network, num_parameters

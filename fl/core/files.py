@@ -15,8 +15,7 @@ import numpy as np
 import yaml
 
 from fl.core.errors import ConfigError
-
-MIB = 1024**2
+from fl.core.units import MIB
 
 LONGEST_NUMBER = 300
 """Digits of a whole number in JSON; a longer one is beyond every float."""

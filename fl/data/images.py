@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, DataError, counted
-from fl.core.files import MIB, read_json, sha256, write_json
+from fl.core.files import read_json, sha256, write_json
 from fl.core.pixels import DTYPES, Pixels
+from fl.core.units import MIB
 
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""

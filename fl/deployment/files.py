@@ -11,9 +11,10 @@ import torch
 
 from fl.core.console import progress, say
 from fl.core.errors import ModelFileError
-from fl.core.files import MIB, read_json, sha256
+from fl.core.files import read_json, sha256
 from fl.core.run_folder import COMPARISON, FORMATS_FILE
 from fl.core.targets import Target
+from fl.core.units import MIB
 from fl.data.provenance import TestSet
 from fl.deployment.apart import written_apart
 from fl.deployment.formats import FORMATS, Executor, Format

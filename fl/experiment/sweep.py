@@ -14,10 +14,11 @@ from typing import Any
 
 from fl.core.console import say, show_table
 from fl.core.errors import ConfigError, reading
-from fl.core.files import MIB, read_json, write_bytes, write_json
+from fl.core.files import read_json, write_bytes, write_json
 from fl.core.presets import yaml_file
 from fl.core.records import read_rounds, totals
 from fl.core.run_folder import ENDED, HYDRA_FOLDER, MULTIRUN, PARTITION, ROUNDS, SUMMARY, SWEEP, SWEEP_TABLE
+from fl.core.units import MIB
 from fl.experiment.sweep_plots import plot_sweep
 
 PLAN, OVERRIDES, HYDRA = "sweep_plan.json", f"{HYDRA_FOLDER}/overrides.yaml", f"{HYDRA_FOLDER}/hydra.yaml"

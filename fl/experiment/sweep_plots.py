@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fl.core.figures import COLOURS, label_points, look, name_lines, picture, whole_numbers
-from fl.core.files import MIB
 from fl.core.run_folder import ENDED
+from fl.core.units import MIB
 
 Records = Mapping[int, Sequence[Mapping[str, Any]]]
 

@@ -11,9 +11,10 @@ from fl.codec import ServerLink
 from fl.communication.clock import ContactClock, Event
 from fl.communication.link import LONGEST_S, Link
 from fl.communication.policies import Synchronous, Update
-from fl.communication.replay import HOUR_S, shares, spent
+from fl.communication.replay import shares, spent
 from fl.core.errors import RunError, counted
 from fl.core.records import ClientFailure, ClientRecord, Planes, RoundRecord, Scores, reached
+from fl.core.units import DAY_S, HOUR_S
 from fl.federation.buffer import Buffer, Key
 from fl.federation.clock_settings import ClockSettings
 from fl.federation.exchanges import Exchanges
@@ -29,8 +30,6 @@ from fl.federation.rounds import (
     total_of,
 )
 from fl.training.local import learning_rate
-
-DAY_S = 86400.0
 
 
 @dataclass
@@ -288,7 +287,7 @@ class ContactLoop:
         clock = self.clock
         waits = f"{counted(len(clock.buffer), 'update')} of {getattr(clock.policy, 'buffer_size', self._rounds.needed)}"
         return (
-            f"after {clock.time_s / 3600:.2f} simulated hours nothing happens any more: version {clock.version + 1} "
+            f"after {clock.time_s / HOUR_S:.2f} simulated hours nothing happens any more: version {clock.version + 1} "
             f"has {waits}{self._reasons()}; {self._missing()}"
         )
 

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from fl.codec.tensors import is_statistic
 from fl.core.errors import counted
 from fl.core.seeds import numpy_generator
+from fl.core.units import DAY_S
 from fl.federation.messages import ARRAYS, arrays_of, config_of, number
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -103,7 +104,7 @@ class Crash(Fault):
 class Straggler(Fault):
     """The client answers later, by wall clock; with `reply_timeout_s` below that, it counts as failed."""
 
-    delay_s: Annotated[float, Field(gt=0, le=86_400)] = 10.0
+    delay_s: Annotated[float, Field(gt=0, le=DAY_S)] = 10.0
 
     def answer(self, train: ClientAppCallable, message: Message, context: Context, rng: np.random.Generator) -> Message:
         time.sleep(self.delay_s)

@@ -14,11 +14,12 @@ from fl.communication.pricing import load_links
 from fl.communication.tables import show_traffic
 from fl.core.console import say
 from fl.core.errors import ConfigError, QuantflError, counted
-from fl.core.files import MIB, plain, write_json, write_jsonl
+from fl.core.files import plain, write_json, write_jsonl
 from fl.core.lines import Lines
 from fl.core.machine import environment
 from fl.core.records import VERSION, RoundRecord, reached, read_rounds, scores_of, totals, traffic
 from fl.core.run_folder import COMMUNICATION, EVENTS, MODEL, ROUNDS, ROUNDS_PLOT, SUMMARY, TIMELINE
+from fl.core.units import MIB
 from fl.data.images import ImageSet
 from fl.data.split import Split
 from fl.federation.checkpoint import Checkpoint

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fl.core.figures import look, name_lines, picture, whole_numbers
-from fl.core.files import MIB
 from fl.core.records import traffic
+from fl.core.units import MIB
 
 DIRECTIONS = ("broadcast", "update")
 

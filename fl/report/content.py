@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, PARTITION, ROUNDS, SETTINGS, SUMMARY
 from fl.core.targets import renamed
+from fl.core.units import DAY_S, HOUR_S, MIB
 from fl.report.charts import Line, Picture, bars, grid, lines
 from fl.report.contacts import contacts
 from fl.report.models import classes, precisions, recommended, speed
@@ -15,7 +15,6 @@ from fl.report.parts import Content, Figure, Section, Table, at
 from fl.report.records import RunRecords
 
 T = TypeVar("T")
-DAY_S = 86_400.0
 MOST_CLIENTS = 40
 """Shown one by one."""
 
@@ -192,8 +191,8 @@ def _links(run: RunRecords) -> Iterator[Section]:
                 f"{link['cost_usd']['total']:,.2f}",
                 f"{link['if_fp32']['cost_usd']:,.2f}",
                 f"{link['saved_percent']['cost_usd']:.1f}",
-                f"{link['round_s']['total'] / 3600:,.2f}",
-                f"{link['if_fp32']['total_s'] / 3600:,.2f}",
+                f"{link['round_s']['total'] / HOUR_S:,.2f}",
+                f"{link['if_fp32']['total_s'] / HOUR_S:,.2f}",
                 f"{link['contacts']['total']:,}",
                 f"{joules:,.1f}" if _is_number(joules) else "–",
             ]
@@ -312,7 +311,7 @@ def _payload(record: Mapping[str, Any]) -> float:
 
 
 def _time(seconds: float) -> str:
-    for unit, size in (("days", DAY_S), ("hours", 3600), ("minutes", 60)):
+    for unit, size in (("days", DAY_S), ("hours", HOUR_S), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fl.core.files import MIB
 from fl.core.intervals import paired_interval
 from fl.core.run_folder import BENCH, COMPARISON, PREDICTIONS, RECOMMENDATION
+from fl.core.units import MIB
 from fl.report.charts import Line, Picture, grid, lines, points
 from fl.report.parts import Section, Shown, Table, at
 from fl.report.records import RunRecords

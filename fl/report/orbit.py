@@ -14,6 +14,7 @@ import numpy as np
 from fl.core.console import say
 from fl.core.figures import COLOURS, DASHES, MARKERS, picture
 from fl.core.run_folder import ACTIVITY_PLOT, CONTACTS, HOURS_PLOT, TIMELINE, TRACKS_PLOT
+from fl.core.units import HOUR_S
 from fl.report.charts import INK, Line, draw_lines
 from fl.report.parts import at
 from fl.report.records import RunRecords
@@ -21,7 +22,6 @@ from fl.report.records import RunRecords
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HOUR_S = 3600.0
 MOST_SATELLITES = 60
 """That have a row in the picture of what they did: the first."""
 NEXT = {"sends": "receiving", "received": "training", "trained": "sending", "relayed": "sending"}

@@ -10,10 +10,10 @@ import numpy as np
 from scipy.stats import t as student
 
 from fl.core.figures import COLOURS, MARKERS, label_points, log_axis, look, name_lines, picture
-from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, HOURS_PLOT, ROUNDS
+from fl.core.units import DAY_S, MIB
 from fl.report.charts import Line, draw_lines
-from fl.report.content import DAY_S, flat
+from fl.report.content import flat
 from fl.report.orbit import ACCURACY, HOURS, draw_contacts, hours_of, tell_synthetic
 from fl.report.parts import at
 from fl.report.records import RunRecords

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.files import MIB
 from fl.core.run_folder import COMMUNICATION, COMPARISON, ROUNDS, SETTINGS, SUMMARY
+from fl.core.units import MIB
 from fl.report.charts import Line, Picture, lines, points
 from fl.report.content import flat, sentence
 from fl.report.parts import Content, Section, Table

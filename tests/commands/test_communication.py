@@ -9,7 +9,8 @@ from communication.test_ledger import RUN, SEEDED
 from conftest import REPOSITORY
 
 from fl.commands.communication import main
-from fl.core.files import MIB, read_json, read_jsonl, write_json, write_jsonl
+from fl.core.files import read_json, read_jsonl, write_json, write_jsonl
+from fl.core.units import MIB
 
 SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
 
@@ -143,6 +144,21 @@ def test_bad_options_are_refused_in_one_line(arguments, words, refused):
 def test_a_bad_link_file_is_refused_in_one_line(text, words, refused, tmp_path):
     (tmp_path / "own.yaml").write_text(text)
     refused("fl", "communication", *SIZES, "--link", "own.yaml", words=["--link own.yaml", *words])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("_target_: os.system", ["_target_=os.system: must be", "policies.FedAsync", " or fl.communication.policies."]),
+        ("_target_: fl.communication.link.Link", ["must be fl.communication.policies."]),
+        ("_target_: fl.communication.policies.FedBuff\nK: 0", ["K", "no such setting"]),
+        ("K: 5", ["_target_=None: must be fl.communication.policies."]),
+    ],
+)
+def test_a_bad_policy_file_is_refused_in_one_line(text, words, refused, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    words = ["--policy own.yaml", *words]
+    refused("fl", "communication", *SIZES, "--clock", "contacts", "--policy", "own.yaml", words=words)
 
 
 def test_bad_runs_are_refused_in_one_line(refused, run_folder):

@@ -16,7 +16,8 @@ from conftest import REPOSITORY, train, zipped
 import fl
 from fl.comparison.verify import verify
 from fl.core.errors import VerificationError
-from fl.core.files import MIB, read_json, read_jsonl, sha256
+from fl.core.files import read_json, read_jsonl, sha256
+from fl.core.units import MIB
 from fl.data.sources import EUROSAT_CLASSES
 from fl.deployment.beside import DeploymentFiles
 from fl.models.net import Net

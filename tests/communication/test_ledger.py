@@ -14,9 +14,10 @@ from fl.communication.simulation import simulate
 from fl.communication.trip import Exchange
 from fl.comparison.costs import CostAssumptions, communication_report, is_older, ledger_of, measured_traffic
 from fl.core.errors import ConfigError
-from fl.core.files import MIB, read_json, read_jsonl, write_json, write_jsonl
+from fl.core.files import read_json, read_jsonl, write_json, write_jsonl
 from fl.core.records import read_rounds, totals, upgraded
 from fl.core.run_folder import COMMUNICATION
+from fl.core.units import MIB
 from fl.data.provenance import find_run
 from fl.experiment.run import run
 from fl.federation.checkpoint import MARK

@@ -17,8 +17,9 @@ from fl.communication.simulation import send, simulate
 from fl.communication.trip import Both, Exchange, Trip
 from fl.comparison.costs import CostAssumptions, communication_costs
 from fl.core.errors import ConfigError
-from fl.core.files import MIB, read_json
+from fl.core.files import read_json
 from fl.core.targets import Target
+from fl.core.units import MIB
 
 PRESETS = ["cubesat_sband", "flat_rate", "ttc_uhf"]
 FP32_FILE, INT8_FILE = 1_750_000, 440_000

@@ -7,7 +7,7 @@ from communication.test_link import preset
 from fl.communication.ledger import communication
 from fl.comparison.costs import CostAssumptions, communication_costs, communication_report, measured_traffic
 from fl.core.errors import ConfigError
-from fl.core.files import MIB
+from fl.core.units import MIB
 
 GUIDE = {"fp32": int(1.66 * MIB), "fp16": int(0.83 * MIB), "int8": int(0.52 * MIB)}
 

@@ -14,7 +14,8 @@ from fl.comparison.costs import CostAssumptions
 from fl.comparison.measure import convert_and_save, measure
 from fl.comparison.report import Comparison
 from fl.core.errors import ModelFileError
-from fl.core.files import MIB, sha256
+from fl.core.files import sha256
+from fl.core.units import MIB
 from fl.data import provenance
 from fl.data.provenance import Inputs
 from fl.models.net import to_input

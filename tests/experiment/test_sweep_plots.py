@@ -5,7 +5,7 @@ import itertools
 import pytest
 from conftest import labels
 
-from fl.core.files import MIB
+from fl.core.units import MIB
 from fl.experiment import sweep_plots
 from fl.experiment.sweep import over_seeds
 

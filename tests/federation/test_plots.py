@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.core.files import MIB
+from fl.core.units import MIB
 from fl.federation import plots
 
 
