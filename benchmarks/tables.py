@@ -30,6 +30,8 @@ from fl.core.files import read_json, read_jsonl, write_bytes
 
 DOCS = ROOT / "docs"
 PART = re.compile(r"<!-- made by make tables: (?P<name>[a-z0-9-]+) -->(?P<old>.*?)<!-- end: (?P=name) -->", re.DOTALL)
+SHOWN_BATCHES = (1, 32, 128)
+"""Of the table of model files side by side; docs/bench.json has all."""
 SPEED = (
     *("startup", "round", "reference-flower-ray", "training-speed", "layer-speed", "codec-speed", "sensitivity"),
     *("averaging", "scale", "clock", "contact-plan"),
@@ -180,7 +182,8 @@ def bench(folder: Path) -> str | None:
     from fl.deployment.bench import COLUMNS, table_rows
 
     path = folder / "bench.json"
-    return markdown(COLUMNS, list(table_rows(read_json(path)))) if path.exists() else None
+    rows = table_rows(read_json(path)) if path.exists() else ()
+    return markdown(COLUMNS, [row for row in rows if int(row[1]) in SHOWN_BATCHES]) if path.exists() else None
 
 
 def formats(folder: Path) -> str | None:
