@@ -3,6 +3,7 @@
 import re
 
 from grid import Row, Runs
+from table import markdown
 from traffic_table import ONE, both
 
 KEPT = "faults.json"
@@ -59,14 +60,14 @@ ROWS = tuple(
 def table(runs: Runs) -> str:
     """Returns one line for each fault and kind of traffic, and a column for each rule; what was not run is empty."""
     columns = ["traffic", "clients", *RULES, "MB sent (mean)"]
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     for traffic in TRAFFIC:
         for fault in FAULTS:
             found = {rule: runs.get((name_of(fault, rule, traffic), SEED)) for rule in RULES}
             accuracies = [f"{100 * each['test_accuracy']:.2f} %" if each else "" for each in found.values()]
             sent = f"{found['mean']['payload_bytes'] / 2**20:.1f}" if found["mean"] else ""
-            lines.append(f"| {' | '.join([traffic, fault, *accuracies, sent])} |")
+            rows.append([traffic, fault, *accuracies, sent])
     done = sum((row.name, SEED) in runs for row in ROWS)
     told = f"{ROUNDS} rounds of {EPOCHS} local epoch, IID, the random split, one seed ({SEED}), so no interval"
     left = "" if done == len(ROWS) else f" Not finished: {done} of {len(ROWS)} runs."
-    return "\n".join(lines) + f"\n\n{told}.{left}\n"
+    return f"{markdown(columns, rows)}\n{told}.{left}\n"

@@ -11,6 +11,7 @@ import traffic_table
 from grid import Row, Runs, stored
 from pairs import Paired
 from precision_table import AFTER, TITLES, TRAINED, runs_of
+from table import markdown
 
 from fl.comparison.costs import CostAssumptions, communication_report
 from fl.core.units import MIB
@@ -51,7 +52,7 @@ def precisions(folder: Path) -> str:
     columns = ["precision", "test accuracy", "change, points [95 %]"]
     columns += ["Dirichlet 0.3: change"] * bool(uneven) + ["file", "compression"]
     columns += ["per image"] * timed + ["10 rounds × 10 clients at $5/MB"]
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     sizes = {name: round(statistics.fmean(each["file_size_bytes"][name] for each in own)) for name in SHOWN}
     costs = communication_report(sizes, CostAssumptions(10, 10, 10, 5.0, "default"), [], {})["precisions"]
     for name in SHOWN:
@@ -66,8 +67,8 @@ def precisions(folder: Path) -> str:
         if timed:
             cells.append(f"{statistics.median(each['inference_ms'][name] for each in own):.3f} ms")
         cells.append(f"${costs[name]['total_cost_usd']:,.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", wrapped(precision_note(iid, own, len(uneven), timed))])
+        rows.append(cells)
+    return f"{markdown(columns, rows)}\n{wrapped(precision_note(iid, own, len(uneven), timed))}"
 
 
 def precision_note(row: Row, own: Sequence[dict[str, Any]], uneven: int, timed: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from grid import Row, Runs
 from pairs import paired
+from table import markdown
 from traffic_table import DIRICHLET, INT8, ONE, both
 
 from fl.core.units import MIB
@@ -114,18 +115,17 @@ def table(runs: Runs, synchronous: Runs) -> str | None:
     """
     goals = [f"{goal} %" for goal in GOALS]
     columns = ["run", "n", *goals, "all updates", "test accuracy", "points from rounds", "staleness", "MB sent"]
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     for one in ROWS:
         if own := finished(runs, one):
             change = paired(against_rounds(runs, synchronous, one))
-            row = [one.title, f"{len(own)} of {len(one.seeds)}", *cells(own), *_ends(own, change)]
-            lines.append(f"| {' | '.join(row)} |")
-    if len(lines) == 2:
+            rows.append([one.title, f"{len(own)} of {len(one.seeds)}", *cells(own), *_ends(own, change)])
+    if not rows:
         return None
     done, wanted = sum(len(finished(runs, one)) for one in ROWS), sum(len(one.seeds) for one in ROWS)
     left = "" if done == wanted else f" Not finished: {done} of {wanted} runs."
     told = "Hours and dollars until the first run's test accuracy of a column, simulated; points are paired by seed."
-    return "\n".join([*lines, "", f"{told}{left}", ""])
+    return f"{markdown(columns, rows)}\n{told}{left}\n"
 
 
 def cells(own: Sequence[dict[str, Any]]) -> list[str]:
@@ -156,14 +156,15 @@ def choice_table(runs: Runs) -> str | None:
     known = [(one, finished(runs, one)) for one in CHOSEN_ROWS]
     if not any(own for _, own in known):
         return None
-    lines = ["| policy | validation accuracy | simulated hours |", "|---|---|---|"]
-    for one, own in known:
-        score = f"{100 * own[0]['validation_accuracy']:.2f} %" if own else ""
-        lines.append(
-            f"| {one.title} | {score} | {own[0]['contacts']['hours']:.1f} |" if own else f"| {one.title} | | |"
-        )
+    rows = [
+        [one.title, f"{100 * own[0]['validation_accuracy']:.2f} %", f"{own[0]['contacts']['hours']:.1f}"]
+        if own
+        else [one.title, "", ""]
+        for one, own in known
+    ]
     used = f"Used above: η = {SERVER_LR:g}, a = {MIXING:g}."
-    return "\n".join([*lines, "", f"{used} Seed {CHOSEN_ON[0]}, a tenth of the training images held out.", ""])
+    chosen_by = f"{used} Seed {CHOSEN_ON[0]}, a tenth of the training images held out."
+    return f"{markdown(('policy', 'validation accuracy', 'simulated hours'), rows)}\n{chosen_by}\n"
 
 
 def staleness(runs: Runs, synchronous: Runs) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from grid import TUNED_ON, Row, Runs
 from pairs import Paired, paired, verdict, within
+from table import markdown
 from traffic_table import DIRICHLET
 
 KEPT = "precisions.json"
@@ -53,24 +54,22 @@ def accuracy(own: Sequence[Mapping[str, Any]], precision: str) -> str:
     return f"{100 * statistics.fmean(each['accuracy'][precision] for each in own):.2f} %"
 
 
-def table_of(kind: str, rows: Sequence[Row], precisions: Sequence[str], runs: Runs) -> list[str]:
-    """Returns the lines of a table: a row for each kind of run, a column for each precision."""
-    head = f"| {kind} | seeds | {' | '.join(precisions)} |"
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+def table_of(kind: str, rows: Sequence[Row], precisions: Sequence[str], runs: Runs) -> str:
+    """Returns a table: a row for each kind of run, a column for each precision."""
+    lines = []
     for row in rows:
         own = runs_of(row, runs)
         cells = [row.title, f"{len(own)} of {len(row.seeds)}"]
         for name in precisions:
             change = change_of(row, runs, name)
             cells.append("" if not own else accuracy(own, name) + (f" ({change})" if change else ""))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return markdown((kind, "seeds", *precisions), lines)
 
 
 def trained_table(runs: Runs) -> str:
     """Returns what training precisions give, in every precision, and whether the target is met."""
-    lines = table_of("training", TRAINED, SHOWN, runs)
-    return "\n".join(lines) + f"\n\n{qat4_target(runs)}\n"
+    return f"{table_of('training', TRAINED, SHOWN, runs)}\n{qat4_target(runs)}\n"
 
 
 def qat4_target(runs: Runs) -> str:
@@ -87,5 +86,4 @@ def qat4_target(runs: Runs) -> str:
 
 def after_table(runs: Runs) -> str:
     """Returns what quantizing FP32 models after training costs, IID and Dirichlet."""
-    lines = table_of("clients", AFTER, SHOWN[:1] + QUANTIZED, runs)
-    return "\n".join(lines) + "\n"
+    return table_of("clients", AFTER, SHOWN[:1] + QUANTIZED, runs)

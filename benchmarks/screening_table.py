@@ -6,6 +6,7 @@ from typing import Any
 
 from grid import Row, Runs
 from pairs import paired
+from table import markdown
 from traffic_table import both
 
 from fl.core.units import MIB
@@ -79,7 +80,7 @@ def chosen(runs: Runs) -> Row | None:
 def table(runs: Runs) -> str:
     """Returns all candidates with their validation accuracy, and which one was chosen."""
     columns = "candidate", "MB sent", "of the base", "validation, seed 1", "seeds 1 to 3", ""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     final, winner = [row.name for row in finalists(runs)], chosen(runs)
     base = runs.get(("base", 1))
     for row in CANDIDATES:
@@ -92,8 +93,8 @@ def table(runs: Runs) -> str:
         if row.name in final and len(own) == len(ALL):
             cells[4] = f"{100 * score(own)[0]:.2f} %"
         cells[5] = "chosen" if winner and row.name == winner.name else "second stage" if row.name in final else ""
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\n{apart(runs)}\n"
+        rows.append(cells)
+    return f"{markdown(columns, rows)}\n{apart(runs)}\n"
 
 
 def apart(runs: Runs) -> str:

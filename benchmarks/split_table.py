@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from grid import Row, Runs
 from pairs import half_width
+from table import markdown
 
 KEPT = "splits.json"
 SEEDS = (101, 102, 103)
@@ -18,14 +19,14 @@ ROWS = (
 def table(runs: Runs) -> str:
     """Returns one line for each split: images, runs, and the mean accuracy on its own test images."""
     columns = ["split", "train / validation / test", "seeds", "test accuracy [95 %]", "each"]
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     for row in ROWS:
         found = [runs[row.name, seed] for seed in row.seeds if (row.name, seed) in runs]
         sizes = " / ".join(f"{found[0]['split'][part]:,}" for part in ("train", "validation", "test")) if found else ""
         accuracies = [100 * each["test_accuracy"] for each in found]
         cells = [row.title, sizes, f"{len(found)} of {len(row.seeds)}", interval(accuracies)]
-        lines.append(f"| {' | '.join([*cells, ', '.join(f'{each:.2f}' for each in accuracies)])} |")
-    return "\n".join(lines) + "\n"
+        rows.append([*cells, ", ".join(f"{each:.2f}" for each in accuracies)])
+    return markdown(columns, rows)
 
 
 def interval(values: Sequence[float]) -> str:

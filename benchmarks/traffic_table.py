@@ -9,6 +9,7 @@ from typing import Any
 
 from grid import REPORTED, TUNED_ON, Row, Runs, stored
 from pairs import Paired, paired, verdict, within
+from table import markdown
 
 from fl.core.records import traffic
 from fl.core.units import MIB
@@ -179,15 +180,22 @@ def lines_of(folder: Path, rows: Sequence[Row] = ROWS, kept: str = KEPT) -> list
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table in Markdown."""
     judging = any(line["target"] for line in lines)
-    head = (
-        "| traffic | seeds | accuracy | clients' model | change, points [95 %] | broadcast | update | total | MB sent |"
-    )
-    head += " target | mean within | interval |" if judging else ""
-    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *(cells_of(line, judging) for line in lines)]) + "\n"
+    columns = [
+        "traffic",
+        "seeds",
+        "accuracy",
+        "clients' model",
+        "change, points [95 %]",
+        *DIRECTIONS,
+        "total",
+        "MB sent",
+    ]
+    columns += ["target", "mean within", "interval"] * judging
+    return markdown(columns, [cells_of(line, judging) for line in lines])
 
 
-def cells_of(line: Mapping[str, Any], judging: bool) -> str:
-    """Returns one line of Markdown."""
+def cells_of(line: Mapping[str, Any], judging: bool) -> list[str]:
+    """Returns one line of the table."""
 
     def told(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form.partition("|")[0]) + form.partition("|")[2]
@@ -205,7 +213,7 @@ def cells_of(line: Mapping[str, Any], judging: bool) -> str:
         mean = {None: "", True: "yes", False: "no"}[line["mean_within"]]
         waiting = "incomplete" if line["target"] and line["verdict"] is None else ""
         cells += [line["target"] or "", mean, line["verdict"] or waiting]
-    return f"| {' | '.join(cells)} |"
+    return cells
 
 
 def change_text(line: Mapping[str, Any]) -> str:
