@@ -23,12 +23,13 @@ def plot_traffic(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: of the picture.
-        lines: of the table (benchmarks/traffic_table.py); those without runs, and baselines but the first, are left
-            out: all baselines are at 0. The front is that of the lines compared with the first.
+        lines: of the table (benchmarks/traffic_table.py); those without runs, those that send what FP32 does, and
+            baselines but the first, which are all at 0, are left out. The front is of lines compared with the first.
     """
     sent = [each for each in lines if each["total_mb"] is not None]
     baselines = [each for each in sent if each["change_points"] is None]
-    shown = baselines[:1] + [each for each in sent if each["change_points"] is not None]
+    coded = [each for each in sent if each["change_points"] is not None and each["total_mb"] < baselines[0]["total_mb"]]
+    shown = baselines[:1] + coded
     places = [(each["total_mb"], each["change_points"] or 0.0, each) for each in shown]
     far = [place for place in places if place[1] < FAR_POINTS]
     near = [place for place in places if place[1] >= FAR_POINTS]

@@ -56,6 +56,12 @@ def test_the_stored_figures_can_be_drawn_and_labelled(drawn):
     assert "95 % interval" in drawn[0].axes[0].get_title()
 
 
+def test_what_sends_as_much_as_fp32_is_no_kind_of_traffic(drawn):
+    lines = [line("FP32", 332, None), line("iid", 10, -0.6), line("another recipe", 332, 1.0)]
+    traffic_plot.plot_traffic(Path("x.png"), lines)
+    assert [text.get_text() for text in labels(drawn[0])] == ["FP32", "iid"]
+
+
 def test_the_front_joins_what_is_compared_with_the_same_baseline(drawn):
     lines = [line("FP32", 332, None), line("iid", 10, -0.6), line("uneven clients", 9, -0.5, baseline="uneven")]
     traffic_plot.plot_traffic(Path("x.png"), lines)
