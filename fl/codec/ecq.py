@@ -37,8 +37,8 @@ class Ecq(Feedback, Packed, Shared, Rated):
 
     A tensor's own step is the global one times a power of its size. Power 0 gives the smallest squared error (Gersho
     and Gray 1992, section 8.3), but an error in a small tensor harms the model more: `benchmarks/sensitivity.py`
-    measures about the same harm for the same error per *tensor*, the first one apart. Around a bit, where the error falls as one over a
-    tensor's bits, that asks for bits as one over the square root of the size: about power 1/4.
+    measures about the same harm for the same error per *tensor*, the first one apart. Around a bit, where the error
+    falls as one over a tensor's bits, that asks for bits as one over the square root of the size: about power 1/4.
 
     No tensor is silent beside others: its step is so fine that its largest element has a bin beyond the dead zone, and
     that it has a quarter of the rate, or eight bins where that takes less. Where so many elements are as large as the

@@ -6,7 +6,7 @@ from typing import Any, Self
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from fl.codec.base import Codec
 from fl.codec.server_link import LOG, ServerLink
@@ -84,6 +84,7 @@ class CodecStrategy(Strategy):
         """Returns the inner strategy's messages, coded."""
         run = self._codec_run
         basis = run.model(arrays, server_round)
+        move(self._codec_inner, basis)
         messages = run.sent(super().configure_train(server_round, basis, config, grid), server_round)  # type: ignore[safe-super]
         run.asked |= bool(messages)
         return messages
@@ -109,6 +110,18 @@ class CodecStrategy(Strategy):
         """Returns what the inner strategy makes of the replies."""
         readable = self._codec_run.decoded(replies, server_round)
         return super().aggregate_evaluate(server_round, readable)  # type: ignore[safe-super]
+
+
+def move(strategy: object, arrays: ArrayRecord) -> None:
+    """Has a strategy, or those that it wraps, move the model that is sent, where it keeps one of its own.
+
+    Flower's FedAvgM takes the first model that it sees and moves that one for ever: what a broadcast lost would count
+    as something that clients learned, and build up in the momentum. Its relatives take the model of each round.
+    """
+    while strategy is not None:
+        if isinstance(strategy, FedAvgM):
+            strategy.current_arrays = arrays
+        strategy = getattr(strategy, "strategy", None)
 
 
 def _check(inner: object) -> None:

@@ -19,7 +19,7 @@ from fl.core.errors import ConfigError, counted
 from fl.core.files import read_json
 from fl.core.presets import choices, chosen, preset
 from fl.core.records import read_rounds
-from fl.core.run_folder import COMPARISON, ROUNDS
+from fl.core.run_folder import COMPARISON, ROUNDS, SETTINGS
 from fl.core.targets import Target, known_classes, renamed
 from fl.core.units import DAY_S
 
@@ -158,10 +158,17 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
     told: dict[str, tuple[Lengths, int, int]] = {}
     for folder in options.runs:
         (document,) = traffic_of_run(folder, (), precisions=False).values()
-        recorded = exchanges(read_rounds(folder / ROUNDS))
+        lines = read_rounds(folder / ROUNDS)
+        if any(line.get("staleness_max") for line in lines):
+            raise ConfigError(
+                f"{folder}: contacts drove this run and updates came late, so its lines are no rounds to replay; give "
+                "a run in rounds, or --broadcast-bytes and --update-bytes"
+            )
+        recorded = exchanges(lines)
         answered = sum(each.update_bytes > 0 for exchanges_ in recorded for each in exchanges_ if not each.evaluates)
         per_round = sum(not each.evaluates for each in recorded[0])
-        told[str(folder)] = lengths_of(recorded, document["measured"]["shared_start_bytes"] > 0), per_round, answered
+        shares_start = document["measured"]["shared_start_bytes"] > 0
+        told[str(folder)] = lengths_of(recorded, shares_start, _clients_of(folder)), per_round, answered
     if not options.runs:
         clients, rounds = options.clients or (constellation.satellites if constellation else 10), options.rounds or 10
         sizes = options.broadcast_bytes, options.update_bytes, options.train_s or 0.0
@@ -180,6 +187,13 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
         }
         for label, each in told.items()
     }
+
+
+def _clients_of(folder: Path) -> int:
+    """Returns how many clients a run has, asked or not; 0 where its settings do not say."""
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    told = settings.get("num_clients") if isinstance(settings, dict) else None
+    return told if isinstance(told, int) and not isinstance(told, bool) else 0
 
 
 def _by_policy(

@@ -30,34 +30,42 @@ class Lengths:
 
     Attributes:
         rounds: of version 0, 1, ...: (broadcast bytes, update bytes, seconds of training) by client; later versions are
-            as the last one.
+            as the last one. No update: the client failed.
         shares_start: the first version needs no contact: clients have it from the seed.
+        clients: how many there are; 0: as many as those that took part tell.
     """
 
     rounds: Sequence[Mapping[int, tuple[int, int, float]]]
     shares_start: bool
+    clients: int = 0
 
     @property
     def num_clients(self) -> int:
         """How many there are."""
-        return 1 + max(client for each in self.rounds for client in each)
+        return max(self.clients, 1 + max(client for each in self.rounds for client in each))
 
     def of(self, version: int, client: int) -> tuple[int, int, float]:
-        """Returns what one client receives, sends and trains; as the version's average where it did not take part."""
-        recorded = self.rounds[min(version, len(self.rounds) - 1)]
-        if client in recorded:
+        """Returns what one client receives, sends and trains.
+
+        As the average of those that answered where it did not take part, and where it failed in the last version that
+        is known: it does not fail for ever.
+        """
+        known = version < len(self.rounds)
+        recorded = self.rounds[version if known else -1]
+        answered = {number: told for number, told in recorded.items() if told[1]} or recorded
+        if client in (recorded if known else answered):
             return recorded[client]
-        up, down, train_s = np.mean(list(recorded.values()), axis=0)
+        up, down, train_s = np.mean(list(answered.values()), axis=0)
         return round(up), round(down), float(train_s)
 
 
-def lengths_of(rounds: Sequence[Sequence[Exchange]], shares_start: bool) -> Lengths:
-    """Returns the lengths that a run recorded."""
+def lengths_of(rounds: Sequence[Sequence[Exchange]], shares_start: bool, clients: int = 0) -> Lengths:
+    """Returns the lengths that a run of rounds recorded."""
     told = [
         {each.partition_id: (each.broadcast_bytes, each.update_bytes, each.train_s) for each in exchanges}
         for exchanges in ([each for each in exchanges if not each.evaluates] for exchanges in rounds)
     ]
-    return Lengths(told, shares_start)
+    return Lengths(told, shares_start, clients)
 
 
 class _World:
@@ -137,7 +145,7 @@ def replay(  # seven: the last is of one policy alone
         for event in clock.step():
             world.note(event)
         while clock.used >= (len(rounds) + 1) * per_round:
-            so_far = bill.until_now(clock.transfers)
+            so_far = bill.until(next_s, clock.transfers)
             rounds.append({"updates": clock.used, "elapsed_s": next_s, "cost_usd": so_far})
     enough = clock.used >= updates
     state = "completed" if enough else "max_days" if clock.queue else "nobody is left who would send an update"
@@ -148,7 +156,7 @@ def replay(  # seven: the last is of one policy alone
         "used_updates": clock.used,
         "versions": clock.version,
         "elapsed_s": ends_s,
-        **spent(clock),
+        **spent(clock, ends_s),
         "staleness": {"mean": _mean(staleness), "max": max(staleness, default=0)},
         "age_s": {"mean": _mean(ages), "max": max(ages, default=0.0)},
         **shares(clock, world.trained_s, ends_s),
@@ -170,7 +178,7 @@ def _clock(  # six: those of both kinds of clock
     return ContactClock(*of_all, lambda number: asked[min(number, len(asked)) - 1])
 
 
-def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:
+def spent(clock: ContactClock, until_s: float) -> dict[str, Any]:
     """Returns sums over all transfers that had begun by then, those under way included."""
     link, transfers = clock.link, [each for each in clock.transfers if each.uses and each.uses[0].start_s <= until_s]
     relayed_bytes = clock.relayed_bytes(until_s)
@@ -188,7 +196,7 @@ def spent(clock: ContactClock, until_s: float = math.inf) -> dict[str, Any]:
 
 def cost_usd(link: Link, transfers: Sequence[Transfer]) -> float:
     """Returns the money for transfers, see `Bill`."""
-    return Bill(link).until_now(transfers)
+    return Bill(link).until(math.inf, transfers)
 
 
 class Bill:
@@ -197,14 +205,24 @@ class Bill:
     """
 
     def __init__(self, link: Link) -> None:
-        self._link, self._billed, self._usd, self._started_minutes = link, 0, 0.0, 0
+        self._link, self._known, self._usd, self._started_minutes = link, 0, 0.0, 0
+        self._waiting: list[tuple[int, Transfer]] = []
         self._uses, self._minutes = defaultdict[Any, list[Use]](list), defaultdict[Any, int](int)
 
-    def until_now(self, transfers: Sequence[Transfer]) -> float:
-        """Returns the money for all transfers, those that were there the last time first."""
+    def until(self, now_s: float, transfers: Sequence[Transfer]) -> float:
+        """Returns the money for the transfers that have begun by now, which is no earlier than the last time.
+
+        Args:
+            now_s: simulated seconds.
+            transfers: all that are known, those that were known the last time first.
+        """
         billing, acquisition_s = self._link.billing, self._link.acquisition_s
-        for number in range(self._billed, len(transfers)):
-            each = transfers[number]
+        known = [*self._waiting, *enumerate(transfers[self._known :], self._known)]
+        self._known, self._waiting = len(transfers), []
+        for number, each in known:
+            if not each.uses or each.uses[0].start_s > now_s:
+                self._waiting.append((number, each))
+                continue
             if not isinstance(billing, PerStartedMinute):
                 wire = Both(*(each.wire_bytes * (each.to_satellite is up) for up in (True, False)))
                 self._usd += sum(billing.cost(Trip(each.satellite, True, wire, 0, 0, 0, (), ()), acquisition_s))
@@ -215,7 +233,6 @@ class Bill:
                 minutes = _minutes(self._uses[contact], acquisition_s)
                 self._started_minutes += minutes - self._minutes[contact]
                 self._minutes[contact] = minutes
-        self._billed = len(transfers)
         if isinstance(billing, PerStartedMinute):
             return billing.usd_per_minute * self._started_minutes
         return self._usd

@@ -124,7 +124,7 @@ class RoundRecord:
     exact: Score | None
     reference: Score | None
     federated: Score | None
-    train_loss: float
+    train_loss: float | None
     fp32_model_bytes: int
     shared_start_bytes: int
     clients_asked: int

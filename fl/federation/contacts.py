@@ -1,5 +1,6 @@
 """The loop that trains when contacts allow it: what the clock of `fl.communication.clock` moves is real here."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,11 @@ class _Line:
     failed: list[ClientFailure] = field(default_factory=list)
     used: list[tuple[float, float, int]] = field(default_factory=list)
     aggregate_s: float = 0.0
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether anything was sent, arrived or failed."""
+        return bool(self.sent or self.arrived or self.failed)
 
     def book(self, satellite: int, version: int, **figures: Any) -> None:
         """Adds figures to those of an exchange."""
@@ -139,7 +145,7 @@ class ContactLoop:
             if clock.used // rounds.clients_per_round > self._done:
                 yield self._record(evaluate, control_bytes)
                 control_bytes = 0
-        if self.ended == "max_days" and self._line.used:
+        if self.ended == "max_days" and (self._line.used or (self._done and self._line.says_anything)):
             yield self._record(evaluate, control_bytes)
 
     def _record(
@@ -161,7 +167,7 @@ class ContactLoop:
             exact=None,
             reference=None,
             federated=None,
-            train_loss=sum(loss * (examples / images) for loss, examples, _ in line.used),
+            train_loss=sum(loss * (examples / images) for loss, examples, _ in line.used) if line.used else None,
             fp32_model_bytes=fp32_bytes,
             shared_start_bytes=start_bytes(self._done, line.sent, fp32_bytes),
             clients_asked=len(line.used) + len(line.failed),
@@ -179,8 +185,8 @@ class ContactLoop:
             evaluate_s=time.perf_counter() - began,
             aggregate_s=line.aggregate_s,
             simulated_s=self.clock.time_s,
-            staleness_mean=sum(staleness for *_, staleness in line.used) / len(line.used),
-            staleness_max=max(staleness for *_, staleness in line.used),
+            staleness_mean=sum(staleness for *_, staleness in line.used) / max(1, len(line.used)),
+            staleness_max=max((staleness for *_, staleness in line.used), default=0),
             planes=self._planes(),
         )
         return record, self.arrays, evaluated_in
@@ -303,7 +309,7 @@ class ContactLoop:
         trained_s, watts = sum(self._train_s[satellite] for satellite in sent), self._settings.computer.watts
         return {
             "hours": clock.time_s / HOUR_S,
-            **spent(clock),
+            **spent(clock, math.inf),
             "train_energy_j": None if watts is None else watts * trained_s,
             **shares(clock, trained_s, clock.time_s),
             "updates_of_satellites": [back.count(number) for number in range(clock.num_satellites)],

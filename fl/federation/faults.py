@@ -113,7 +113,7 @@ class Straggler(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class _Altered(Fault):
-    """The client answers with other parameters than it trained; BatchNorm's statistics and counters stay."""
+    """The client answers with other parameters than it trained; BatchNorm's statistics, counters and masks stay."""
 
     @abstractmethod
     def altered(self, received: np.ndarray, trained: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -126,7 +126,7 @@ class _Altered(Fault):
             return reply
         arrays = dict(arrays_of(reply))
         for name, before in received.items():
-            if not is_statistic(name):
+            if not is_statistic(name) and before.dtype != np.bool_:
                 values = self.altered(before, arrays[name].numpy(), rng)
                 arrays[name] = Array(np.asarray(values, before.dtype))
         reply.content[ARRAYS] = ArrayRecord(arrays)

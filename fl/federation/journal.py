@@ -253,7 +253,8 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     also = {"validation": record.validation, "exact": record.exact, "reference": record.reference}
     for name, score in (also | {"clients": record.federated}).items():
         parts += [f"{name} {100 * score.accuracy:.2f}%"] if score else []
-    parts += [f"train loss {record.train_loss:.4f}", f"clients {record.clients_completed}/{record.clients_asked}"]
+    parts += [f"train loss {record.train_loss:.4f}"] if record.train_loss is not None else []
+    parts += [f"clients {record.clients_completed}/{record.clients_asked}"]
     for name in ("broadcast", "update"):
         parts += [f"{name} {traffic(record.to_json(), name)['payload_bytes'] / MIB:.2f} MB"]
     return "  ".join([*parts, f"{record.train_s + record.evaluate_s + record.aggregate_s:.1f} s"])

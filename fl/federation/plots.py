@@ -26,8 +26,8 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
                 accuracy.plot(rounds, percent, **drawn)
                 loss.plot(rounds, [record[f"{name}_loss"] for record in scored], **drawn)
                 sent.plot([so_far[number] for number in rounds], percent, **drawn)
-        rounds = [record["round"] for record in records]
-        loss.plot(rounds, [record["train_loss"] for record in records], **look(3), label="local training")
+        trained = {record["round"]: record["train_loss"] for record in records if record["train_loss"] is not None}
+        loss.plot(list(trained), list(trained.values()), **look(3), label="local training")
         accuracy.set(xlabel="round", ylabel="accuracy (%)")
         loss.set(xlabel="round", ylabel="cross-entropy (nats)")
         sent.set(xlabel="payload sent until then, both directions (MB)", ylabel="accuracy (%)")

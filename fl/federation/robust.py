@@ -61,6 +61,8 @@ class NormClipping(FromReceived):
 
     def _shorten(self, trained: ArrayRecord, factor: float) -> None:
         for name, old in self.received.items():
+            if old.dtype == np.bool_:  # there is no part of such a change
+                continue
             change = trained[name].numpy() - old
             kept = old.dtype if np.issubdtype(old.dtype, np.floating) else np.float64  # the mean rounds counters
             trained[name] = Array(np.asarray(old + factor * change, kept))

@@ -270,8 +270,9 @@ def node_of_partition(grid: Grid, num_clients: int) -> tuple[dict[int, int], int
 
 def total_of(weights: Iterable[tuple[int, int]], fp32_bytes: int) -> Traffic:
     """Returns sums; FP32 from the same start sends a model where a payload was sent, and nothing where none was."""
-    payloads, messages = zip(*weights, strict=True)
-    return Traffic(sum(payloads), sum(messages), fp32_bytes * sum(payload > 0 for payload in payloads))
+    told = list(weights)
+    payloads = [payload for payload, _ in told]
+    return Traffic(sum(payloads), sum(message for _, message in told), fp32_bytes * sum(map(bool, payloads)))
 
 
 def start_bytes(server_round: int, sent: Iterable[tuple[int, int]], fp32_bytes: int) -> int:

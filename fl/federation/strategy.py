@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fl.codec.strategy import move
 from fl.codec.tensors import not_finite
 from fl.core.errors import ConfigError, RunError, counted
 from fl.core.targets import Target
@@ -90,6 +91,7 @@ class Aggregator:
     ) -> list[Message]:
         """Returns one message per node with the whole model and what the strategy adds to `config`."""
         parameters, _ = self._split(without_constants(arrays))
+        move(self.inner, parameters)
         messages = list(self.inner.configure_train(server_round, parameters, config, _only(nodes)))
         for message in messages:
             message.content = RecordDict({ARRAYS: arrays, CONFIG: config_of(message)})
@@ -105,6 +107,7 @@ class Aggregator:
     def begin_from(self, server_round: int, arrays: ArrayRecord) -> None:
         """Has a strategy that moves a model of its own move this one, whatever was sent since."""
         parameters, _ = self._split(without_constants(arrays))
+        move(self.inner, parameters)
         list(self.inner.configure_train(server_round, parameters, ConfigRecord(), _only([0])))
 
     def aggregate_train(

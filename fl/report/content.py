@@ -108,7 +108,8 @@ def _training(run: RunRecords) -> Iterator[Section]:
             if all(_is_number(each.get(key.format(measure))) for each in run.rounds)
         ]
         if measure == "loss":
-            curves.append(Line("training", rounds, [each["train_loss"] for each in run.rounds]))
+            trained = {int(each["round"]): each["train_loss"] for each in run.rounds if each["train_loss"] is not None}
+            curves.append(Line("training", list(trained), list(trained.values())))
         first, last = curves[0].y[0], curves[0].y[-1]
         told = f"{measure} over rounds: {curves[0].name} from {first:.2f} to {last:.2f}"
         pictures.append(Picture(lines(curves, "round", label, whole_x=True), told, f"{ROUNDS}: test_{measure}"))
@@ -124,7 +125,7 @@ def _training(run: RunRecords) -> Iterator[Section]:
             f"{each['round']}",
             f"{100 * each['test_accuracy']:.2f}",
             f"{each['test_loss']:.4f}",
-            f"{each['train_loss']:.4f}",
+            "–" if each["train_loss"] is None else f"{each['train_loss']:.4f}",
             f"{each['broadcast']['payload_bytes']:,}",
             f"{each['update']['payload_bytes']:,}",
             f"{each['clients_completed']} of {each['clients_asked']}",

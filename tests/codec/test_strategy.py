@@ -125,6 +125,22 @@ def test_every_strategy_of_flower_ends_as_without_codecs(name, monkeypatch):
             np.testing.assert_allclose(result.arrays[key].numpy(), expected, atol=tolerance, err_msg=key)
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_momentum_is_of_what_clients_learned_alone(private):
+    """Each round adds as much: 1 + 0.5 * (1 + 0.5), however far the model that they were sent is from the exact one."""
+    averaging = flower.FedAvgM(server_momentum=0.5, **AVERAGE)
+    strategy = flower.DifferentialPrivacyServerSideFixedClipping(averaging, 0.0, 1e6, 4) if private else averaging
+    codecs = {"broadcast": Uniform(bits=2, error_feedback=False), "initial": model}
+    added = {name: np.arange(1, array.size + 1).reshape(array.shape) % 7 for name, array in model().items()}
+
+    def add(received, server_round, client):
+        return {name: array + added[name].astype(array.dtype) for name, array in received.items()}
+
+    trained(CodecStrategy(strategy, **codecs), learning([codec_mod(**codecs)], change=add))
+    for gradient, each in zip(averaging.momentum_vector, added.values(), strict=True):
+        np.testing.assert_allclose(gradient, -1.75 * each, rtol=1e-3, atol=1e-3)
+
+
 def test_client_side_privacy_clips_what_clients_learned():
     def wrapped(inner):
         return CodecStrategy(flower.DifferentialPrivacyClientSideFixedClipping(inner, 0.0, 0.5, 4), **BOTH)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from fl.communication.clock import ContactClock
 from fl.communication.contacts import Contacts
 from fl.communication.policies import FedAsync, FedBuff, Synchronous
 from fl.communication.pricing import load_link, load_policy
-from fl.communication.replay import Lengths, break_even_mb, images_down, lengths_of, replay
+from fl.communication.replay import Bill, Lengths, break_even_mb, cost_usd, images_down, lengths_of, replay
 from fl.communication.simulation import simulate
 from fl.communication.trip import Exchange
 from fl.core.errors import ConfigError
+from fl.core.files import read_json, write_json
 from fl.core.presets import choices
 
 
@@ -225,6 +227,67 @@ def test_money_is_of_contacts_in_which_the_antenna_is_held_where_that_is_cheaper
     assert found["cost_usd"] == pytest.approx(5 * sent / 1024**2)
 
 
+def test_what_has_not_begun_when_it_ends_costs_nothing():
+    """Satellite 1 has trained at 30 s and sees a station again at 500 s, when satellite 0's update was the last."""
+    windows = [(0.0, 60.0)], [(0.0, 25.0), (500.0, 600.0)]
+    lengths = Lengths([dict.fromkeys(range(2), (10, 10, 20.0))], False)
+    found = replay(link(*windows), FedAsync(), lengths, per_round=1, updates=1)
+    assert found["elapsed_s"] == 40
+    assert found["payload_bytes"]["sat_to_ground"] == 10
+    (line,) = found["rounds"]
+    assert line["cost_usd"] == found["cost_usd"] > 0
+    volume = dataclasses.replace(link(*windows), billing=load_link("flat_rate").billing)
+    found = replay(volume, FedAsync(), lengths, per_round=1, updates=1)
+    assert found["cost_usd"] == pytest.approx(5 * found["payload_bytes"]["total"] / 1024**2)
+
+
+@pytest.mark.parametrize("name", choices("link"))
+def test_a_bill_so_far_is_that_of_what_has_begun(name):
+    over = load_link(name, 600.0)
+    clock = replayed(over)
+    bill = Bill(over)
+    for now_s in np.linspace(0, clock.time_s, 7):
+        begun = [each for each in clock.transfers if each.uses and each.uses[0].start_s <= now_s]
+        assert bill.until(now_s, clock.transfers) == pytest.approx(cost_usd(over, begun))
+
+
+def replayed(over):
+    """Returns the clock of ten satellites that have sent fifty updates."""
+    world = World(50_000, 50_000, 600.0)
+    world.clock = clock = ContactClock(over, 10, 10, FedAsync(), world)
+    while clock.used < 50:
+        clock.step()
+    return clock
+
+
+def test_who_failed_in_the_last_round_does_not_fail_for_ever():
+    lengths = Lengths([{0: (10, 20, 5.0), 1: (10, 0, 0.0)}, {0: (12, 22, 6.0), 1: (12, 0, 0.0), 2: (14, 24, 8.0)}], False)
+    assert lengths.of(0, 1) == (10, 0, 0.0)
+    assert lengths.of(1, 1) == (12, 0, 0.0)
+    assert lengths.of(2, 1) == lengths.of(9, 7) == (13, 23, 7.0)
+    assert lengths.of(2, 0) == (12, 22, 6.0)
+
+
+def test_clients_that_nobody_asked_are_satellites_all_the_same():
+    assert Lengths([{0: (1, 1, 1.0)}], False).num_clients == 1
+    assert Lengths([{0: (1, 1, 1.0)}], False, clients=50).num_clients == 50
+
+
+def test_a_run_says_how_many_clients_it_has(command, tmp_path):
+    folder = shutil.copytree(REPOSITORY / "examples" / "run", tmp_path / "run")
+    settings = read_json(folder / "settings.json")
+    write_json(folder / "settings.json", {**settings, "num_clients": 50})
+    contacts = ("--clock", "contacts", "--link", "flat_rate", "--policy", "fedasync", "--train-s", "10")
+    command("fl", "communication", folder, *contacts, "--json", "out.json", check=0)
+    (entry,) = read_json(tmp_path / "out.json").values()
+    assert entry["num_clients"] == 50
+
+
+def test_lines_that_are_no_rounds_are_not_replayed(refused):
+    words = ["examples/orbit: contacts drove this run", "--broadcast-bytes"]
+    refused("fl", "communication", REPOSITORY / "examples" / "orbit", "--clock", "contacts", words=words)
+
+
 def test_the_example_of_the_document():
     """docs/measured-and-modelled.md, "When contacts drive the run"."""
     told = (REPOSITORY / "docs" / "measured-and-modelled.md").read_text().split("## When contacts drive the run")[1]
@@ -284,8 +347,6 @@ def test_the_command_takes_the_satellites_of_a_constellation(command, refused, t
     sizes = ("--broadcast-bytes", "54600", "--update-bytes", "54600", "--train-s", "1000", "--link", "ttc_uhf")
     contacts = (*sizes, "--clock", "contacts", "--policy", "synchronous", "--json", "out.json")
     command("fl", "communication", *contacts, check=0)
-    from fl.core.files import read_json
-
     own = read_json(tmp_path / "out.json")["given sizes"]["links"]
     command("fl", "communication", *contacts, "--constellation", "plane_10", check=0)
     same = read_json(tmp_path / "out.json")["given sizes"]
@@ -303,8 +364,6 @@ def test_the_command_replays_a_run_and_says_what_was_asked(small_run, command, r
         *("--image-bytes", "1000000", "--policy", "fedasync", "--json", "out.json"),
         check=0,
     )
-    from fl.core.files import read_json
-
     (entry,) = read_json(tmp_path / "out.json").values()
     told = entry["links"]["ttc_uhf"]
     assert list(told["policies"]) == ["fedasync"]

@@ -527,6 +527,25 @@ def _refuses_to_go_on_with_other_contacts_or_another_timeline(quick, folder, set
         quick("run", *settings, resume=True)
 
 
+def test_what_was_sent_before_the_days_were_over_is_in_a_last_line():
+    """Version 1 leaves at 100 s, its updates would be there at 200."""
+    ran = Ran(Synchronous(), link_over("always"), (100.0,) * 3, max_days=150 / 86_400)
+    whole, rest = ran.records
+    assert (whole.clients_completed, rest.clients_completed, rest.train_loss) == (3, 0, None)
+    assert rest.broadcast.payload_bytes == whole.broadcast.payload_bytes > 0 == rest.update.payload_bytes
+    told = ran.loop.summary([record.to_json() for record in ran.records])["payload_bytes"]
+    for way, name in (("ground_to_sat", "broadcast"), ("sat_to_ground", "update")):
+        assert told[way] == sum(getattr(record, name).payload_bytes for record in ran.records)
+
+
+def test_a_line_without_training_says_so():
+    """All train before the first update is used; between that and the second nobody trains."""
+    windows = Contacts(1000.0, (((0, 5), (160, 165)), ((0, 5), (200, 205)), ((0, 5), (250, 255))))
+    ran = Ran(FedAsync(), link_over(windows), (150.0, 30.0, 30.0), fraction_train=0.4, num_rounds=3)
+    assert [record.update.payload_bytes > 0 for record in ran.records] == [True, False, True]
+    assert [record.clients_completed for record in ran.records] == [1, 1, 1]
+
+
 def test_a_buffer_that_never_fills_ends_the_run_and_names_who_never_returned():
     with pytest.raises(RunError, match=r"1 update of 2 .*battery empty.*never returned: satellites 1, 2") as told:
         Ran(FedBuff(2), link_over("always"), (1.0,) * 3, fails=lambda _, client: client > 0)

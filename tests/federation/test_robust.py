@@ -65,7 +65,7 @@ def combined(rule, answers, start=None, shares=None):
     ]
     result = numpy_of(aggregator.aggregate_train(1, arrays, replies)[0])
     assert list(result) == list(arrays)
-    assert {name: array.dtype for name, array in result.items()} == {n: a.dtype for n, a in before().items()}
+    assert {name: array.dtype for name, array in result.items()} == {n: arrays[n].numpy().dtype for n in arrays}
     return result
 
 
@@ -179,6 +179,13 @@ def test_changes_are_shortened_as_a_whole():
             np.testing.assert_allclose(
                 result[name], np.rint(expected) if name == COUNTER else expected, rtol=1e-5, atol=1e-6
             )
+
+
+def test_a_mask_is_no_change_that_could_be_shortened():
+    start = {**before(), "mask": np.array([True, False])}
+    answers = [{**trained(client, before()), "mask": start["mask"]} for client in range(CLIENTS)]
+    result = combined(Target("fl.federation.robust.NormClipping", {"max_norm": 0.01}), answers, start)
+    np.testing.assert_array_equal(result["mask"], start["mask"])
 
 
 def test_a_bound_that_nobody_reaches_changes_no_bit():

@@ -10,12 +10,12 @@ from flwr.clientapp import ClientApp
 from fl.codec import ServerLink
 from fl.communication.link import LONGEST_S
 from fl.core.errors import RunError
-from fl.core.records import Score, Scores
+from fl.core.records import Score, Scores, Traffic
 from fl.core.targets import Target
 from fl.federation.engine.in_process import InProcess
 from fl.federation.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAIN_S, message_bytes, payload_bytes
 from fl.federation.replies import LONGEST_REASON
-from fl.federation.rounds import Federation, RoundSettings, node_of_partition, run_rounds, sample_size
+from fl.federation.rounds import Federation, RoundSettings, node_of_partition, run_rounds, sample_size, total_of
 from fl.federation.strategy import Aggregator
 from fl.training.local import learning_rate
 
@@ -213,6 +213,11 @@ def test_control_traffic_is_questions_and_answers():
 
 
 # Evaluation on clients
+
+
+def test_nothing_is_no_traffic():
+    assert total_of(iter(()), 100) == Traffic(0, 0, 0)
+    assert total_of([(0, 5), (7, 9)], 100) == Traffic(7, 14, 100)
 
 
 def test_clients_evaluate_the_new_model_and_count_by_their_images():

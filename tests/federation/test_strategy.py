@@ -50,6 +50,24 @@ def numpy_of(arrays):
     return {name: array.numpy() for name, array in arrays.items()}
 
 
+@pytest.mark.parametrize("again", ["configure_train", "begin_from"])
+def test_momentum_is_of_what_clients_learned_though_they_were_sent_another_model(again):
+    """What a broadcast lost is no change: 2 now and half of 1 before, from wherever clients began."""
+    aggregator = Aggregator(STRATEGIES["fedavgm"])
+    first, other = record({"w": np.zeros(3, np.float32)}), record({"w": np.full(3, 100, np.float32)})
+    nodes = [11]
+    aggregator.configure_train(1, first, ConfigRecord({"lr": 0.1}), nodes)
+    moved, _ = aggregator.aggregate_train(1, first, [answer(11, {"w": np.ones(3, np.float32)}, 10)])
+    np.testing.assert_array_equal(moved["w"].numpy(), [1, 1, 1])
+    if again == "configure_train":
+        aggregator.configure_train(2, other, ConfigRecord({"lr": 0.1}), nodes)
+    else:
+        aggregator.begin_from(2, other)
+    moved, _ = aggregator.aggregate_train(2, other, [answer(11, {"w": np.full(3, 102, np.float32)}, 10)])
+    np.testing.assert_array_equal(moved["w"].numpy(), [102.5] * 3)
+    np.testing.assert_array_equal(aggregator.inner.momentum_vector, [[-2.5] * 3])
+
+
 def answer(number, tensors, num_examples, **metrics):
     content = RecordDict({ARRAYS: record(tensors), METRICS: MetricRecord({NUM_EXAMPLES: num_examples, **metrics})})
     reply = Message(content, dst_node_id=1, message_type="train")
