@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.codec.entropy import Entropy
 from fl.codec.payload import CODED, NO_STATE, Header, Spec, Tensors, assemble, dissect, specs_of
+from fl.codec.shares import MOST_BITS
 from fl.codec.tensors import decode_small, encode_small, is_value, is_vector, not_finite, refuse_impossible, within
 from fl.core.errors import PayloadError
 
@@ -19,6 +20,8 @@ STRICT = ConfigDict(extra="forbid")
 """Of every codec's class: a setting that it does not have is an error."""
 TINY = 1024
 """Smaller tensors, and vectors (`is_vector`), cost little and would lose much: no codec of its own codes them."""
+LATEST = 1000
+"""Rounds after which bits no longer rise: any rise has come to its end by then, or is too small to be one."""
 
 
 class Codec(ABC):
@@ -43,6 +46,10 @@ class Codec(ABC):
     by_weight: bool = False
     exact: bool = False
     tiny: int = TINY
+
+    def in_round(self, number: int) -> "Codec":
+        """Returns the codec of a round, counted from 1: itself, but for one whose bits go by the round."""
+        return self
 
     @property
     def small_bytes(self) -> int:
@@ -181,9 +188,26 @@ class Feedback(Codec):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Shared(Codec):
-    """The setting of a codec of any number of bits: whether clients share them by weight (`fl/codec/shares.py`)."""
+    """The settings of a codec of any number of `bits`: who has them, and when.
+
+    What a round loses is mended in part by those after it, and nothing mends the last: with `rise`, early rounds have
+    fewer bits and late ones more (as DAdaQuant does, arXiv 2111.00465).
+
+    Args:
+        by_weight: whether clients share the bits of an update by weight (`fl/codec/shares.py`).
+        rise: a round has so many times the bits of the one before, up to `MOST_BITS` or `bits`; `bits` are the first
+            round's, 1 gives all rounds the same.
+    """
 
     by_weight: Annotated[bool, Field(strict=True)] = False
+    rise: Annotated[float, Field(ge=1, le=2, strict=True)] = 1.0
+
+    def in_round(self, number: int) -> Self:
+        """Returns the codec of a round, counted from 1."""
+        bits: float = self.bits  # type: ignore[attr-defined]
+        if self.rise == 1:
+            return self
+        return self.at(min(bits * self.rise ** min(number - 1, LATEST), max(bits, MOST_BITS)))
 
     def at(self, bits: float) -> Self:
         """Returns the same codec with other bits per element.

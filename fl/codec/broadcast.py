@@ -83,7 +83,7 @@ class BroadcastChain:
         """Returns the frame to a new model, the reference that it leads to, and that one's fingerprint."""
         rng = numpy_generator(self._seed, "broadcast", self._count)
         change = without_rounding(self._codec, difference(self._codec, exact, self._reference), self._reference)
-        frame = self._codec.encode(change, rng, base=self._ids[-1])
+        frame = self._codec.in_round(self._count + 1).encode(change, rng, base=self._ids[-1])
         reference = applied(self._codec, frame, self._reference)
         return frame, reference, fingerprint(reference)
 

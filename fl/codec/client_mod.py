@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -163,35 +163,54 @@ class _Client:
                 "are; answer with the trained model, for what is coded is its change"
             )
         rng = numpy_generator(self._seed, "rounding", *stream)
-        payload = _coded(self._update, trained, received, told, context, rng)
+        payload = _coded(_codecs(self._update, told, stream[0]), trained, received, told, context, rng)
         reply.content[key] = ArrayRecord({"update": payload_array(payload)})
 
 
+def _codecs(update: Codec, told: ConfigRecord, server_round: int) -> list[Codec]:
+    """Returns the codec of a round with the bits that the server gives this client, and the usual one.
+
+    The second is for bits that are not enough to say anything.
+    """
+    bits, number = told.get(BITS), max(1, server_round)
+    usual = [update.in_round(number)]
+    if isinstance(update, Shared) and isinstance(bits, float):
+        with suppress(PayloadError):
+            return [update.at(bits).in_round(number), *usual]
+    return usual
+
+
 def _coded(
-    update: Codec, trained: Tensors, received: Tensors, told: ConfigRecord, context: Context, rng: np.random.Generator
+    codecs: Sequence[Codec],
+    trained: Tensors,
+    received: Tensors,
+    told: ConfigRecord,
+    context: Context,
+    rng: np.random.Generator,
 ) -> bytes:
     """Returns the payload of an update, and puts what it loses into the client's state."""
+    update = codecs[-1]
     change = difference(update, trained, received)
     if not update.error_feedback:
-        return _encoded(update, change, rng, received, told)
+        return _encoded(codecs, change, rng, received)
     missing, decay = _undelivered(context, told, update, received), update.decay
     fed_back = {name for name, array in change.items() if not update.travels_as_value(name, array.dtype)}
     for name in fed_back & set(missing):
         change[name] = change[name] + np.asarray(decay * missing[name], change[name].dtype)
-    payload = _encoded(update, change, rng, received, told)
+    payload = _encoded(codecs, change, rng, received)
     arriving = update.decode(payload, specs_of_difference(received))
     context.state[RESIDUAL] = record_of({n: lost(a, arriving[n]) for n, a in change.items() if n in fed_back})
     context.state[WIRE] = ConfigRecord({"sent": payload})
     return payload
 
 
-def _encoded(update: Codec, change: Tensors, rng: np.random.Generator, received: Tensors, told: ConfigRecord) -> bytes:
-    """Returns the payload, with as many bits as the server gives this client, where they are enough to say anything."""
-    base, bits = fingerprint(received), told.get(BITS)
-    if isinstance(update, Shared) and isinstance(bits, float):
+def _encoded(codecs: Sequence[Codec], change: Tensors, rng: np.random.Generator, received: Tensors) -> bytes:
+    """Returns the payload of the first codec that can say something."""
+    base = fingerprint(received)
+    for codec in codecs[:-1]:
         with suppress(PayloadError):
-            return update.at(bits).encode(change, rng, base=base)
-    return update.encode(change, rng, base=base)
+            return codec.encode(change, rng, base=base)
+    return codecs[-1].encode(change, rng, base=base)
 
 
 def _undelivered(context: Context, told: ConfigRecord, update: Codec, received: Tensors) -> dict[str, np.ndarray]:

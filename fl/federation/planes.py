@@ -127,7 +127,8 @@ class PlaneLoop(ContactLoop):
         if not usable:
             return [], 0
         rng = numpy_generator(self._rounds.seed, "sum", version, satellites[0])
-        made = summed(self._mean, self._update, exchange.model, list(usable.values()), rng)
+        update = self._update and self._update.in_round(version + 1)
+        made = summed(self._mean, update, exchange.model, list(usable.values()), rng)
         self._sums[satellites[0], version] = made
         self._errors.append(made.coding_error)
         return list(usable), made.payload_bytes

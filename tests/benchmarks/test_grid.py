@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY, SMALL, train
 
+from fl.codec import Tcq
 from fl.core.errors import ConfigError
 from fl.core.files import read_json, write_json, write_jsonl
 from fl.core.presets import preset
@@ -25,7 +26,7 @@ from pairs import Paired, paired, verdict, within
 
 def test_the_reported_seeds_are_others_than_those_settings_were_chosen_with():
     seeds = {row.name: row.seeds for row in traffic_table.ROWS}
-    five = "fp32", "ecq-1", "tcq-1", "half", "dirichlet-fp32", "dirichlet-ecq-1", "dirichlet-by-weight"
+    five = "fp32", "ecq-1", "rising", "half", "dirichlet-fp32", "dirichlet-ecq-1", "dirichlet-rising"
     assert {name: seeds[name] for name in five} == dict.fromkeys(five, (101, 102, 103, 104, 105))
     assert seeds["int8"] == seeds["int4"] == (101, 102, 103)
     assert seeds["eden-1"] == seeds["stc"] == (101,)
@@ -38,18 +39,22 @@ def test_targets_are_those_that_were_set():
     targets = {row.name: (row.fewer, row.points) for row in traffic_table.ROWS if row.fewer}
     assert targets == {
         "ecq-1": ((33, "total"), 0.25),
-        "tcq-1": ((33, "total"), 0.25),
+        "rising": ((33, "total"), 0.25),
         "half": ((60, "total"), 1.0),
         "int8": ((5, "each"), 0.25),
         "int4": ((10, "update"), 0.5),
     }
 
 
-def test_uneven_rows_differ_in_how_their_clients_share_bits_alone():
+def test_rising_bits_are_on_average_those_of_the_row_beside():
     rows = {row.name: row for row in traffic_table.ROWS}
-    equal, by_weight = rows["dirichlet-ecq-1"], rows["dirichlet-by-weight"]
-    assert by_weight.overrides == (*equal.overrides, "update.by_weight=true")
-    assert by_weight.baseline == equal.baseline == "dirichlet-fp32"
+    settings = dict(each.split("=", 1) for each in rows["rising"].overrides)
+    assert settings["codec@update"] == settings["codec@broadcast"] == "tcq"
+    ways = [(settings[f"{way}.bits"], settings[f"{way}.rise"]) for way in ("update", "broadcast")]
+    assert ways == [("0.53", "1.13")] * 2
+    updates = [Tcq(bits=0.53, rise=1.13).in_round(number).bits for number in range(1, 11)]
+    assert sum(updates + updates[:9]) / 19 == pytest.approx(traffic_table.ONE, rel=0.01)
+    assert rows["dirichlet-rising"].overrides == (*rows["rising"].overrides, *traffic_table.DIRICHLET)
 
 
 def test_the_interval_is_students():

@@ -1,4 +1,6 @@
-"""Bits of a round, shared by weight: as many in all, and the weighted mean closer to the exact one."""
+"""Bits that go by the client or the round: as many in all, and closer where it counts."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.codec import CodecStrategy, Ecq, ServerLink, Tcq, codec_mod
+from fl.codec import CodecStrategy, Ecq, ServerLink, Tcq, Uniform, codec_mod
+from fl.codec.broadcast import BroadcastChain
 from fl.codec.shares import MOST_BITS, shared_bits
 from fl.core.errors import ConfigError, PayloadError
 from fl.federation.engine.in_process import InProcess
@@ -124,3 +127,49 @@ def test_a_broadcast_has_no_weights():
     for make in (lambda codec: CodecStrategy(FedAvg(), broadcast=codec), lambda codec: codec_mod(broadcast=codec)):
         with pytest.raises(ConfigError, match="by_weight is for updates"):
             make(Ecq(by_weight=True))
+
+
+@given(st.floats(0.1, 6), st.floats(1, 2), st.integers(1, 10**9))
+def test_bits_rise_by_the_round_up_to_four(bits, rise, number):
+    exact = bits * rise ** min(number - 1, 900)
+    assert Ecq(bits=bits, rise=rise).in_round(number).bits == pytest.approx(min(exact, max(bits, 4)))
+    assert Ecq(bits=bits, rise=rise).in_round(1).bits == bits
+
+
+@pytest.mark.parametrize("rise", [0.99, 2.01, True, float("nan"), "2"])
+def test_bits_neither_fall_nor_leap(rise):
+    with pytest.raises(ValueError, match="rise"):
+        Tcq(rise=rise)
+
+
+def test_a_codec_without_a_rate_is_the_same_in_every_round():
+    assert all(Uniform(bits=4).in_round(number) == Uniform(bits=4) for number in (1, 7))
+
+
+@pytest.mark.parametrize("kind", [Ecq, Tcq])
+@pytest.mark.parametrize("by_weight", [False, True])
+def test_what_rises_loses_less_round_by_round(kind, by_weight):
+    lengths, errors = rounds(kind(bits=0.6, rise=1.4, by_weight=by_weight), 3)
+    total = [sum(each) for each in lengths]
+    assert [b / a for a, b in pairwise(total)] == pytest.approx([1.4, 1.4], rel=0.03)
+    assert errors[0] > 1.1 * errors[1] > 1.2 * errors[2]
+    assert (lengths[2][-1] > 1.2 * lengths[2][0]) == by_weight
+
+
+def test_frames_rise_and_go_on_rising_after_a_kill():
+    models = [learned({"fc.weight": np.zeros(SHAPE, np.float32)}, number, 0) for number in range(5)]
+
+    def frames(stop_after):
+        chain, lengths = BroadcastChain(Ecq(bits=0.6, rise=1.4), models[0], 0), []
+        for number, model in enumerate(models[1:], 1):
+            held = chain.state()["ids"][-1]
+            chain.advance(model)
+            lengths += [len(each) for each in chain.payloads_for(bytes.fromhex(held))]
+            if number == stop_after:
+                state, chain = chain.state(), BroadcastChain(Ecq(bits=0.6, rise=1.4), models[0], 0)
+                chain.load_state(state)
+        return lengths
+
+    lengths = frames(None)
+    assert [b / a for a, b in pairwise(lengths)] == pytest.approx([1.4] * 3, rel=0.05)
+    assert frames(2) == lengths

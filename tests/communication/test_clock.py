@@ -261,7 +261,9 @@ def replayed(over):
 
 
 def test_who_failed_in_the_last_round_does_not_fail_for_ever():
-    lengths = Lengths([{0: (10, 20, 5.0), 1: (10, 0, 0.0)}, {0: (12, 22, 6.0), 1: (12, 0, 0.0), 2: (14, 24, 8.0)}], False)
+    lengths = Lengths(
+        [{0: (10, 20, 5.0), 1: (10, 0, 0.0)}, {0: (12, 22, 6.0), 1: (12, 0, 0.0), 2: (14, 24, 8.0)}], False
+    )
     assert lengths.of(0, 1) == (10, 0, 0.0)
     assert lengths.of(1, 1) == (12, 0, 0.0)
     assert lengths.of(2, 1) == lengths.of(9, 7) == (13, 23, 7.0)
