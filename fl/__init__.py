@@ -5,10 +5,16 @@ Imports are lazy, so that `import fl` and `--help` answer at once.
 """
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
+
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:
+    # `python -m fl VERB` in a run folder that somebody else made: what lies there is imported by nobody but who asks
+    # for it by a name that is nowhere else.
+    sys.path.append(sys.path.pop(0))
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # How long a thread of torch spins before it sleeps; read once, when torch is loaded, which every command does after

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from fl.communication.trip import Both, Trip
 from fl.core.units import MIB
 
-Whole = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 

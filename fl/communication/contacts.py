@@ -13,6 +13,9 @@ from fl.core.errors import ConfigError
 from fl.core.files import read_json
 
 Made = TypeVar("Made")
+MOST_CONTACTS = 100_000
+"""Of one transfer: a whole year of low orbits has some 5,000."""
+SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 1.0, 1e9
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Contacts:
     windows: tuple[tuple[tuple[float, float], ...], ...]
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.period_s) and self.period_s > 0):
-            raise ValueError(f"period_s={self.period_s!r}: must be a number of seconds above 0")
+        if not (_is_number(self.period_s) and SHORTEST_PERIOD_S <= self.period_s <= LONGEST_PERIOD_S):
+            raise ValueError(
+                f"period_s={self.period_s!r}: must be seconds from {SHORTEST_PERIOD_S:g} to {LONGEST_PERIOD_S:g}"
+            )
         if not self.windows:
             raise ValueError("windows: holds no satellite")
         for satellite, windows in enumerate(self.windows):
@@ -130,7 +135,10 @@ def transfer(
         rate_bps: bits per second; None for no limit.
         contacts: None for always connected.
         satellite: whose contacts.
-        acquisition_s: less than the satellite's longest contact, else this never ends.
+        acquisition_s: less than the satellite's longest contact.
+
+    Raises:
+        ConfigError: it is not through after `MOST_CONTACTS`.
     """
     if wire_bytes <= 0:
         return ()
@@ -138,16 +146,19 @@ def transfer(
     if contacts is None:
         return (Use(None, start_s, start_s + left_s),)
     uses = []
-    for contact, opens_s, closes_s in contacts.after(satellite, start_s):
+    for contact, opens_s, closes_s in itertools.islice(contacts.after(satellite, start_s), MOST_CONTACTS):
         begins_s = max(start_s, opens_s + acquisition_s)
         if begins_s >= closes_s:
             continue
         ends_s = min(closes_s, begins_s + left_s)
         uses.append(Use(contact, begins_s, ends_s))
         if begins_s + left_s <= closes_s:
-            break
+            return tuple(uses)
         left_s -= closes_s - begins_s
-    return tuple(uses)
+    raise ConfigError(
+        f"{wire_bytes:,.0f} bytes for satellite {satellite} are not through after {MOST_CONTACTS:,} contacts; give "
+        "smaller payloads, a faster link or longer contacts"
+    )
 
 
 def from_file(path: Path, make: Callable[[Any], Made]) -> Made:

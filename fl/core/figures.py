@@ -33,6 +33,7 @@ STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "quantfl",  # the same picture is the same text
     "text.parse_math": False,  # names are text
+    "text.usetex": False,  # a matplotlibrc in the working folder may be anybody's
 }
 PAPER: Mapping[str, Any] = {
     "font.size": 7,

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,7 +149,12 @@ def parsed(text: str) -> Any:
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no number of JSON")
 
-    return json.loads(text, parse_constant=refuse, parse_int=whole)
+    def real(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            raise ValueError(f"{digits:.20} is beyond every number")
+        return value
+
+    return json.loads(text, parse_constant=refuse, parse_int=whole, parse_float=real)
 
 
 def sha256(*parts: bytes | np.ndarray) -> str:

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from fl.core.console import say
 from fl.core.errors import RunError, printable
+from fl.core.run_folder import CLIENTS, EVENTS, HYDRA_FOLDER, MODELS, ROUNDS, TIMELINE
 
 LOCK = ".run.lock"
 """Stays in the folder, with its last writer's name; what counts is whether it is locked."""
@@ -19,14 +20,19 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 LONGEST_NAME = 200
 
+GROWING = (EVENTS, ROUNDS, TIMELINE, MODELS, CLIENTS, HYDRA_FOLDER)
+"""What a run appends to, or adds to and deletes from; all else is replaced whole."""
+
 
 @contextmanager
 def sole_writer(run_dir: Path) -> Iterator[None]:
     """Holds the folder's lock; one that cannot be had is not waited for.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, or a part of the folder is a link out of it.
     """
+    if links := [name for name in GROWING if (run_dir / name).is_symlink()]:
+        raise RunError(f"{run_dir / links[0]}: is a link; a run writes in its own folder alone, so put the file there")
     path = run_dir / LOCK
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:

@@ -18,7 +18,7 @@ from fl.core.pixels import DTYPES, Pixels
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 """Of Pillow, whatever a file is called: its others start programs (EPS) or are many, old and unused."""
-MOST_PIXELS, MOST_BYTES, MOST_PAGES = 4096**2, 1 << 30, 1024
+MOST_PIXELS, MOST_BYTES, MOST_PAGES, MOST_SCANS = 4096**2, 1 << 30, 1024, 100
 """Of an image, before anything of it is decoded."""
 NUMPY, PNG = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -159,6 +159,8 @@ def _opened(content: bytes) -> Image.Image:
             raise ValueError(f"is no {', '.join(FORMATS)} that is known, or damaged at its beginning") from error
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}; make it smaller")
+    if image.format == "JPEG" and (scans := content.count(b"\xff\xda")) > MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans, each of which goes over the whole image; at most {MOST_SCANS}")
     return image
 
 

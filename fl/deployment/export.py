@@ -77,6 +77,9 @@ def export(options: argparse.Namespace) -> Path:
         data = {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")}
     choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
     shipment = _converted(choice.path, options)
+    wrote = summary.get("model_sha256")
+    if choice.path == run_dir / MODEL and wrote is not None and wrote != shipment.source.sha256:
+        raise ConfigError(f"{choice.path}: is not the model that this run wrote; {SUMMARY} has another SHA-256")
     folder = _folder(options.output or run_dir / FOLDER)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
         scratch = Path(name)

@@ -176,6 +176,8 @@ def _refuse_objects(content: bytes, count: int, what: str) -> None:
             for operation, argument, _place in pickletools.genops(stream):
                 if operation.name == "PROTO":
                     protocol = max(protocol, int(str(argument)))
+                if isinstance(argument, int) and argument.bit_length() > 64:  # such keys of a dict may collide at will
+                    raise ModelFileError(f"refused, it holds a whole number of {argument.bit_length()} bits; {ADVICE}")
                 name = str(argument).replace(" ", ".") if operation.name in ("GLOBAL", "INST") else None
                 if operation.name == "STACK_GLOBAL":
                     name = ".".join(strings)

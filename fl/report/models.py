@@ -15,6 +15,9 @@ from fl.report.charts import Line, Picture, grid, lines, points
 from fl.report.parts import Section, Shown, Table, at
 from fl.report.records import RunRecords
 
+MOST_CLASSES = 60
+"""Whose confusions are drawn: more would be no picture."""
+
 
 def precisions(run: RunRecords) -> Iterator[Section]:
     """Yields the precisions of a comparison, and its deployment files."""
@@ -135,7 +138,7 @@ def _change_interval(entry: Mapping[str, Any], images: int) -> tuple[float, floa
 def classes(run: RunRecords) -> Iterator[Section]:
     """Yields what each class loses, and images whose answer changes."""
     stored, names = run.predictions, list(map(str, run.comparison.get("class_names") or ()))
-    if "labels" not in stored or "fp32" not in stored or not names:
+    if "labels" not in stored or "fp32" not in stored or not 0 < len(names) <= MOST_CLASSES:
         return
     labels = stored["labels"]
     answers = {name: stored[name] for name in run.comparison["precisions"] if name in stored}

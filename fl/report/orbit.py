@@ -22,6 +22,8 @@ from fl.report.records import RunRecords
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_CYCLES = 10_000
+"""Repetitions of the contacts' file in a run: of three days, 80 years."""
 MOST_SATELLITES = 60
 """That have a row in the picture of what they did: the first."""
 NEXT = {"sends": "receiving", "received": "training", "trained": "sending", "relayed": "sending"}
@@ -89,6 +91,8 @@ def windows_of(contacts: Mapping[str, Any], satellite: int, ends_s: float) -> li
     if not contacts:
         return None
     of_all, period_s = contacts["windows"], contacts["period_s"]
+    if ends_s / period_s > MOST_CYCLES:
+        raise ValueError(f"{ends_s:g} s are more than {MOST_CYCLES:,} repetitions of {period_s:g} s of contacts")
     found = []
     for cycle in range(math.floor(ends_s / period_s) + 1):
         for opens_s, closes_s, *_ in of_all[satellite % len(of_all)]:
