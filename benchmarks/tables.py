@@ -46,6 +46,11 @@ def traffic(folder: Path) -> str:
     return f"{traffic_table.table(lines)}\n{traffic_table.made_with(runs)}\n{traffic_table.to_beat(lines)}\n"
 
 
+def traffic_behind(folder: Path) -> str:
+    """Returns how many rounds coded traffic is behind."""
+    return traffic_table.behind(stored(folder / traffic_table.KEPT))
+
+
 def traffic_tuned(folder: Path) -> str:
     """Returns the table of codecs of the seeds that settings were compared on."""
     return traffic_table.table(traffic_table.lines_of(folder, traffic_table.TUNED_ROWS, traffic_table.KEPT_TUNED))
@@ -261,6 +266,7 @@ PARTS: Mapping[str, Callable[[Path], str | None]] = {
     "headline-qat": headlines.qat,
     "headline-images": contacts_table.break_even,
     "codecs": traffic,
+    "codecs-behind": traffic_behind,
     "codecs-tuned": traffic_tuned,
     "screening": screening,
     "splits": splits,

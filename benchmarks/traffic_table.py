@@ -21,7 +21,7 @@ ONE, HALF = 0.94, ("tcq", 0.51, 0.51)
 HALF_MORE: tuple[str, ...] = ()
 """Bits for each element that is coded: with what comes on top, a 33rd and a 60th of FP32. At about half a bit the
 codec, its bits for broadcast and update, and further settings are chosen by benchmarks/screen.py."""
-ONE_RISING = 0.53, 1.13
+FIRST, RISE = 0.53, 1.13
 """Bits of the first round, and how they rise: to three times as many in the tenth, by a rule and not tuned. The 10
 updates and 9 frames that travel have 0.94 bit on average."""
 TO_BEAT = (80.0, 1.0)
@@ -46,19 +46,13 @@ def at_half(codec: str, bits: tuple[float, float], more: Sequence[str], seeds: t
     return Row("half", title, overrides, seeds, **target)
 
 
-def rising(name: str, *more: str, where: str = "", **target: Any) -> Row:
-    """Returns a row of rising bits, on average `ONE` over ten rounds, by the codec that half a bit was chosen for."""
-    first, rise = ONE_RISING
-    title = f"{HALF[0]}, {first:g} bit both ways in round 1, {rise:g} times as many in each later one{where}"
-    return Row(name, title, (*both(HALF[0], bits=first, rise=rise), *more), REPORTED, **target)
-
-
+RISING = f"{HALF[0]}, {FIRST:g} bit both ways in round 1, {RISE:g} times as many in each later one"
 INT8 = both("int8", scales="tensor")
 INT4 = "codec@broadcast=int8", "codec@update=int4"
 ROWS = (
     Row("fp32", "FP32"),
     at_one("ecq-1", "ecq", fewer=(33, "total"), points=0.25),
-    rising("rising", fewer=(33, "total"), points=0.25),
+    Row("rising", RISING, both(HALF[0], bits=FIRST, rise=RISE), REPORTED, fewer=(33, "total"), points=0.25),
     at_half(HALF[0], HALF[1:], HALF_MORE, REPORTED, fewer=(60, "total"), points=1.0),
     Row("int8", "int8 both ways, one scale per tensor", INT8, REPORTED[:3], fewer=(5, "each"), points=0.25),
     Row("int4", "int4 update, int8 broadcast", INT4, REPORTED[:3], fewer=(10, "update"), points=0.5),
@@ -66,7 +60,6 @@ ROWS = (
     Row("stc", "stc, 1 % both ways", both("stc"), REPORTED[:1]),
     Row("dirichlet-fp32", "FP32, Dirichlet 0.3", DIRICHLET, baseline="dirichlet-fp32"),
     at_one("dirichlet-ecq-1", "ecq", *DIRICHLET, where=", Dirichlet 0.3", baseline="dirichlet-fp32"),
-    rising("dirichlet-rising", *DIRICHLET, where=", Dirichlet 0.3", baseline="dirichlet-fp32"),
     Row("best", "FP32, `experiment=best`", ("experiment=best",), REPORTED[:3]),
 )
 TUNED_ROWS = (
@@ -231,6 +224,29 @@ def change_in(line: Mapping[str, Any]) -> Paired:
     """Returns the change of a line of the table."""
     names = "pairs", "change_points", "standard_error_points", "low_points", "high_points"
     return Paired(*(line[name] for name in names))
+
+
+def behind(runs: Runs) -> str:
+    """Returns after how many rounds each row's baseline was as accurate as the row is in the end, in Markdown.
+
+    By the means over all seeds, with straight lines between rounds; of rows with every seed that are less accurate.
+    """
+    rows = []
+    for row in (each for each in ROWS if each.name != each.baseline and len(each.seeds) == len(REPORTED)):
+        if any((name, seed) not in runs for name in (row.name, row.baseline) for seed in row.seeds):
+            continue
+        coded, plain = (curve([runs[name, seed] for seed in row.seeds]) for name in (row.name, row.baseline))
+        if (last := coded[-1]) < plain[-1]:
+            reached = next(number for number, each in enumerate(plain) if each > last)
+            earlier = plain[reached - 1] if reached else 0.0
+            rounds = reached + (last - earlier) / (plain[reached] - earlier)
+            rows.append([row.title, f"{100 * last:.2f} % after {len(coded)}", f"after {rounds:.1f}"])
+    return markdown(["traffic", "accuracy, rounds", "FP32 as accurate"], rows)
+
+
+def curve(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Returns the mean test accuracy of runs after each round."""
+    return [statistics.fmean(each) for each in zip(*(run["accuracy_by_round"] for run in runs), strict=True)]
 
 
 def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:

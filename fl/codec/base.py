@@ -186,8 +186,19 @@ class Feedback(Codec):
     decay: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
 
 
+class Rated(Codec):
+    """A codec of so many bits for each element that it codes."""
+
+    bits: float
+
+    @property
+    def small_bytes(self) -> int:
+        """As few as are no coarser than what is coded."""
+        return 1 if self.bits < 4 else 2
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class Shared(Codec):
+class Shared(Rated):
     """The settings of a codec of any number of `bits`: who has them, and when.
 
     What a round loses is mended in part by those after it, and nothing mends the last: with `rise`, early rounds have
@@ -204,10 +215,9 @@ class Shared(Codec):
 
     def in_round(self, number: int) -> Self:
         """Returns the codec of a round, counted from 1."""
-        bits: float = self.bits  # type: ignore[attr-defined]
         if self.rise == 1:
             return self
-        return self.at(min(bits * self.rise ** min(number - 1, LATEST), max(bits, MOST_BITS)))
+        return self.at(min(self.bits * self.rise ** min(number - 1, LATEST), max(self.bits, MOST_BITS)))
 
     def at(self, bits: float) -> Self:
         """Returns the same codec with other bits per element.
@@ -226,17 +236,6 @@ class Packed(Codec):
     """The setting of a codec that makes integers: how they are packed."""
 
     entropy: Entropy = "ans"
-
-
-class Rated(Codec):
-    """A codec of so many bits for each element that it codes."""
-
-    bits: float
-
-    @property
-    def small_bytes(self) -> int:
-        """As few as are no coarser than what is coded."""
-        return 1 if self.bits < 4 else 2
 
 
 def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:

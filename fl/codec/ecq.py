@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from fl.codec.base import STRICT, Arrays, Feedback, Packed, Rated, Shared
+from fl.codec.base import STRICT, Arrays, Feedback, Packed, Shared
 from fl.codec.entropy import CHUNK, WIDE_CHUNK, Entropy, Packing, plain_bytes, unpack
 from fl.codec.rate import Curve, Steps, bodies_within, largest_within
 from fl.core.errors import PayloadError
@@ -27,7 +27,7 @@ HEAD_BYTES = 15
 
 
 @dataclass(frozen=True, config=STRICT)
-class Ecq(Feedback, Packed, Shared, Rated):
+class Ecq(Feedback, Packed, Shared):
     """Dead-zone quantization with bin means, entropy coded, to a given number of bits per element that it codes.
 
     A magnitude falls into bin `floor(x / step + offset)`, bin 0 is the dead zone, and each bin decodes to its mean. One

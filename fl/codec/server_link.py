@@ -204,8 +204,9 @@ class ServerLink:
         if not isinstance(self._update, Shared) or not self._update.by_weight or not known:
             return {}
         usual = sum(known) / len(known)
-        mean: float = self._update.bits  # type: ignore[attr-defined]
-        return dict(zip(nodes, shared_bits(mean, [self._examples.get(node, usual) for node in nodes]), strict=True))
+        return dict(
+            zip(nodes, shared_bits(self._update.bits, [self._examples.get(node, usual) for node in nodes]), strict=True)
+        )
 
     def _recognized(self, records: Mapping[str, ArrayRecord]) -> _Sent:
         """Returns the model among a message's records, and what the client will hold of it."""

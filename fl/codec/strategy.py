@@ -1,7 +1,7 @@
 """The server's end in a Flower app: a wrapper that any of its strategies goes on working in."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.constant import ErrorCode
@@ -66,6 +66,11 @@ class CodecStrategy(Strategy):
         server_link.key = getattr(inner, "arrayrecord_key", server_link.key)
         self._codec_run = _Run(server_link)
 
+    @property
+    def _codec_next(self) -> Strategy:
+        """The inner strategy's methods, of this object."""
+        return cast(Strategy, super())
+
     def start(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the inner strategy's own `start`.
 
@@ -85,7 +90,7 @@ class CodecStrategy(Strategy):
         run = self._codec_run
         basis = run.model(arrays, server_round)
         move(self._codec_inner, basis)
-        messages = run.sent(super().configure_train(server_round, basis, config, grid), server_round)  # type: ignore[safe-super]
+        messages = run.sent(self._codec_next.configure_train(server_round, basis, config, grid), server_round)
         run.asked |= bool(messages)
         return messages
 
@@ -96,7 +101,7 @@ class CodecStrategy(Strategy):
         run = self._codec_run
         readable = run.decoded(replies, server_round)
         run.trained |= any(not reply.has_error() for reply in readable)
-        return super().aggregate_train(server_round, readable)  # type: ignore[safe-super]
+        return self._codec_next.aggregate_train(server_round, readable)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -104,12 +109,12 @@ class CodecStrategy(Strategy):
         """Returns the inner strategy's messages, coded."""
         run = self._codec_run
         run.model(arrays, server_round)
-        return run.sent(super().configure_evaluate(server_round, arrays, config, grid), server_round)  # type: ignore[safe-super]
+        return run.sent(self._codec_next.configure_evaluate(server_round, arrays, config, grid), server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns what the inner strategy makes of the replies."""
         readable = self._codec_run.decoded(replies, server_round)
-        return super().aggregate_evaluate(server_round, readable)  # type: ignore[safe-super]
+        return self._codec_next.aggregate_evaluate(server_round, readable)
 
 
 def move(strategy: object, arrays: ArrayRecord) -> None:

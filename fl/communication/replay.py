@@ -255,8 +255,9 @@ def shares(clock: ContactClock, trained_s: float, ends_s: float) -> dict[str, fl
     transferred_s = sum(max(0.0, min(use.end_s, ends_s) - use.start_s) for each in clock.transfers for use in each.uses)
     whole_s = clock.num_satellites * ends_s
     contact_s = 0.0
-    for satellite in range(clock.num_satellites if clock.link.windows is not None else 0):
-        for _, opens_s, closes_s in clock.link.windows.after(satellite, 0.0):  # type: ignore[union-attr]
+    windows = clock.link.windows
+    for satellite in range(clock.num_satellites):
+        for _, opens_s, closes_s in windows.after(satellite, 0.0) if windows is not None else ():
             if opens_s >= ends_s:
                 break
             contact_s += min(closes_s, ends_s) - opens_s

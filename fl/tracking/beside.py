@@ -97,7 +97,8 @@ def _listen(lines: IO[str]) -> None:
 
 def _wait(process: subprocess.Popen[str], listener: Thread, tracker: Tracker) -> None:
     """Tells the process that nothing more comes, and waits for it as long as `wait_s` says."""
-    with suppress(OSError), process.stdin as end:  # type: ignore[union-attr]
+    assert process.stdin is not None
+    with suppress(OSError), process.stdin as end:
         end.write("end\n")  # for a process that was forked may hold it open
     try:
         process.wait(tracker.wait_s + GRACE_S)

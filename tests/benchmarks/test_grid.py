@@ -26,7 +26,7 @@ from pairs import Paired, paired, verdict, within
 
 def test_the_reported_seeds_are_others_than_those_settings_were_chosen_with():
     seeds = {row.name: row.seeds for row in traffic_table.ROWS}
-    five = "fp32", "ecq-1", "rising", "half", "dirichlet-fp32", "dirichlet-ecq-1", "dirichlet-rising"
+    five = "fp32", "ecq-1", "rising", "half", "dirichlet-fp32", "dirichlet-ecq-1"
     assert {name: seeds[name] for name in five} == dict.fromkeys(five, (101, 102, 103, 104, 105))
     assert seeds["int8"] == seeds["int4"] == (101, 102, 103)
     assert seeds["eden-1"] == seeds["stc"] == (101,)
@@ -54,7 +54,19 @@ def test_rising_bits_are_on_average_those_of_the_row_beside():
     assert ways == [("0.53", "1.13")] * 2
     updates = [Tcq(bits=0.53, rise=1.13).in_round(number).bits for number in range(1, 11)]
     assert sum(updates + updates[:9]) / 19 == pytest.approx(traffic_table.ONE, rel=0.01)
-    assert rows["dirichlet-rising"].overrides == (*rows["rising"].overrides, *traffic_table.DIRICHLET)
+
+
+def test_how_far_behind_is_read_between_two_rounds_of_the_baselines_mean():
+    plain = {("fp32", seed): {"accuracy_by_round": [0.4, 0.8, 0.9]} for seed in REPORTED}
+    coded = [0.5, 0.6, 0.84], [0.5, 0.6, 0.80]
+    runs = plain | {("ecq-1", seed): {"accuracy_by_round": coded[seed % 2]} for seed in REPORTED}
+    mean = (2 * 0.84 + 3 * 0.80) / 5
+    assert f"{100 * mean:.2f} % after 3 | after {2 + (mean - 0.8) / 0.1:.1f} |" in traffic_table.behind(runs)
+    assert "| after 3 | after" not in traffic_table.behind(plain)
+    del runs["ecq-1", 105]
+    assert "ecq" not in traffic_table.behind(runs)
+    better = plain | {("ecq-1", seed): {"accuracy_by_round": [0.5, 0.6, 0.9]} for seed in REPORTED}
+    assert "ecq" not in traffic_table.behind(better)
 
 
 def test_the_interval_is_students():
