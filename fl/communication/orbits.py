@@ -10,13 +10,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl.communication.billing import STRICT, Whole
-from fl.core.units import DAY_S
+from fl.core.files import read_regular
+from fl.core.units import DAY_S, MIB
 
 EARTH_RADIUS_KM, EARTH_MU_KM3_S2 = 6378.135, 398600.8
 """WGS 72, as SGP4 uses them."""
 
 LOWEST_KM, HIGHEST_KM = 160.0, 2000.0
 """Altitudes of satellites: below, air brings them down within days; above is no low Earth orbit."""
+
+MOST_BYTES = 16 * MIB
+"""Of a file of elements: all that is in orbit takes a third."""
 
 CLEAR_KM = 80.0
 """A line of sight between satellites stays above the air."""
@@ -146,7 +150,7 @@ def read_elements(path: Path) -> tuple[TwoLines, ...]:
     Raises:
         ValueError: it is no such file, a checksum is wrong, a satellite comes twice or is not in a low Earth orbit.
     """
-    lines = [line.rstrip() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.rstrip() for line in read_regular(path, MOST_BYTES).decode().splitlines() if line.strip()]
     found: dict[str, TwoLines] = {}
     while lines:
         name = lines.pop(0) if not lines[0].startswith("1 ") else ""

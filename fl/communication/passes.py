@@ -14,7 +14,7 @@ import numpy as np
 from fl.communication.orbits import Orbits
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, counted
-from fl.core.files import sha256, write_npz
+from fl.core.files import read_regular, sha256, write_npz
 from fl.core.units import DAY_S
 
 FORMAT = 1
@@ -49,7 +49,7 @@ def passes_of(orbits: Orbits, cache_dir: Path) -> list[Pass]:
     computing = sky()
     path = cache_dir.expanduser().absolute() / "passes" / f"{_key(orbits)}.npz"
     try:
-        return _read(path.read_bytes(), orbits)
+        return _read(read_regular(path), orbits)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

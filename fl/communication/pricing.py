@@ -19,9 +19,12 @@ from fl.core.errors import ConfigError, counted
 from fl.core.files import read_json
 from fl.core.presets import choices, chosen, preset
 from fl.core.records import read_rounds
-from fl.core.run_folder import COMPARISON, ROUNDS, SETTINGS
+from fl.core.run_folder import COMPARISON, PARTITION, ROUNDS, SETTINGS
 from fl.core.targets import Target, known_classes, renamed
 from fl.core.units import DAY_S
+
+MOST_CLIENTS = 100_000
+"""Of a replay, each of which takes memory."""
 
 
 def check(options: argparse.Namespace) -> None:
@@ -168,7 +171,10 @@ def over_contacts(options: argparse.Namespace, links: Sequence[Link]) -> dict[st
         answered = sum(each.update_bytes > 0 for exchanges_ in recorded for each in exchanges_ if not each.evaluates)
         per_round = sum(not each.evaluates for each in recorded[0])
         shares_start = document["measured"]["shared_start_bytes"] > 0
-        told[str(folder)] = lengths_of(recorded, shares_start, _clients_of(folder)), per_round, answered
+        lengths = lengths_of(recorded, shares_start, _clients_of(folder))
+        if lengths.num_clients > (most := _most_clients(folder)):
+            raise ConfigError(f"{folder}: tells of {lengths.num_clients:,} clients and holds the data of {most:,}")
+        told[str(folder)] = lengths, per_round, answered
     if not options.runs:
         clients, rounds = options.clients or (constellation.satellites if constellation else 10), options.rounds or 10
         sizes = options.broadcast_bytes, options.update_bytes, options.train_s or 0.0
@@ -194,6 +200,13 @@ def _clients_of(folder: Path) -> int:
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     told = settings.get("num_clients") if isinstance(settings, dict) else None
     return told if isinstance(told, int) and not isinstance(told, bool) else 0
+
+
+def _most_clients(folder: Path) -> int:
+    """Returns how many clients a run can have: those that its data was shared among, `MOST_CLIENTS` without these."""
+    told = read_json(folder / PARTITION) if (folder / PARTITION).is_file() else {}
+    shares = told.get("images_per_client") if isinstance(told, dict) else None
+    return len(shares) if isinstance(shares, list) else MOST_CLIENTS
 
 
 def _by_policy(

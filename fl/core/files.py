@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -23,6 +24,9 @@ LONGEST_NUMBER = 300
 
 DEEPEST = 50
 """Levels of a YAML file; reading deeper ones takes time without end."""
+
+MOST_BYTES, MOST_LINES_BYTES = 1 << 30, 1 << 32
+"""Of a JSON file, and of one of JSON lines, which grows by the round."""
 
 PARTIAL = ".partial"
 """End of the names of files that are being written."""
@@ -92,14 +96,41 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def regular(path: str, flags: int) -> int:
+    """Opens a file that somebody else may have put there, as the `opener` of `open`: no pipe or device is waited for.
+
+    Raises:
+        OSError: names it: it cannot be opened, or is a pipe, a device or another that is no regular file.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # of folders Python says it
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "is no regular file", str(path))
+
+
+def read_regular(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Returns the content of a file that somebody else may have put there, as long as it was when it was opened.
+
+    Raises:
+        OSError: names it: see `regular`, or it has more bytes.
+    """
+    with open(path, "rb", opener=regular) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most_bytes:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes; at most {most_bytes:,} are read", str(path))
+        return file.read(size)
+
+
 def read_json(path: Path) -> Any:
     """Returns the parsed file.
 
     Raises:
         ConfigError: it is no JSON.
+        OSError: see `read_regular`.
     """
     try:
-        return parsed(path.read_text())
+        return parsed(read_regular(path).decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid JSON ({error})") from error
 
@@ -110,9 +141,10 @@ def yaml_text(path: Path) -> str:
     Raises:
         ValueError: it is none.
     """
-    if path.stat().st_size > MIB:
-        raise ValueError(f"has {path.stat().st_size:,} bytes; no settings take more than {MIB:,}")
-    text, depth = path.read_text(), 0
+    try:
+        text, depth = read_regular(path, MIB).decode(), 0
+    except OSError as error:
+        raise ValueError(error.strerror) from error
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("has an alias, which may stand for as much as one likes; write out what it stands for")
@@ -127,9 +159,10 @@ def read_jsonl(path: Path) -> list[Any]:
 
     Raises:
         ConfigError: a line is no JSON.
+        OSError: see `read_regular`.
     """
     try:
-        return [parsed(line) for line in path.read_text().splitlines()]
+        return [parsed(line) for line in read_regular(path, MOST_LINES_BYTES).decode().splitlines()]
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
 

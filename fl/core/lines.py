@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.core.errors import RunError
-from fl.core.files import plain, write_bytes
+from fl.core.files import MOST_LINES_BYTES, plain, regular, write_bytes
 
 CHUNK = 1 << 20
 
@@ -44,7 +44,7 @@ class Lines:
             RunError: lines that were there are gone.
         """
         line = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode()
-        with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
+        with open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0, opener=regular) as file:
             if file.seek(0, os.SEEK_END) < self._size:
                 raise RunError(f"{self.path}: has become shorter while the run goes on; does another program write it?")
             file.seek(self._size)
@@ -70,7 +70,7 @@ class Lines:
     def cut(self, size: int) -> None:
         """Removes all but the first bytes, a number that a `mark` began with."""
         if self.path.exists() and size < self.path.stat().st_size:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=regular) as file:
                 write_bytes(self.path, file.read(size))
         self._size, self._hash = size, self._hash_of(size)
 
@@ -78,7 +78,7 @@ class Lines:
         """Returns the last complete line, parsed; None if there is none, or it is no JSON."""
         if not self._size:
             return None
-        with self.path.open("rb") as file, suppress(ValueError):
+        with open(self.path, "rb", opener=regular) as file, suppress(ValueError):
             return json.loads(file.read(self._size).splitlines()[-1])
         return None
 
@@ -86,13 +86,15 @@ class Lines:
         """Returns the number of complete lines."""
         if not self._size:
             return 0
-        with self.path.open("rb") as file:
+        with open(self.path, "rb", opener=regular) as file:
             return file.read(self._size).count(b"\n")
 
     def _complete(self) -> int:
         """Returns where the last complete line ends."""
         end = self.path.stat().st_size
-        with self.path.open("rb") as file:
+        if end > MOST_LINES_BYTES:
+            raise RunError(f"{self.path}: has {end:,} bytes; at most {MOST_LINES_BYTES:,} are read")
+        with open(self.path, "rb", opener=regular) as file:
             while end:
                 start = max(0, end - CHUNK)
                 file.seek(start)
@@ -104,7 +106,7 @@ class Lines:
     def _hash_of(self, size: int) -> "hashlib._Hash":
         found = hashlib.sha256()
         if size:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=regular) as file:
                 for start in range(0, size, CHUNK):
                     found.update(file.read(min(CHUNK, size - start)))
         return found

@@ -42,9 +42,11 @@ def chosen(group: str, choice: str) -> Any:
         known += "file"
         raise ConfigError(f"--{group} {choice}: there is no such {group}; {known}")
     try:
-        if not path.resolve().is_relative_to(CONF.resolve()) and "${" in yaml_text(path):
+        ours = path.resolve().is_relative_to(CONF.resolve())
+        config = yaml_file(path, resolve=ours)
+        if not ours and "${" in yaml_text(path):
             raise ValueError("it has an interpolation, ${...}; write out what it stands for")
-        return yaml_file(path)
+        return config
     except ValueError as error:
         raise ConfigError(f"--{group} {choice}: is no valid YAML ({error})") from error
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fl.core.errors import ConfigError, python_command, shell_path
-from fl.core.files import read_json, read_jsonl, sha256, write_json
+from fl.core.files import read_json, read_jsonl, read_regular, sha256, write_json
 
 SETTINGS, INDICES, SHARES = "settings.json", "indices.npz", "shares.npz"
 PARTITION, PARTITION_PLOT = "partition.json", "partition.png"
@@ -45,7 +45,7 @@ def is_complete(run_dir: Path) -> bool:
     """Tells whether a run has ended well and all that it leaves is there, the model as its summary names it."""
     try:
         summary = read_json(run_dir / SUMMARY)
-        sha = sha256((run_dir / MODEL).read_bytes())
+        sha = sha256(read_regular(run_dir / MODEL))
         read_json(run_dir / COMMUNICATION)
         settings = read_json(run_dir / SETTINGS)
     except (OSError, ConfigError):
@@ -78,7 +78,7 @@ def run_of(model_path: Path, model_sha256: str) -> Path | None:
             if not isinstance(summary, dict) or "model_sha256" not in summary:
                 raise ConfigError(f"{folder}: {SUMMARY} is damaged, it names no model")
             kept = (folder / MODELS).glob("*.pt")
-            if summary["model_sha256"] == model_sha256 or any(sha256(p.read_bytes()) == model_sha256 for p in kept):
+            if summary["model_sha256"] == model_sha256 or any(sha256(read_regular(p)) == model_sha256 for p in kept):
                 return folder
     return None
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from fl.core.console import say
 from fl.core.errors import RunError, printable
+from fl.core.files import regular
 from fl.core.run_folder import CLIENTS, EVENTS, HYDRA_FOLDER, MODELS, ROUNDS, TIMELINE
 
 LOCK = ".run.lock"
@@ -60,5 +61,5 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     """Returns what the last writer wrote about itself."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular) as file:
         return printable(file.read(LONGEST_NAME).decode(errors="replace").strip()) or "another process"

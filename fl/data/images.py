@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, DataError, counted
-from fl.core.files import read_json, sha256, write_json
+from fl.core.files import read_json, regular, sha256, write_json
 from fl.core.pixels import DTYPES, Pixels
 from fl.core.units import MIB
 
@@ -208,6 +208,8 @@ def load_images(folder: Path, *, verify: bool = False) -> ImageSet:
     try:
         meta = read_json(folder / "meta.json")
         count = int(meta["num_images"])
+        for name in ("images.npy", "labels.npy"):
+            open(folder / name, "rb", opener=regular).close()
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
         if images.ndim != 4 or 0 in images.shape or len(images) != count or labels.shape != (count,):

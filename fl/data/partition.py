@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, DataError, counted
-from fl.core.files import sha256, write_npz
+from fl.core.files import regular, sha256, write_npz
 from fl.core.targets import Target
 
 for noisy in ("datasets", "datasets.config"):
@@ -215,7 +215,7 @@ def read_shares(path: Path) -> list[np.ndarray]:
         DataError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb", opener=regular) as file, np.load(file, allow_pickle=False) as stored:
             return [stored[str(client)] for client in range(len(stored.files))]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is damaged ({error}); delete this file and run again") from error

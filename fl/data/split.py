@@ -10,7 +10,7 @@ import numpy as np
 
 from fl.core.console import say
 from fl.core.errors import DataError, counted
-from fl.core.files import sha256, write_bytes
+from fl.core.files import read_regular, sha256, write_bytes
 from fl.core.seeds import numpy_generator
 
 LISTS = "https://hf.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c"
@@ -134,9 +134,7 @@ def read_lists(kind: str, folder: Path | None, cache_dir: Path) -> dict[str, lis
         if part == "val" and kind == "files" and not path.exists():
             continue
         try:
-            if path.stat().st_size > LONGEST_LIST:
-                raise DataError(f"{path}: is too large for a list of file names")
-            content = path.read_bytes()
+            content = read_regular(path, LONGEST_LIST)
             names = content.decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             told = getattr(error, "strerror", None) or error

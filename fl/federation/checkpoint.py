@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl.core.console import say
 from fl.core.errors import ConfigError, DataError, RunError
-from fl.core.files import write_bytes
+from fl.core.files import read_regular, write_bytes
 from fl.core.lines import Lines
 from fl.core.run_folder import CHECKPOINT, CLIENTS, PREVIOUS_CHECKPOINT
 from fl.federation.client_states import read_state
@@ -23,6 +23,7 @@ MARK = b"quantfl checkpoint SHA-256:"
 """Stands at the end of a checkpoint, with the hash of all before it."""
 
 HASH_BYTES = 32
+MOST_BYTES = 1 << 34
 
 MAY_CHANGE = (
     "data.path",
@@ -151,8 +152,9 @@ def _read(path: Path) -> Checkpoint:
 
     Raises:
         RunError: it is damaged.
+        OSError: see `read_regular`.
     """
-    content = path.read_bytes()
+    content = read_regular(path, MOST_BYTES)
     body, mark, digest = content[: -HASH_BYTES - len(MARK)], content[-HASH_BYTES - len(MARK) :], content[-HASH_BYTES:]
     marked = mark.startswith(MARK)
     if marked and hashlib.sha256(body).digest() != digest:

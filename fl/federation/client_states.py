@@ -15,7 +15,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fl.core.errors import RunError
-from fl.core.files import write_bytes
+from fl.core.files import read_regular, write_bytes
 
 NAME = re.compile(r"\d{5,}-([0-9a-f]{64})")
 """Of a file: the round in which it was written, and the SHA-256 of its content."""
@@ -114,7 +114,7 @@ def read_state(folder: Path, name: str) -> bytes:
     if sha256 is None:
         raise RunError(f"{folder}: {name!r} is no name of a client's state")
     try:
-        content = (folder / name).read_bytes()
+        content = read_regular(folder / name)
     except OSError as error:
         raise RunError(f"{folder / name}: what a client remembers cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != sha256[1]:

@@ -34,6 +34,8 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PICKLES = 5
 """Magic number, version, system, content, order of storages; then the values of tensors."""
 
+MAGIC = 0x1950A86A20F9469CFC6C
+"""That torch's legacy files begin with; other numbers beyond 64 bits may be keys that collide at will."""
 PLAIN = re.compile(
     r"(torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor"
     r"|meta_tensor_no_storage)|torch\.(storage\.)?(cuda\.)?\w+Storage|torch\.(Size|device|[a-z]+\d+\w*|bool)"
@@ -176,7 +178,7 @@ def _refuse_objects(content: bytes, count: int, what: str) -> None:
             for operation, argument, _place in pickletools.genops(stream):
                 if operation.name == "PROTO":
                     protocol = max(protocol, int(str(argument)))
-                if isinstance(argument, int) and argument.bit_length() > 64:  # such keys of a dict may collide at will
+                if isinstance(argument, int) and argument.bit_length() > 64 and argument != MAGIC:
                     raise ModelFileError(f"refused, it holds a whole number of {argument.bit_length()} bits; {ADVICE}")
                 name = str(argument).replace(" ", ".") if operation.name in ("GLOBAL", "INST") else None
                 if operation.name == "STACK_GLOBAL":

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fl.core.errors import ConfigError
-from fl.core.files import read_json, read_jsonl
+from fl.core.files import read_json, read_jsonl, regular
 from fl.core.run_folder import (
     BENCH,
     COMMUNICATION,
@@ -77,11 +77,13 @@ class RunRecords:
         """Labels of the test images, each precision's answers, and some images that change."""
         path = self.folder / PREDICTIONS
         try:
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
-                    raise ValueError(f"unpacks to more than {MOST_BYTES:,} bytes")
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
+            with open(path, "rb", opener=regular) as file:
+                with zipfile.ZipFile(file) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                        raise ValueError(f"unpacks to more than {MOST_BYTES:,} bytes")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as stored:
+                    return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             return self._without(PREDICTIONS, error, dict[str, np.ndarray]())
 
