@@ -66,6 +66,8 @@ def main() -> None:
                 )
             summary = path.with_name(SUMMARY)
             trained = read_json(summary).get("training_precision", "fp32") if summary.is_file() else "fp32"
+            if not isinstance(trained, str):
+                raise TypeError(f"training_precision is {trained!r:.30}")
             found = recommendation(report, trained, options.max_drop, options.max_size_kb)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"{path}: is no whole report ({error!r})") from error

@@ -18,6 +18,11 @@ CODECS = ("fp32", "fp16", "int8", "int4")
 ROUNDING = 1e-9
 """Points: differences of accuracies are sums of float64."""
 
+DISAGREES = 1e-3
+"""Points: figures of one accuracy differ by less."""
+
+MOST_IMAGES, LARGEST = 2**40, 2.0**53
+
 MAX_DROP = 0.5
 """Points of accuracy that may be lost, where nobody says otherwise."""
 
@@ -71,24 +76,56 @@ def evidence(report: Mapping[str, Any]) -> tuple[dict[str, Evidence], int, bool]
 
     A report of before answers were compared image by image says only how many differ; then all of those count as one
     model right and the other wrong, which makes the interval wider, never narrower.
+
+    Raises:
+        ValueError: a figure can be none, or contradicts another. `KeyError`, `TypeError`: it is missing.
     """
     held_out = report.get("validation_set")
-    images = (held_out or report["test_set"])["num_images"]
+    images = _figure("images", held_out or report["test_set"], "num_images", 1, MOST_IMAGES)
+    if type(images) is not int:
+        raise ValueError(f"images: num_images is {images!r:.30}, no whole number")
     found = {}
+    fp32 = _accuracies(BASELINE, report["precisions"][BASELINE], bool(held_out))[0]
     for name, entry in report["precisions"].items():
         own = entry["validation"] if held_out else entry
-        change = own["accuracy_change_points"] if held_out else own["accuracy_drop_percent"]
-        accuracy = 100 * own["accuracy"] if held_out else own["accuracy_percent"]
-        agreement = own["agreement_with_fp32"]
+        accuracy, change = _accuracies(name, entry, bool(held_out))
+        if abs(accuracy - fp32 - change) > DISAGREES:
+            raise ValueError(f"{name}: {accuracy:g} % are no {change:+g} points from the {fp32:g} % of {BASELINE}")
+        for key, least in (("file_size_bytes", 1), ("inference_ms", 0), ("compression_ratio", 0)):
+            _figure(name, entry, key, least, LARGEST)
+        agreement = _figure(name, own, "agreement_with_fp32", 0, 1)
         net = change / 100 * images
         differing = max(images * (1 - agreement), abs(net))
         ours, theirs = (
-            own.get("only_this_right", (differing + net) / 2),
-            own.get("only_fp32_right", (differing - net) / 2),
+            _figure(name, {key: supposed, **own}, key, -ROUNDING * images, images * (1 + ROUNDING))
+            for key, supposed in (
+                ("only_this_right", (differing + net) / 2),
+                ("only_fp32_right", (differing - net) / 2),
+            )
         )
+        if ours + theirs > differing + ROUNDING * images or abs(ours - theirs - net) > DISAGREES * images / 100:
+            raise ValueError(f"{name}: {ours:g} images less {theirs:g}, of {differing:g}, are no {change:+g} points")
         low, high = (0.0, 0.0) if name == BASELINE else paired_interval(ours, theirs, images)
         found[name] = Evidence(accuracy, change, 100 * low, 100 * high, agreement)
     return found, images, bool(held_out)
+
+
+def _accuracies(name: str, entry: Mapping[str, Any], held_out: bool) -> tuple[float, float]:
+    """Returns a precision's accuracy in percent, on the images to choose by, and its change against FP32 in points."""
+    own = entry["validation"] if held_out else entry
+    told = _figure(name, own, "accuracy", 0, 1) if "accuracy" in own else None
+    accuracy = 100 * told if held_out and told is not None else _figure(name, own, "accuracy_percent", 0, 100)
+    if told is not None and abs(accuracy - 100 * told) > DISAGREES:
+        raise ValueError(f"{name}: an accuracy of {told:g} is no {accuracy:g} %")
+    return accuracy, _figure(name, own, "accuracy_change_points" if held_out else "accuracy_drop_percent", -100, 100)
+
+
+def _figure(name: str, record: Mapping[str, Any], key: str, least: float, most: float) -> Any:
+    """Returns a number between two others (`ValueError`: it is none)."""
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name}: {key} is {value!r:.30}, no number from {least:g} to {most:g}")
+    return value
 
 
 def recommendation(
@@ -187,7 +224,10 @@ class Choice:
         sendable = [name for name in self.entries if name in CODECS]
         kept = [name for name in sendable if self.verdicts[name] == KEPT]
         smallest = min(kept, key=lambda name: self.entries[name]["file_size_bytes"], default=None)
-        ratio = self.report["communication"].get("measured", {}).get("compression_ratio")
+        measured = self.report["communication"].get("measured", {})
+        ratio = measured.get("compression_ratio")
+        if ratio is not None:
+            _figure("communication", measured, "compression_ratio", 0, LARGEST)
         if ratio and ratio > 1 and (smallest is None or ratio >= self.entries[smallest]["compression_ratio"]):
             return "the codecs of this run", (
                 f"{ratio:.2f}x fewer bytes than FP32, measured while the model was trained; the changes here are "

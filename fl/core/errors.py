@@ -57,6 +57,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
+def printable_lines(text: str) -> str:
+    """Returns text of several lines, each of them `printable`."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns the user's mistakes, and what the system refuses, into one line on stderr and an exit code.

@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ LONGEST_NUMBER = 300
 """Digits of a whole number in JSON; a longer one is beyond every float."""
 
 DEEPEST = 50
-"""Levels of a YAML file; reading deeper ones takes time without end."""
+"""Levels of a YAML or JSON file; deeper ones take time without end, and more frames than Python has."""
 
 MOST_BYTES, MOST_LINES_BYTES = 1 << 30, 1 << 32
 """Of a JSON file, and of one of JSON lines, which grows by the round."""
@@ -122,6 +123,37 @@ def read_regular(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         return file.read(size)
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays that `write_npz` wrote, by name, in no more memory than the file has bytes.
+
+    Raises:
+        ValueError: it is no such file, or claims more than it holds. `OSError`: it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=regular) as file, zipfile.ZipFile(file) as archive:
+            size, entries = os.fstat(file.fileno()).st_size, archive.infolist()
+            if any(each.compress_type != zipfile.ZIP_STORED for each in entries):
+                raise ValueError("has compressed entries, which may unpack to as much as one likes")
+            if sum(each.file_size for each in entries) > size:
+                raise ValueError(f"claims more than its {size:,} bytes")
+            return {each.filename.removesuffix(".npy"): _array(archive.read(each)) for each in entries}
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # whatever zipfile and NumPy make of bytes that they did not write
+        raise ValueError(f"is no such file ({error!r:.200})") from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    """Returns an array of numbers in NumPy's `.npy` format without a copy (`ValueError`: there is none)."""
+    file = io.BytesIO(content)
+    old = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"its {len(content):,} bytes are no array of {dtype} and shape {list(shape)}")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+
+
 def read_json(path: Path) -> Any:
     """Returns the parsed file.
 
@@ -162,16 +194,24 @@ def read_jsonl(path: Path) -> list[Any]:
         OSError: see `read_regular`.
     """
     try:
-        return [parsed(line) for line in read_regular(path, MOST_LINES_BYTES).decode().splitlines()]
-    except (ValueError, RecursionError) as error:
+        lines = read_regular(path, MOST_LINES_BYTES).decode().splitlines()
+    except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
+    documents = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            documents.append(parsed(line))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: is damaged (line {number}: {error})") from error
+    return documents
 
 
 def parsed(text: str) -> Any:
     """Returns what a JSON document says.
 
     Raises:
-        ValueError: it is none: NaN, Infinity and numbers beyond every float are not, whatever Python's parser says.
+        ValueError: it is none: NaN, Infinity and numbers beyond every float are not, whatever Python's parser says, nor
+            is what has more than `DEEPEST` levels. `RecursionError`: it has too many to be parsed.
     """
 
     def whole(digits: str) -> int:
@@ -187,7 +227,20 @@ def parsed(text: str) -> Any:
             raise ValueError(f"{digits:.20} is beyond every number")
         return value
 
-    return json.loads(text, parse_constant=refuse, parse_int=whole, parse_float=real)
+    document = json.loads(text, parse_constant=refuse, parse_int=whole, parse_float=real)
+    if text.count("[") + text.count("{") > DEEPEST:
+        _refuse_depth(document)
+    return document
+
+
+def _refuse_depth(document: Any) -> None:
+    level = [document]
+    for _ in range(DEEPEST):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels")
 
 
 def sha256(*parts: bytes | np.ndarray) -> str:

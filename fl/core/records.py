@@ -174,19 +174,20 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a `rounds.jsonl`, older ones as `upgraded` makes them.
 
     Raises:
-        ConfigError: a line is damaged, or of a version that is not known.
+        ConfigError: a line is damaged, contradicts itself or those before it, or is of a version that is not known.
     """
-    lines = read_jsonl(path)
-    try:
-        for line in lines:
-            if type(line["round"]) is not int or line["round"] < 1:
-                raise ValueError(f"there is no round {line['round']!r:.20}")
+    rounds: list[dict[str, Any]] = []
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
             _check_figures(line)
-        return [upgraded(line) for line in lines]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: is damaged ({error!r})") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path.parent}/{error}") from error
+            _check_place(line, number, rounds[-1] if rounds else None)
+            rounds.append(upgraded(line))
+            _check_sums(line)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: is damaged (line {number}: {error!r:.200})") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path.parent}/{error}") from error
+    return rounds
 
 
 def _check_figures(value: Any) -> None:
@@ -195,12 +196,56 @@ def _check_figures(value: Any) -> None:
         for key, each in value.items():
             kind = next((end for end in MEASURED if key.endswith(end)), None)
             number = type(each) in (int, float)
-            if kind and not (number and 0 <= each <= MEASURED[kind] and (kind != "_bytes" or type(each) is int)):
+            absent = key == "train_loss" and each is None  # nobody's update was used
+            whole = kind != "_bytes" or type(each) is int
+            if kind and not absent and not (number and 0 <= each <= MEASURED[kind] and whole):
                 raise ValueError(f"{key} is {each!r:.20}")
             _check_figures(each)
     elif isinstance(value, list):
         for each in value:
             _check_figures(each)
+
+
+def _check_place(line: Mapping[str, Any], number: int, before: Mapping[str, Any] | None) -> None:
+    """Refuses a line without what all have, or that does not follow the one before (`KeyError`, `ValueError`)."""
+    if type(line["round"]) is not int or line["round"] != number:
+        raise ValueError(f"round {line['round']!r:.20} where {number} belongs")
+    for key in ("test_loss", "test_accuracy", "train_loss", "train_s", "evaluate_s", "aggregate_s"):
+        line[key]
+    asked, completed = line["clients_asked"], line["clients_completed"]
+    if not (type(asked) is type(completed) is int and 0 <= completed <= asked):
+        raise ValueError(f"{completed!r:.20} of {asked!r:.20} clients completed")
+    if before is not None and ("simulated_s" in line) != ("simulated_s" in before):
+        raise ValueError("simulated_s is in some lines alone")
+    if before is not None and line.get("simulated_s", 0) < before.get("simulated_s", 0):
+        raise ValueError("simulated_s falls")
+
+
+def _check_sums(line: Mapping[str, Any]) -> None:
+    """Refuses sums that are not those over the line's clients; lines of before there were codecs list none.
+
+    Raises:
+        ValueError: names the sum. `KeyError`, `TypeError`: there is none.
+    """
+    current = line.get("version", 1) == VERSION
+    trained = line["clients"] if current else line.get("clients")
+    parts: list[tuple[str, tuple[str, ...], Any]] = [(way, (way,), trained) for way in ("broadcast", "update")]
+    if "evaluation_traffic" in line:
+        parts.append(("evaluation_traffic", ("broadcast", "update"), line["evaluated"]))
+    for name, ways, clients in parts:
+        told = line[name]
+        if not clients and not current:
+            told["payload_bytes"]
+            continue
+        payloads, messages = (
+            [client[f"{way}_{key}_bytes"] for client in clients for way in ways] for key in ("payload", "message")
+        )
+        sums = {"payload_bytes": sum(payloads), "message_bytes": sum(messages)}
+        if current:
+            sums["fp32_payload_bytes"] = line["fp32_model_bytes"] * sum(payload > 0 for payload in payloads)
+        for key, value in sums.items():
+            if told[key] != value:
+                raise ValueError(f"{name} has {told[key]} {key}, its clients {value}")
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,12 +10,17 @@ import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from fl.core.console import say
 from fl.core.errors import ConfigError, DataError
 from fl.core.pixels import Normalize, Pixels
+from fl.core.presets import preset
 from fl.core.targets import Target, first_problem
 from fl.data.images import ImageSet, Plan, open_images
 from fl.data.normalization import band_statistics
 from fl.data.split import Split, listed_split, read_lists, split_images
+
+SHARES = "shares"
+"""Folder of a cache that every run keeps its clients' shares in."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -34,6 +40,21 @@ class DataSettings:
     def holds_out(self) -> bool:
         """Whether there may be validation images."""
         return self.validation_fraction > 0 or self.split != "random"
+
+    def in_a_known_cache(self) -> "DataSettings":
+        """Returns the settings of a folder that anybody may have made, with a cache that is the user's own.
+
+        That is the one that they name where a run has kept shares in it before, else the default, which is said.
+        """
+        default, told = Path(preset("data", "eurosat")["cache_dir"]), self.cache_dir.expanduser().absolute()
+        with suppress(OSError, ValueError):
+            if told == default.expanduser().absolute() or any((told / SHARES).glob("*.npz")):
+                return self
+        say(
+            f"note: data.cache_dir={self.cache_dir}: is no cache of before, and these settings may be anybody's; "
+            f"the cache is {default} (QUANTFL_CACHE)"
+        )
+        return dataclasses.replace(self, cache_dir=default)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], trusted: Collection[str] = ()) -> "DataSettings":

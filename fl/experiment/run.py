@@ -68,6 +68,8 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
     _refuse_what_nobody_keeps(settings, elsewhere=grid is not None)
     if settings.tracking is not None:
         settings.tracking.refuse_missing()
+    if resume and grid is None:  # the settings lie in a folder; with a grid they were typed
+        settings = replace(settings, data=settings.data.in_a_known_cache())
     settings, plan = _planned(settings)
     run_dir, config = run_dir.absolute(), _as_written_down(config)
     with sole_writer(run_dir):

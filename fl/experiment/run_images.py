@@ -17,6 +17,7 @@ from fl.core.run_folder import INDICES, PARTITION, PARTITION_PLOT, SHARES
 from fl.core.seeds import derive
 from fl.data import ImageSet, Split
 from fl.data.partition import Sharing, label_distribution, read_shares, share_images
+from fl.data.settings import SHARES as SHARES_FOLDER
 from fl.data.settings import pixels_of, places_of
 from fl.experiment.settings import Settings
 from fl.federation.plots import plot_label_distribution
@@ -111,7 +112,7 @@ def share_out(settings: Settings, images: ImageSet, split: Split, otherwise: Pat
         otherwise: where shares are written if the cache cannot be.
     """
     seed, num_clients = derive(settings.rounds.seed, "partition"), settings.rounds.num_clients
-    folder = settings.data.cache_dir.expanduser().absolute() / "shares"
+    folder = settings.data.cache_dir.expanduser().absolute() / SHARES_FOLDER
     places = places_of(settings.data) if settings.partition.target == REGIONS else None
     sharing = Sharing(settings.partition, images.labels, split.train, num_clients, seed, places)
     pixels = pixels_of(settings.data, images, split)

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fl.core.errors import printable
 from fl.core.run_folder import COMMUNICATION, COMPARISON, PARTITION, ROUNDS, SETTINGS, SUMMARY
 from fl.core.targets import renamed
 from fl.core.units import DAY_S, HOUR_S, MIB
@@ -21,27 +22,27 @@ MOST_CLIENTS = 40
 
 def of_run(run: RunRecords) -> Content:
     """Returns what there is to say of a run; of files that are not as expected, that they are not."""
-    figures = [figure for each in (_accuracy, _int8, _sent, _price) for figure in _taken(run, each)]
+    figures = [figure for each in (_accuracy, _int8, _sent, _price) for figure in taken(run, each)]
     parts = (_training, contacts, _traffic, _links, _clients, precisions, recommended, classes, speed, _facts)
-    sections = [section for part in parts for section in _taken(run, part)]
-    told = "".join(_taken(run, lambda run: [sentence(run)]))
+    sections = [section for part in parts for section in taken(run, part)]
+    told = "".join(taken(run, sentences))
     synthetic = bool(at(run.summary, "data", "synthetic") or run.partition.get("synthetic"))
     notes = [f"{name} cannot be read: {reason}" for name, reason in run.unread.items()]
-    return Content(run.folder.name, told, synthetic, figures, sections, notes)
+    return Content(printable(run.folder.name), told, synthetic, figures, sections, notes)
 
 
-def _taken(run: RunRecords, part: Callable[[RunRecords], Iterable[T]]) -> list[T]:
+def taken(run: RunRecords, part: Callable[[RunRecords], Iterable[T]]) -> list[T]:
     """Returns what a part says, nothing where its file holds something else, which is noted."""
     try:
         return list(part(run))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # whatever files hold
         name = getattr(part, "__name__", "").strip("_<>")
-        run.unread[f"what is told of {name}"] = f"its figures are not as expected ({error!r:.100})"
+        run.unread[f"what is told of {name}"] = f"its figures are not as expected ({printable(repr(error)):.100})"
         return []
 
 
-def sentence(run: RunRecords) -> str:
-    """Returns what was run on which data."""
+def sentences(run: RunRecords) -> Iterator[str]:
+    """Yields what was run on which data."""
     summary, data = run.summary, at(run.summary, "data") or {}
     name = str(data.get("name") or run.partition.get("data") or "unknown images")
     network = str(at(run.settings, "model", "_target_") or "Net").rpartition(".")[2]
@@ -55,7 +56,7 @@ def sentence(run: RunRecords) -> str:
     if summary.get("state") not in ("completed", None):
         why = f": {summary['error']}" if summary.get("error") else ""
         parts.append(f"ended as {summary['state']}{why}")
-    return ", ".join(parts)
+    yield ", ".join(parts)
 
 
 def _accuracy(run: RunRecords) -> Iterator[Figure]:

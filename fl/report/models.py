@@ -138,7 +138,10 @@ def _change_interval(entry: Mapping[str, Any], images: int) -> tuple[float, floa
 def classes(run: RunRecords) -> Iterator[Section]:
     """Yields what each class loses, and images whose answer changes."""
     stored, names = run.predictions, list(map(str, run.comparison.get("class_names") or ()))
-    if "labels" not in stored or "fp32" not in stored or not 0 < len(names) <= MOST_CLASSES:
+    if "labels" not in stored or "fp32" not in stored or not names:
+        return
+    if len(names) > MOST_CLASSES:
+        yield Section("Classes", [f"Not shown: {len(names):,} classes, more than {MOST_CLASSES} fit into a picture."])
         return
     labels = stored["labels"]
     answers = {name: stored[name] for name in run.comparison["precisions"] if name in stored}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from fl.core.console import say
+from fl.core.errors import ConfigError, QuantflError, counted, printable, shell_path
 from fl.core.figures import COLOURS, MARKERS, label_points, log_axis, look, name_lines, picture
 from fl.core.run_folder import COMMUNICATION, COMPARISON, HOURS_PLOT, ROUNDS
 from fl.core.units import DAY_S, MIB
@@ -65,7 +68,8 @@ def groups_of(runs: Sequence[RunRecords]) -> list[Group]:
     names = {values: _name(dict(zip(differ, values, strict=True))) for values in found}
     if len(set(names.values())) < len(names) or max(map(len, names.values()), default=0) > LONGEST_NAME:
         names = {
-            values: _shared_name([runs[number].folder.name for number in members]) for values, members in found.items()
+            values: _shared_name([printable(runs[number].folder.name) for number in members])
+            for values, members in found.items()
         }
     return [
         Group(names[values] + (f" (n = {len(members)})" if len(members) > 1 else ""), [runs[n] for n in members])
@@ -115,10 +119,39 @@ def bits(run: RunRecords) -> float | None:
 
 
 def draw(runs: Sequence[Path], folder: Path) -> Iterator[tuple[Path, str]]:
-    """Draws what the files of runs allow; yields each PNG's path, with an SVG beside it, and the file it is from."""
-    told = [run for run in map(RunRecords, runs) if run.rounds]
-    if not told:
-        return
+    """Draws what the files of runs allow; yields each PNG's path, with an SVG beside it, and the file it is from.
+
+    Files that cannot be read are said in a line each.
+
+    Raises:
+        ConfigError: rounds that cannot be read, or figures that cannot be drawn.
+    """
+    read = [RunRecords(run) for run in runs]
+    told = [run for run in read if run.rounds]
+    for run in read:
+        if ROUNDS in run.unread:
+            raise ConfigError(run.unread[ROUNDS])
+    if told:
+        with _drawn(told):
+            yield from _pictures(told, folder)
+    for run in told:
+        for name, why in run.unread.items():
+            say(f"note: {run.folder / name} cannot be read: {why}", "warning")
+
+
+@contextmanager
+def _drawn(told: Sequence[RunRecords]) -> Iterator[None]:
+    """Says in a line that what files hold cannot be drawn (`ConfigError`)."""
+    try:
+        yield
+    except (OSError, QuantflError):
+        raise
+    except Exception as error:  # whatever files hold
+        places = shell_path(told[0].folder) + (f" and {counted(len(told) - 1, 'other')}" if len(told) > 1 else "")
+        raise ConfigError(f"{places}: figures are not as expected ({error!r:.200})") from error
+
+
+def _pictures(told: Sequence[RunRecords], folder: Path) -> Iterator[tuple[Path, str]]:
     groups = groups_of(told)
     yield _curves(folder / "accuracy_over_rounds.png", groups, _rounds, ROUND), ROUNDS
     far = _far_apart([max(sent(run)[-1] for run in group.runs) for group in groups])

@@ -1,6 +1,5 @@
 """What a run's folder holds, as far as it is there; nothing is computed that a file does not say."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,8 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fl.core.errors import ConfigError
-from fl.core.files import read_json, read_jsonl, regular
+from fl.core.errors import ConfigError, printable, printable_lines
+from fl.core.files import read_json, read_jsonl, read_npz
+from fl.core.records import read_rounds
 from fl.core.run_folder import (
     BENCH,
     COMMUNICATION,
@@ -27,7 +27,7 @@ from fl.core.run_folder import (
 
 T = TypeVar("T")
 MOST_BYTES = 256 * 1024**2
-"""Of predictions, unpacked."""
+"""Of predictions."""
 
 
 def _object_in(name: str) -> "cached_property[Mapping[str, Any]]":
@@ -58,9 +58,9 @@ class RunRecords:
 
     @cached_property
     def rounds(self) -> list[Mapping[str, Any]]:
-        """Every round that was completed, the whole ones at the beginning of a file that was cut."""
+        """Every round that was completed; none of a file that is damaged, or contradicts itself."""
         try:
-            return [each for each in read_jsonl(self.folder / ROUNDS) if isinstance(each, Mapping)]
+            return [_shown(each) for each in read_rounds(self.folder / ROUNDS)]
         except (OSError, ConfigError, ValueError) as error:
             return self._without(ROUNDS, error, list[Mapping[str, Any]]())
 
@@ -68,7 +68,7 @@ class RunRecords:
     def timeline(self) -> list[Mapping[str, Any]]:
         """Every event of a run that contacts drove."""
         try:
-            return [each for each in read_jsonl(self.folder / TIMELINE) if isinstance(each, Mapping)]
+            return [_shown(each) for each in read_jsonl(self.folder / TIMELINE) if isinstance(each, Mapping)]
         except (OSError, ConfigError, ValueError) as error:
             return self._without(TIMELINE, error, list[Mapping[str, Any]]())
 
@@ -77,14 +77,10 @@ class RunRecords:
         """Labels of the test images, each precision's answers, and some images that change."""
         path = self.folder / PREDICTIONS
         try:
-            with open(path, "rb", opener=regular) as file:
-                with zipfile.ZipFile(file) as archive:
-                    if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
-                        raise ValueError(f"unpacks to more than {MOST_BYTES:,} bytes")
-                file.seek(0)
-                with np.load(file, allow_pickle=False) as stored:
-                    return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"has more than {MOST_BYTES:,} bytes")
+            return read_npz(path)
+        except (OSError, ValueError) as error:
             return self._without(PREDICTIONS, error, dict[str, np.ndarray]())
 
     def _read(self, name: str) -> Mapping[str, Any]:
@@ -94,9 +90,18 @@ class RunRecords:
                 raise ValueError("is no object")
         except (OSError, ConfigError, ValueError) as error:
             return self._without(name, error, dict[str, Any]())
-        return found
+        return {printable_lines(key): _shown(each) for key, each in found.items()}
 
     def _without(self, name: str, error: Exception, nothing: T) -> T:
         if (self.folder / name).exists():
-            self.unread[name] = str(error)
+            self.unread[name] = printable(str(error))
         return nothing
+
+
+def _shown(value: Any) -> Any:
+    """Returns a document whose texts can be shown: what is no visible character, blank or new line is escaped."""
+    if isinstance(value, dict):
+        return {printable_lines(key): _shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [each if type(each) in (int, float) else _shown(each) for each in value]
+    return printable_lines(value) if isinstance(value, str) else value

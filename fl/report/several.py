@@ -1,15 +1,16 @@
 """What the report of several runs says: where their settings differ, their curves over each other, their figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from fl.core.errors import printable
 from fl.core.run_folder import COMMUNICATION, COMPARISON, ROUNDS, SETTINGS, SUMMARY
 from fl.core.units import MIB
 from fl.report.charts import Line, Picture, lines, points
-from fl.report.content import flat, sentence
-from fl.report.parts import Content, Section, Table
+from fl.report.content import flat, sentences, taken
+from fl.report.parts import Content, Section, Table, at
 from fl.report.records import RunRecords
 
 OWN = ("hydra.", "data.cache_dir")
@@ -19,7 +20,7 @@ OWN = ("hydra.", "data.cache_dir")
 def of_runs(runs: Sequence[RunRecords]) -> Content:
     """Returns what there is to say of several runs beside each other."""
     names = _names(runs)
-    texts = [f"{name}: {sentence(run)}" for name, run in zip(names, runs, strict=True)]
+    texts = [f"{name}: {told}" for name, run in zip(names, runs, strict=True) for told in taken(run, sentences)]
     settings = [flat(run.settings) for run in runs]
     keys = sorted({key for each in settings for key in each if not key.startswith(OWN)})
     differing = [
@@ -32,15 +33,27 @@ def of_runs(runs: Sequence[RunRecords]) -> Content:
     ]
     told = [(name, run) for name, run in zip(names, runs, strict=True) if run.rounds]
     if told:
-        sections += [_curves(told), _figures(told)]
+        sections += [section for part in (_curves, _figures) for section in _of_all(told, part)]
     notes = [f"{run.folder.name}: {name} cannot be read: {why}" for run in runs for name, why in run.unread.items()]
-    synthetic = any((run.summary.get("data") or {}).get("synthetic") for run in runs)
+    synthetic = any(at(run.summary, "data", "synthetic") for run in runs)
     return Content(f"{len(runs)} runs", f"{len(runs)} runs side by side", synthetic, [], sections, notes)
+
+
+def _of_all(
+    told: Sequence[tuple[str, RunRecords]], part: Callable[[Sequence[tuple[str, RunRecords]]], Section]
+) -> list[Section]:
+    """Returns what a part says of all runs, nothing where a file holds something else, which is noted of the first."""
+
+    def of_runs(run: RunRecords) -> Iterator[Section]:
+        yield part(told)
+
+    of_runs.__name__ = part.__name__
+    return taken(told[0][1], of_runs)
 
 
 def _names(runs: Sequence[RunRecords]) -> list[str]:
     """Returns the shortest ends of paths that tell the runs apart."""
-    parts = [run.folder.absolute().parts for run in runs]
+    parts = [tuple(map(printable, run.folder.absolute().parts)) for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
@@ -77,17 +90,17 @@ def _figures(told: Sequence[tuple[str, RunRecords]]) -> Section:
     first = told[0][1].rounds[-1]["test_accuracy"]
     rows = []
     for name, run in told:
-        accuracy, total = run.rounds[-1]["test_accuracy"], (run.communication.get("measured") or {}).get("total") or {}
-        int8 = (run.comparison.get("precisions") or {}).get("int8") or {}
+        accuracy, total = run.rounds[-1]["test_accuracy"], at(run.communication, "measured", "total")
+        int8 = at(run.comparison, "precisions", "int8")
         rows.append(
             [
                 name,
                 f"{100 * accuracy:.2f}",
                 f"{100 * (accuracy - first):+.2f}",
-                _told(total.get("payload_bytes"), ",d"),
-                _told(total.get("compression_ratio"), ".2f"),
-                _told(int8.get("file_size_bytes"), ",d"),
-                _told(int8.get("accuracy_drop_percent"), "+.2f"),
+                _told(at(total, "payload_bytes"), ",.0f"),
+                _told(at(total, "compression_ratio"), ".2f"),
+                _told(at(int8, "file_size_bytes"), ",.0f"),
+                _told(at(int8, "accuracy_drop_percent"), "+.2f"),
             ]
         )
     columns = ["run", "test %", "points from the first", "payload bytes", "times fewer than FP32", "INT8 file bytes"]

@@ -24,7 +24,6 @@ from fl.core.run_lock import sole_writer
 from fl.data import decoding
 from fl.deployment.export import export
 from fl.quantization.file_content import read
-from fl.report.models import MOST_CLASSES, classes
 from fl.report.orbit import MOST_CYCLES, windows_of
 
 # Modules in the working folder
@@ -157,20 +156,6 @@ def test_a_jpeg_has_so_many_scans_alone(images, monkeypatch):  # noqa: F811
 def test_reals_beyond_every_float_are_no_numbers(text):
     with pytest.raises(ValueError, match="is beyond every number"):
         parsed(text)
-
-
-class Comparison:
-    """Records of a run with so many classes, whose answers were all right."""
-
-    def __init__(self, count):
-        labels = torch.arange(count).numpy()
-        self.predictions = {"labels": labels, "fp32": labels}
-        self.comparison = {"class_names": [str(each) for each in range(count)], "precisions": {"fp32": {}}}
-
-
-def test_confusions_of_many_classes_are_not_drawn():
-    assert list(classes(Comparison(MOST_CLASSES + 1))) == []
-    assert list(classes(Comparison(MOST_CLASSES))) != []
 
 
 def test_what_is_exported_is_what_the_run_wrote(tmp_path, monkeypatch):
