@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
-from conftest import SMALL, train
+from conftest import SMALL, train, zipped
+from PIL import Image
 
 from fl.core.errors import DataError
-from fl.data import Folder, images, open_images
+from fl.data import Folder, images, open_images, sources
 from fl.data.images import VERIFIED, load_images
 
 
@@ -110,6 +112,60 @@ def test_who_has_the_damaged_one_open_keeps_it(source, tmp_path):
     flipped(before.folder / "labels.npy", -8)
     opened(source, tmp_path)
     assert np.array_equal(before.images, expected)
+
+
+def four_more(content, crc):
+    """Returns four bytes that give a content this CRC-32: bits of a CRC are sums of bits of what it is of."""
+    base, known, rest, more = zlib.crc32(content + bytes(4)), {}, 0, 0
+    rest = base ^ crc
+    for bit in range(32):
+        effect, bits = zlib.crc32(content + (1 << bit).to_bytes(4, "little")) ^ base, 1 << bit
+        while effect and effect.bit_length() in known:
+            other, others = known[effect.bit_length()]
+            effect, bits = effect ^ other, bits ^ others
+        known[effect.bit_length()] = effect, bits
+    while rest:
+        effect, bits = known[rest.bit_length()]
+        rest, more = rest ^ effect, more ^ bits
+    return more.to_bytes(4, "little")
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """Two folders of images of equal names, sizes and CRC-32s, grey in the first and white in the second."""
+    for name, value in (("grey", 100), ("white", 255)):
+        for number, kind in enumerate("ab"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            path = tmp_path / name / kind / "0.bmp"
+            Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(path)
+            path.write_bytes(path.read_bytes() + four_more(path.read_bytes(), number))
+            assert zlib.crc32(path.read_bytes()) == number
+    return tmp_path / "grey", tmp_path / "white"
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_sets_made_to_have_equal_checksums_have_caches_of_their_own(twins, tmp_path, as_zip):
+    paths = [zipped(folder, tmp_path / f"{folder.name}.zip") if as_zip else folder for folder in twins]
+    assert [opened(Folder(str(path)), tmp_path).images[0, 0, 0, 0] for path in paths] == [100, 255]
+
+
+def test_a_zip_of_many_images_is_hashed_again_when_it_was_touched(twins, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MANY_IMAGES", 2)
+    hashed = []
+    monkeypatch.setattr(sources, "_hashed", lambda *given, make=sources._hashed: hashed.append(1) or make(*given))
+    path, white = zipped(twins[0], tmp_path / "some.zip"), zipped(twins[1], tmp_path / "other.zip")
+    keys = [Folder(str(path)).plan(tmp_path / "cache").key for _ in range(3)]
+    assert hashed == [1]
+    times = path.stat()
+    path.write_bytes(white.read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Folder(str(path)).plan(tmp_path / "cache").key not in keys
+    assert hashed == [1, 1]
+    for text in ("", "{", "[]", "null", '{"identity": null}', json.dumps({"identity": images.identity(path)})):
+        for remembered in (tmp_path / "cache" / "sources").iterdir():
+            remembered.write_text(text)
+        assert Folder(str(path)).plan(tmp_path / "cache").key not in keys
+    assert len(hashed) == 8
 
 
 @pytest.mark.long
