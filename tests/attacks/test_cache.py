@@ -1,11 +1,14 @@
 """The image cache: what is damaged is noticed and decoded again, and what is cut while it is read is one line."""
 
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 import zlib
 
 import numpy as np
@@ -14,8 +17,12 @@ from conftest import SMALL, train, zipped
 from PIL import Image
 
 from fl.core.errors import DataError
+from fl.core.files import write_npz
+from fl.core.targets import Target
 from fl.data import Folder, images, open_images, sources
 from fl.data.images import VERIFIED, load_images
+from fl.data.partition import Sharing, read_shares, share_images
+from fl.federation import client_app
 
 
 @pytest.fixture
@@ -166,6 +173,88 @@ def test_a_zip_of_many_images_is_hashed_again_when_it_was_touched(twins, tmp_pat
             remembered.write_text(text)
         assert Folder(str(path)).plan(tmp_path / "cache").key not in keys
     assert len(hashed) == 8
+
+
+# Shares
+
+
+SHARING = Sharing(Target("fl.data.partition.Iid"), np.arange(60) % 3, np.arange(10, 60), num_clients=4, seed=1)
+
+
+def positions(change):
+    """Writes other shares, with their SHA-256 beside them."""
+
+    def write(path):
+        shares = dict(enumerate(read_shares(path)))
+        change(shares)
+        write_npz(path, {str(client): np.asarray(share) for client, share in shares.items()})
+        resigned(path)
+
+    return write
+
+
+def resigned(path):
+    path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def claimed(path):
+    """An array of 8 TiB in a few bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)})
+    packed(path, {f"{client}.npy": header.getvalue() for client in range(4)}, zipfile.ZIP_STORED)
+
+
+def packed(path, entries, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    resigned(path)
+
+
+SHARES = {
+    "a bit": lambda path: flipped(path, 200),
+    "nothing": lambda path: path.write_bytes(b""),
+    "cut": lambda path: os.truncate(path, 300),
+    "no hash": lambda path: path.with_suffix(".sha256").unlink(),
+    "a client less": positions(lambda shares: shares.pop(3)),
+    "an image twice": positions(lambda shares: shares.update({1: shares[0]})),
+    "an image twice with one client": positions(lambda shares: shares.update({1: [*shares[1], shares[1][0]]})),
+    "an image of others": positions(lambda shares: shares.update({1: [3]})),
+    "no image": positions(lambda shares: shares.update({1: [1 << 40]})),
+    "an image from the end": positions(lambda shares: shares.update({1: [-1]})),
+    "a client without": positions(lambda shares: shares.update({1: np.array([], np.int64)})),
+    "fractions": positions(lambda shares: shares.update({1: [11.5]})),
+    "a table": positions(lambda shares: shares.update({1: [[11]]})),
+    "claimed": claimed,
+    "compressed": lambda path: packed(path, {f"{client}.npy": bytes(1 << 24) for client in range(4)}),
+}
+
+
+@pytest.mark.parametrize("damage", SHARES)
+def test_damaged_shares_are_made_again_and_a_line_says_so(damage, tmp_path, capsys):
+    path = share_images(tmp_path, SHARING)
+    whole = path.read_bytes()
+    assert share_images(tmp_path, SHARING) == path
+    assert capsys.readouterr().out == ""
+    SHARES[damage](path)
+    assert share_images(tmp_path, SHARING) == path
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert told.startswith("note: ")
+    assert told.endswith("sharing the images out again\n")
+    assert path.read_bytes() == whole
+    assert share_images(tmp_path, SHARING) == path
+    assert capsys.readouterr().out == ""
+
+
+def test_a_client_takes_the_shares_that_the_run_was_told_of(tmp_path):
+    path = share_images(tmp_path, SHARING)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(client_app._shares_once(path, expected)["2"]) == 12
+    client_app._shares_once.cache_clear()
+    SHARES["an image twice"](path)
+    with pytest.raises(DataError, match="is damaged"):
+        client_app._shares_once(path, expected)
 
 
 @pytest.mark.long
