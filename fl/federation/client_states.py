@@ -1,5 +1,6 @@
 """What clients remember between their messages: in files, so that memory does not grow with every client ever asked."""
 
+import errno
 import hashlib
 import os
 import re
@@ -101,7 +102,10 @@ class ClientStates:
 
 
 def _parsed(content: bytes) -> RecordDict:
-    return recorddict_from_proto(ProtoRecordDict.FromString(content))
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(content))
+    except Exception as error:  # whatever protobuf and Flower make of bytes they did not write
+        raise RunError(f"what a client remembers is damaged ({type(error).__name__})") from error
 
 
 def read_state(folder: Path, name: str) -> bytes:
@@ -114,6 +118,8 @@ def read_state(folder: Path, name: str) -> bytes:
     if sha256 is None:
         raise RunError(f"{folder}: {name!r} is no name of a client's state")
     try:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file")
         content = (folder / name).read_bytes()
     except OSError as error:
         raise RunError(f"{folder / name}: what a client remembers cannot be read ({error.strerror})") from error
