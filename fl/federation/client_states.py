@@ -119,7 +119,7 @@ def read_state(folder: Path, name: str) -> bytes:
         raise RunError(f"{folder}: {name!r} is no name of a client's state")
     try:
         if not (folder / name).is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such file")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         content = (folder / name).read_bytes()
     except OSError as error:
         raise RunError(f"{folder / name}: what a client remembers cannot be read ({error.strerror})") from error
