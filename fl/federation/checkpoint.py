@@ -244,7 +244,7 @@ def _refuse_unstored(loaded: Any, num_bytes: int) -> None:
 
 
 def _leaves(value: Any, most: int) -> Iterator[Any]:
-    """Yields what dicts and lists are made of, as often as it is named there.
+    """Yields what dicts, lists and sets are made of, as often as it is named there.
 
     Raises:
         ModelFileError: that is more often than `most`, or too deep.
@@ -255,7 +255,7 @@ def _leaves(value: Any, most: int) -> Iterator[Any]:
             count += 1
             if count > most or len(levels) > DEEPEST:
                 raise ModelFileError("it is nested without end")
-            if isinstance(each, dict | list | tuple):
+            if isinstance(each, dict | list | tuple | set):
                 levels.append(iter(each.values() if isinstance(each, dict) else each))
                 break
             yield each
