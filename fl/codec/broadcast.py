@@ -141,7 +141,9 @@ class BroadcastChain:
         self._reference = {name: tensor.numpy() for name, tensor in state["reference"].items()}
         self._frames = [tensor.numpy().tobytes() for tensor in state["frames"]]
         self._ids = [bytes.fromhex(each) for each in state["ids"]]
-        self._coded, self._count, self._snapshot = bytes.fromhex(state["coded"]), state["count"], None
+        self._coded, self._count, self._snapshot = bytes.fromhex(state["coded"]), int(state["count"]), None
+        if len(self._ids) != len(self._frames) + 1 or self._count < 0:
+            raise ValueError("frames without their fingerprints")
 
 
 def follow(codec: Codec, held: Tensors | None, payloads: Sequence[bytes]) -> dict[str, np.ndarray] | None:

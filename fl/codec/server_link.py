@@ -311,9 +311,11 @@ class ServerLink:
         if self._chain is not None:
             self._chain.load_state(state["chain"])
         self._holds = {node: bytes.fromhex(held) for node, held in state["holds"].items()}
-        self._accepted = dict(state["accepted"])
-        self._examples = dict(state.get("examples", {}))  # older checkpoints have none
+        self._accepted = {node: int(checksum) % 2**32 for node, checksum in state["accepted"].items()}
+        self._examples = {node: float(number) for node, number in state.get("examples", {}).items()}  # older: none
         self._dtypes = {name: np.dtype(dtype) for name, dtype in state["dtypes"].items()}
+        if not all(dtype.kind in "biufc" for dtype in self._dtypes.values()):
+            raise ValueError("arrays of no numbers")
         self._asked = {node: _restored(sent) for node, sent in state.get("asked", {}).items()}
 
 

@@ -82,12 +82,12 @@ class Lines:
             return json.loads(file.read(self._size).splitlines()[-1])
         return None
 
-    def count(self) -> int:
-        """Returns the number of complete lines."""
-        if not self._size:
+    def count(self, size: int | None = None) -> int:
+        """Returns the number of complete lines, or of those in the first bytes, a number that a `mark` began with."""
+        if not (size := self._size if size is None else size):
             return 0
         with open(self.path, "rb", opener=regular) as file:
-            return file.read(self._size).count(b"\n")
+            return file.read(size).count(b"\n")
 
     def _complete(self) -> int:
         """Returns where the last complete line ends."""

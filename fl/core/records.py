@@ -179,9 +179,9 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
     rounds: list[dict[str, Any]] = []
     for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            _check_figures(line)
-            _check_place(line, number, rounds[-1] if rounds else None)
             rounds.append(upgraded(line))
+            _check_figures(line)
+            _check_place(line, number, rounds[-2] if number > 1 else None)
             _check_sums(line)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: is damaged (line {number}: {error!r:.200})") from error

@@ -19,6 +19,8 @@ from fl.core.units import MIB
 
 FORMAT = 1
 """Part of every cache key: raise it when the decoded form changes."""
+KEY_DIGITS = 40
+"""Of a key in a folder's name: 160 bits, so that nobody makes two sets of one name."""
 VERIFIED = "verified.json"
 """Which files of a cache folder were found sound."""
 MANY_IMAGES = 1000
@@ -127,7 +129,7 @@ def open_images(plan: Plan, cache_dir: Path, *, verify: bool = False) -> ImageSe
     Raises:
         DataError: an image cannot be decoded, or `cache_dir` cannot be written.
     """
-    folder = cache_dir.expanduser().absolute() / f"{plan.name}-{plan.key[:20]}-v{FORMAT}"
+    folder = cache_dir.expanduser().absolute() / f"{plan.name}-{plan.key[:KEY_DIGITS]}-v{FORMAT}"
     if folder.is_dir():
         try:
             return load_images(folder, verify=verify)
@@ -249,10 +251,14 @@ def visible(image: np.ndarray) -> np.ndarray:
     return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
 
 
-def _identity(folder: Path) -> dict[str, list[int]]:
+def identity(path: Path) -> list[int]:
     """Returns what changes with a file's content, unless the disk itself fails."""
-    told = {name: (folder / name).stat() for name in ("images.npy", "labels.npy", "meta.json")}
-    return {name: [s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in told.items()}
+    told = path.stat()
+    return [told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns]
+
+
+def _identity(folder: Path) -> dict[str, list[int]]:
+    return {name: identity(folder / name) for name in ("images.npy", "labels.npy", "meta.json")}
 
 
 def _verified(folder: Path) -> object:

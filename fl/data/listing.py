@@ -17,12 +17,10 @@ ZIP_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file: its class, its name, the CRC-32 and size of its bytes, and how to read them."""
+    """One image file: its class, its name, and how to read its bytes."""
 
     class_name: str
     name: str
-    crc: int
-    num_bytes: int
     read: Callable[[], bytes]
 
     @property
@@ -64,7 +62,7 @@ def _folder(text: str) -> PurePosixPath:
 
 
 def _in_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, class_name: str, name: str) -> ImageFile:
-    return ImageFile(class_name, name, entry.CRC, entry.file_size, lambda: archive.read(entry))
+    return ImageFile(class_name, name, lambda: archive.read(entry))
 
 
 def list_folder(path: Path, suffixes: Collection[str]) -> tuple[list[ImageFile], set[str]]:
@@ -88,8 +86,7 @@ def list_folder(path: Path, suffixes: Collection[str]) -> tuple[list[ImageFile],
                 raise DataError(f"data.path={path}: {place} is no regular file; refused")
             if (size := each.stat().st_size) > LARGEST_FILE_BYTES:
                 raise DataError(f"data.path={path}: {place} has {size} bytes; too large")
-            crc = zlib.crc32(each.read_bytes())
-            files.append((place.parent, ImageFile(each.parent.name, each.name, crc, size, each.read_bytes)))
+            files.append((place.parent, ImageFile(each.parent.name, each.name, each.read_bytes)))
     return _class_files(path, files, folders, suffixes)
 
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import logging
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -16,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, DataError, counted
-from fl.core.files import regular, sha256, write_npz
+from fl.core.files import read_npz, sha256, write_bytes, write_npz
 from fl.core.targets import Target
 
 for noisy in ("datasets", "datasets.config"):
@@ -182,8 +181,9 @@ class Sharing:
 def share_images(folder: Path, sharing: Sharing, otherwise: Path | None = None) -> Path:
     """Returns a file in `folder` that holds the shares.
 
-    The file's name is a hash of all that decides its content, so an existing one is used as it is; for a class that is
-    not the project's own it is made again, because its code may have changed.
+    The file's name is a hash of all that decides its content, so an existing one is used if it is whole: it has the
+    SHA-256 that was written beside it, and shares out what there is. A damaged one is made again, and a line says so;
+    for a class that is not the project's own it always is, because its code may have changed.
 
     Args:
         folder: made when it is missing.
@@ -195,11 +195,12 @@ def share_images(folder: Path, sharing: Sharing, otherwise: Path | None = None) 
         DataError: `folder` cannot be written.
     """
     path = folder / sharing.file_name
-    if not path.exists() or not sharing.partition.target.startswith("fl.data.partition."):
+    if not sharing.partition.target.startswith("fl.data.partition.") or not _is_whole(path, sharing):
         arrays = sharing.shares()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_npz(path, arrays)
+            write_bytes(_digest_of(path), sha256(path.read_bytes()).encode())
         except OSError as error:
             if otherwise is not None:
                 write_npz(otherwise, arrays)
@@ -208,16 +209,46 @@ def share_images(folder: Path, sharing: Sharing, otherwise: Path | None = None) 
     return path
 
 
+def _digest_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path, sharing: Sharing) -> bool:
+    """Tells whether shares are there that can be used; what is wrong with those that are is said in a line."""
+    if not path.exists() or not _digest_of(path).exists():
+        return False
+    try:
+        if not path.is_file() or _digest_of(path).read_bytes() != sha256(path.read_bytes()).encode():
+            raise DataError(f"{path}: is damaged (its content does not have its SHA-256)")
+        _refuse_other_shares(read_shares(path), sharing, path)
+    except (DataError, OSError) as error:
+        say(f"note: {str(error).partition(';')[0]}; sharing the images out again")
+        return False
+    return True
+
+
+def _refuse_other_shares(shares: list[np.ndarray], sharing: Sharing, path: Path) -> None:
+    """Raises `DataError` unless shares are of so many clients, and of images to share out, each at most once."""
+    if len(shares) != sharing.num_clients:
+        raise DataError(f"{path}: is damaged (shares of {len(shares)} clients instead of {sharing.num_clients})")
+    every = np.concatenate(shares)
+    if not all(map(len, shares)) or len(np.unique(every)) < len(every) or not np.isin(every, sharing.positions).all():
+        raise DataError(f"{path}: is damaged (an image is shared out twice, or is none of these, or a client has none)")
+
+
 def read_shares(path: Path) -> list[np.ndarray]:
-    """Returns what `share_images` wrote.
+    """Returns what `share_images` wrote, without taking more memory than the file has.
 
     Raises:
         DataError: the file is damaged.
     """
     try:
-        with open(path, "rb", opener=regular) as file, np.load(file, allow_pickle=False) as stored:
-            return [stored[str(client)] for client in range(len(stored.files))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        stored = read_npz(path)
+        shares = [stored[str(client)].copy() for client in range(len(stored))]
+        if odd := [each for each in shares if each.ndim != 1 or each.dtype != np.int64]:
+            raise ValueError(f"an array of {odd[0].dtype} and shape {list(odd[0].shape)} is no positions")
+        return shares
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete this file and run again") from error
 
 

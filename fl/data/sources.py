@@ -2,9 +2,11 @@
 
 import functools
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -14,10 +16,10 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl.core.console import progress
 from fl.core.errors import ConfigError, DataError, counted, suggestion
-from fl.core.files import sha256
+from fl.core.files import read_json, sha256, write_json
 from fl.core.pixels import MOST_BANDS, MOST_SIDE, Pixels
 from fl.data.decoding import Wanted, place_of, resized
-from fl.data.images import Plan
+from fl.data.images import MANY_IMAGES, Plan, identity
 from fl.data.listing import ImageFile, list_folder, list_zip
 
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class EuroSat:
 
     def plan(self, cache_dir: Path) -> Plan:
         where = Path(self.path).expanduser() if self.path else _download(cache_dir.expanduser())
-        return plan_files("eurosat", where, EUROSAT_CLASSES)
+        return plan_files("eurosat", where, EUROSAT_CLASSES, cache_dir=cache_dir)
 
 
 @checked(frozen=True)
@@ -117,7 +119,7 @@ class Folder:
     def plan(self, cache_dir: Path) -> Plan:
         assert self.path
         wanted = Wanted(self.image_size, self.bands)
-        return plan_files("folder", Path(self.path).expanduser(), self.class_names, wanted)
+        return plan_files("folder", Path(self.path).expanduser(), self.class_names, wanted, cache_dir=cache_dir)
 
 
 @checked(frozen=True)
@@ -145,24 +147,34 @@ class EuroSatMs:
     def plan(self, cache_dir: Path) -> Plan:
         assert self.path
         wanted = Wanted((64, 64), tuple(BANDS.index(name) + 1 for name in self.bands or BANDS))
-        return plan_files("eurosat_ms", Path(self.path).expanduser(), EUROSAT_CLASSES, wanted)
+        return plan_files("eurosat_ms", Path(self.path).expanduser(), EUROSAT_CLASSES, wanted, cache_dir=cache_dir)
 
 
-def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None, wanted: Wanted = RGB) -> Plan:
+def plan_files(
+    name: str,
+    path: Path,
+    class_names: tuple[str, ...] | None,
+    wanted: Wanted = RGB,
+    *,
+    cache_dir: Path | None = None,
+) -> Plan:
     """Plans a data set from a zip file or a folder.
 
-    The key covers class, name, CRC-32 and size of every image, so a zip and its unpacked folder share a cache.
+    The key covers class, name and SHA-256 of every image, so a zip and its unpacked folder share a cache, and no two
+    sets do.
 
     Args:
         name: of the data set.
         path: of the zip or folder.
         class_names: the classes it must have; None for those that it has.
         wanted: what its images become.
+        cache_dir: where it is remembered what a zip of many images holds; None: nowhere.
 
     Raises:
         DataError: the path is missing or damaged, entries point outside, or the classes are not the expected ones.
     """
     suffixes = IMAGE_SUFFIXES if wanted.bands == "rgb" else {*IMAGE_SUFFIXES, ".npy"}
+    found_at = identity(path) if cache_dir is not None and path.is_file() else []
     if path.is_dir():
         files, class_folders = list_folder(path, suffixes)
     elif path.is_file():
@@ -182,7 +194,13 @@ def plan_files(name: str, path: Path, class_names: tuple[str, ...] | None, wante
         raise DataError(f"data.path={path}: needs at least two sub-folders of images, one per class; found {found}")
     files.sort(key=lambda file: (file.class_name, file.name))
     labels = np.array([expected.index(file.class_name) for file in files], dtype=np.int64)
-    listing = "".join(f"{file.place} {file.crc:08x} {file.num_bytes}\n" for file in files)
+    hashed = functools.partial(_hashed, path, files)
+    if cache_dir is not None and found_at and len(files) >= MANY_IMAGES:
+        listing = _remembered(
+            cache_dir.expanduser() / "sources", [str(path.absolute()), sorted(suffixes)], found_at, hashed
+        )
+    else:
+        listing = hashed()
     listing += "" if wanted == RGB else repr(wanted)
     return Plan(
         name,
@@ -207,6 +225,26 @@ def _each(path: Path, files: Sequence[ImageFile], what: str, do: Callable[[bytes
                 raise DataError(f"data.path={path}: {file.place} cannot be decoded ({told})") from error
             yield file, made
             advance(1)
+
+
+def _hashed(path: Path, files: Sequence[ImageFile]) -> str:
+    """Returns the SHA-256 of every file's place and content; what cannot be read is refused by name."""
+    found = _each(path, files, "hashing image files", sha256)
+    return sha256("".join(f"{file.place} {content}\n" for file, content in found).encode())
+
+
+def _remembered(folder: Path, of: Sequence[Any], found_at: list[int], make: Callable[[], str]) -> str:
+    """Returns a hash that was made of a file that is still the same one, or makes it."""
+    path = folder / f"{sha256(repr(of).encode())[:32]}.json"
+    with suppress(OSError, ConfigError, LookupError, TypeError):
+        told = read_json(path)
+        if told["identity"] == found_at and re.fullmatch("[0-9a-f]{64}", told["sha256"]):
+            return str(told["sha256"])
+    made = make()
+    with suppress(OSError):  # a cache that cannot be written is told of where images are decoded into it
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"identity": found_at, "sha256": made})
+    return made
 
 
 def _form(path: Path, files: Sequence[ImageFile], wanted: Wanted) -> Pixels:

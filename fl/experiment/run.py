@@ -20,7 +20,7 @@ from fl.communication.planes import Rings
 from fl.communication.policies import IntraPlane
 from fl.core.console import progress, say
 from fl.core.errors import ConfigError, PayloadError, counted
-from fl.core.files import remove_partial_files, write_bytes, write_json, write_jsonl
+from fl.core.files import remove_partial_files, sha256, write_bytes, write_json, write_jsonl
 from fl.core.output import OF_THE_PROCESS, speak
 from fl.core.run_folder import CLIENTS, CONTACTS, HYDRA_FOLDER, MODEL, MODELS, SETTINGS, SHARES
 from fl.core.run_lock import sole_writer
@@ -259,6 +259,7 @@ def _client_settings(settings: Settings, inputs: RunImages) -> ClientSettings:
         training=settings.training,
         codecs=settings.codecs,
         faults=settings.faults,
+        shares_sha256=sha256(inputs.shares_file.read_bytes()),
     )
 
 

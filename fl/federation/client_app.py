@@ -1,5 +1,6 @@
 """The Flower ClientApp: train the received model on this client's images, answer with the result."""
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from fl.codec import codec_mod
+from fl.core.errors import DataError
+from fl.core.files import sha256
 from fl.core.machine import compute_with
 from fl.core.seeds import drawn_by, torch_generator
 from fl.data.images import ImageSet, load_images
@@ -44,6 +47,7 @@ class ClientSettings:
         training: see `TrainingSettings`.
         codecs: of both directions.
         faults: put into this or other clients; None for none.
+        shares_sha256: of `shares_file`; None: it is taken as it is.
     """
 
     images_folder: Path
@@ -56,6 +60,7 @@ class ClientSettings:
     training: TrainingSettings
     codecs: Codecs
     faults: Fault | None = None
+    shares_sha256: str | None = None
 
 
 @lru_cache(maxsize=2)
@@ -64,9 +69,16 @@ def _open_once(folder: Path) -> ImageSet:
 
 
 @lru_cache(maxsize=1)
-def _shares_once(path: Path) -> Mapping[str, np.ndarray]:
-    """Returns all clients' shares, each read when it is asked for: a file of many clients takes long to open."""
-    shares: Mapping[str, np.ndarray] = np.load(path, allow_pickle=False)
+def _shares_once(path: Path, expected: str | None) -> Mapping[str, np.ndarray]:
+    """Returns all clients' shares, each read when it is asked for: a file of many clients takes long to open.
+
+    Raises:
+        DataError: it is another file than the run was told of.
+    """
+    content = path.read_bytes()
+    if expected not in (None, sha256(content)):
+        raise DataError(f"{path}: is damaged (its content does not have its SHA-256)")
+    shares: Mapping[str, np.ndarray] = np.load(io.BytesIO(content), allow_pickle=False)
     return shares
 
 
@@ -141,7 +153,7 @@ class _Client:
         """Fills `model` with what was received; returns this client's partition id, images and labels."""
         compute_with(self.settings.compute.threads_per_client)
         partition_id = int(context.node_config["partition-id"])
-        share = _shares_once(self.settings.shares_file)[str(partition_id)]
+        share = _shares_once(self.settings.shares_file, self.settings.shares_sha256)[str(partition_id)]
         source = _open_once(self.settings.images_folder)
         model.load_state_dict(arrays_of(message).to_torch_state_dict())
         channels_last(model.to(self.settings.device))

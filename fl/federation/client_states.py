@@ -101,7 +101,10 @@ class ClientStates:
 
 
 def _parsed(content: bytes) -> RecordDict:
-    return recorddict_from_proto(ProtoRecordDict.FromString(content))
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(content))
+    except Exception as error:  # whatever protobuf and Flower make of bytes they did not write
+        raise RunError(f"what a client remembers is damaged ({type(error).__name__})") from error
 
 
 def read_state(folder: Path, name: str) -> bytes:

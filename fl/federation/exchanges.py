@@ -143,6 +143,7 @@ class Exchanges:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
+        self._links, self._open = {}, {}
         for satellite, each in state["links"].items():
             self._links[satellite] = self._new_link()
             self._links[satellite].load_state(each)

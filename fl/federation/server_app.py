@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from fl.codec import ServerLink
 from fl.codec.broadcast import Once
@@ -15,7 +16,14 @@ from fl.core.files import plain, sha256
 from fl.core.machine import compute_with
 from fl.core.records import RoundRecord
 from fl.data.images import load_images
-from fl.federation.checkpoint import Checkpoint, held_once, newest_checkpoint, refuse_other_inputs, save_checkpoint
+from fl.federation.checkpoint import (
+    Checkpoint,
+    held_once,
+    newest_checkpoint,
+    refuse_other_inputs,
+    refuse_other_network,
+    save_checkpoint,
+)
 from fl.federation.client_states import ClientStates
 from fl.federation.contacts import ContactLoop
 from fl.federation.engine import LocalGrid
@@ -63,7 +71,7 @@ def make_server_app(task: ServerTask, *, resume: bool = False) -> ServerApp:
                 contacts = ContactLoop(*of_all, partial(link, once=Once()), shares_start=seeded)
         run = _Run(task, federation, evaluator, journal, inputs, contacts)
         if resume:
-            arrays = run.restore() or arrays
+            arrays = run.restore(arrays) or arrays
         run.train(arrays)
 
     return app
@@ -86,23 +94,26 @@ class _Run:
         if contacts is not None:
             contacts.on_event, journal.also = journal.happened, contacts.summary
 
-    def restore(self) -> ArrayRecord | None:
+    def restore(self, start: ArrayRecord) -> ArrayRecord | None:
         """Goes back to the newest usable checkpoint and returns its model, None where there was none yet.
+
+        Args:
+            start: the model that the run began with.
 
         Raises:
             QuantflError: there is none that can be used, or the run was begun with other settings.
         """
-        checkpoint = newest_checkpoint(self._task.run_dir, self._journal.rounds, self._journal.timeline)
+        checkpoint = newest_checkpoint(
+            self._task.run_dir,
+            self._journal.rounds,
+            self._journal.timeline,
+            partial(self._take, start.to_torch_state_dict()),
+        )
         if checkpoint is None:
             self._journal.go_back(None)
             return None
-        refuse_other_inputs(self._task.run_dir, checkpoint, self._inputs)
-        grid, server_link = self._federation.grid, self._federation.server_link
-        self._federation.aggregator.load_state(checkpoint.strategy)
-        server_link.load_state(checkpoint.link)
-        if isinstance(grid, LocalGrid):
-            grid.states.restore(checkpoint.clients, checkpoint.round + 1)
-        else:
+        server_link = self._federation.server_link
+        if not isinstance(self._federation.grid, LocalGrid):
             server_link.forget_clients()
             if server_link.active:
                 say(
@@ -110,10 +121,18 @@ class _Run:
                     "they are sent the model again, and what error feedback kept is lost"
                 )
         self._journal.go_back(checkpoint)
-        arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})
+        return _arrays(checkpoint)
+
+    def _take(self, start: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+        """Gives every part of the run what it remembered; a later call replaces all that an earlier one gave."""
+        refuse_other_inputs(self._task.run_dir, checkpoint, self._inputs)
+        refuse_other_network(checkpoint.state, start)
+        self._federation.aggregator.load_state(checkpoint.strategy)
+        self._federation.server_link.load_state(checkpoint.link)
+        if isinstance(grid := self._federation.grid, LocalGrid):
+            grid.states.restore(checkpoint.clients, checkpoint.round + 1)
         if self._contacts is not None and checkpoint.contacts is not None:
-            self._contacts.load_state(checkpoint.contacts, arrays, checkpoint.round)
-        return arrays
+            self._contacts.load_state(checkpoint.contacts, _arrays(checkpoint), checkpoint.round)
 
     def train(self, arrays: ArrayRecord) -> None:
         """Runs the rounds that are left and writes the final model."""
@@ -168,3 +187,7 @@ class _Run:
         )
         save_checkpoint(self._task.run_dir, checkpoint, states.settle)
         journal.show(record)
+
+
+def _arrays(checkpoint: Checkpoint) -> ArrayRecord:
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in checkpoint.state.items()})

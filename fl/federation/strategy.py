@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fl.codec.strategy import move
 from fl.codec.tensors import not_finite
-from fl.core.errors import ConfigError, RunError, counted
+from fl.core.errors import ConfigError, ModelFileError, RunError, counted
 from fl.core.targets import Target
 from fl.federation.messages import (
     ARRAYS,
@@ -163,8 +163,15 @@ class Aggregator:
         return {name: value for name, value in kept.items() if value is not None}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned.
+
+        Raises:
+            ModelFileError: it is no state of such a strategy.
+        """
         for name, value in state.items():
+            before = getattr(self.inner, name, None)
+            if name.startswith("__") or (before is not None and (_to_plain(before) or {}).keys() != value.keys()):
+                raise ModelFileError(f"{name} of the strategy is no {', '.join(value)}")
             setattr(self.inner, name, _from_plain(value))
 
 
@@ -199,7 +206,11 @@ def _from_plain(value: dict[str, Any]) -> Any:
         return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in value["record"].items()})
     if "dict" in value:
         return {name: tensor.numpy() for name, tensor in value["dict"].items()}
-    return [tensor.numpy() for tensor in value["list"]] if "list" in value else value["number"]
+    if "list" in value:
+        return [tensor.numpy() for tensor in value["list"]]
+    if type(value["number"]) not in (int, float):
+        raise TypeError("no number")
+    return value["number"]
 
 
 def without_constants(arrays: ArrayRecord) -> ArrayRecord:

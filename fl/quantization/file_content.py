@@ -94,6 +94,17 @@ def read(path: Path) -> tuple[bytes, Any]:
     )
 
 
+def stored(content: bytes) -> Any:
+    """Returns what `torch.save` stored in these bytes of a zip archive, under the same conditions.
+
+    Raises:
+        ModelFileError: see `read`.
+    """
+    if content[:4] != b"PK\3\4":
+        raise ModelFileError("is no archive that torch.save wrote")
+    return _zip(content)
+
+
 def _other_kind(content: bytes) -> str | None:
     for place, start, told in STARTS:
         if content[place : place + len(start)] == start:

@@ -1,19 +1,28 @@
 """The image cache: what is damaged is noticed and decoded again, and what is cut while it is read is one line."""
 
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
-from conftest import SMALL, train
+from conftest import SMALL, train, zipped
+from PIL import Image
 
 from fl.core.errors import DataError
-from fl.data import Folder, images, open_images
+from fl.core.files import write_npz
+from fl.core.targets import Target
+from fl.data import Folder, images, open_images, sources
 from fl.data.images import VERIFIED, load_images
+from fl.data.partition import Sharing, read_shares, share_images
+from fl.federation import client_app
 
 
 @pytest.fixture
@@ -110,6 +119,143 @@ def test_who_has_the_damaged_one_open_keeps_it(source, tmp_path):
     flipped(before.folder / "labels.npy", -8)
     opened(source, tmp_path)
     assert np.array_equal(before.images, expected)
+
+
+def four_more(content, crc):
+    """Returns four bytes that give a content this CRC-32: bits of a CRC are sums of bits of what it is of."""
+    base, known, rest, more = zlib.crc32(content + bytes(4)), {}, 0, 0
+    rest = base ^ crc
+    for bit in range(32):
+        effect, bits = zlib.crc32(content + (1 << bit).to_bytes(4, "little")) ^ base, 1 << bit
+        while effect and effect.bit_length() in known:
+            other, others = known[effect.bit_length()]
+            effect, bits = effect ^ other, bits ^ others
+        known[effect.bit_length()] = effect, bits
+    while rest:
+        effect, bits = known[rest.bit_length()]
+        rest, more = rest ^ effect, more ^ bits
+    return more.to_bytes(4, "little")
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """Two folders of images of equal names, sizes and CRC-32s, grey in the first and white in the second."""
+    for name, value in (("grey", 100), ("white", 255)):
+        for number, kind in enumerate("ab"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            path = tmp_path / name / kind / "0.bmp"
+            Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(path)
+            path.write_bytes(path.read_bytes() + four_more(path.read_bytes(), number))
+            assert zlib.crc32(path.read_bytes()) == number
+    return tmp_path / "grey", tmp_path / "white"
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_sets_made_to_have_equal_checksums_have_caches_of_their_own(twins, tmp_path, as_zip):
+    paths = [zipped(folder, tmp_path / f"{folder.name}.zip") if as_zip else folder for folder in twins]
+    assert [opened(Folder(str(path)), tmp_path).images[0, 0, 0, 0] for path in paths] == [100, 255]
+
+
+def test_a_zip_of_many_images_is_hashed_again_when_it_was_touched(twins, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MANY_IMAGES", 2)
+    hashed = []
+    monkeypatch.setattr(sources, "_hashed", lambda *given, make=sources._hashed: hashed.append(1) or make(*given))
+    path, white = zipped(twins[0], tmp_path / "some.zip"), zipped(twins[1], tmp_path / "other.zip")
+    keys = [Folder(str(path)).plan(tmp_path / "cache").key for _ in range(3)]
+    assert hashed == [1]
+    times = path.stat()
+    path.write_bytes(white.read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Folder(str(path)).plan(tmp_path / "cache").key not in keys
+    assert hashed == [1, 1]
+    for text in ("", "{", "[]", "null", '{"identity": null}', json.dumps({"identity": images.identity(path)})):
+        for remembered in (tmp_path / "cache" / "sources").iterdir():
+            remembered.write_text(text)
+        assert Folder(str(path)).plan(tmp_path / "cache").key not in keys
+    assert len(hashed) == 8
+
+
+# Shares
+
+
+SHARING = Sharing(Target("fl.data.partition.Iid"), np.arange(60) % 3, np.arange(10, 60), num_clients=4, seed=1)
+
+
+def positions(change):
+    """Writes other shares, with their SHA-256 beside them."""
+
+    def write(path):
+        shares = dict(enumerate(read_shares(path)))
+        change(shares)
+        write_npz(path, {str(client): np.asarray(share) for client, share in shares.items()})
+        resigned(path)
+
+    return write
+
+
+def resigned(path):
+    path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def claimed(path):
+    """An array of 8 TiB in a few bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)})
+    packed(path, {f"{client}.npy": header.getvalue() for client in range(4)}, zipfile.ZIP_STORED)
+
+
+def packed(path, entries, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    resigned(path)
+
+
+SHARES = {
+    "a bit": lambda path: flipped(path, 200),
+    "nothing": lambda path: path.write_bytes(b""),
+    "cut": lambda path: os.truncate(path, 300),
+    "others' shares": lambda path: write_npz(path, dict(zip("1032", read_shares(path), strict=True))),
+    "no hash": lambda path: path.with_suffix(".sha256").unlink(),
+    "a client less": positions(lambda shares: shares.pop(3)),
+    "an image twice": positions(lambda shares: shares.update({1: shares[0]})),
+    "an image twice with one client": positions(lambda shares: shares.update({1: [*shares[1], shares[1][0]]})),
+    "an image of others": positions(lambda shares: shares.update({1: [3]})),
+    "no image": positions(lambda shares: shares.update({1: [1 << 40]})),
+    "an image from the end": positions(lambda shares: shares.update({1: [-1]})),
+    "a client without": positions(lambda shares: shares.update({1: np.array([], np.int64)})),
+    "fractions": positions(lambda shares: shares.update({1: [11.5]})),
+    "a table": positions(lambda shares: shares.update({1: [[11]]})),
+    "claimed": claimed,
+    "compressed": lambda path: packed(path, {f"{client}.npy": bytes(1 << 24) for client in range(4)}),
+}
+
+
+@pytest.mark.parametrize("damage", SHARES)
+def test_damaged_shares_are_made_again_and_a_line_says_so(damage, tmp_path, capsys):
+    path = share_images(tmp_path, SHARING)
+    whole = path.read_bytes()
+    assert share_images(tmp_path, SHARING) == path
+    assert capsys.readouterr().out == ""
+    SHARES[damage](path)
+    assert share_images(tmp_path, SHARING) == path
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert told.startswith("note: ")
+    assert told.endswith("sharing the images out again\n")
+    assert path.read_bytes() == whole
+    assert share_images(tmp_path, SHARING) == path
+    assert capsys.readouterr().out == ""
+
+
+def test_a_client_takes_the_shares_that_the_run_was_told_of(tmp_path):
+    path = share_images(tmp_path, SHARING)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(client_app._shares_once(path, expected)["2"]) == 12
+    client_app._shares_once.cache_clear()
+    SHARES["an image twice"](path)
+    with pytest.raises(DataError, match="is damaged"):
+        client_app._shares_once(path, expected)
 
 
 @pytest.mark.long

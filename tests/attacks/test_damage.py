@@ -1,9 +1,13 @@
 """Whatever happens to the files of a run while it is not running: it is noticed, and the run ends as it would have."""
 
+import hashlib
+import io
 import json
 import os
 import random
+import resource
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -14,8 +18,11 @@ from fl.core.errors import QuantflError, RunError
 from fl.core.files import read_json, write_json
 from fl.core.lines import Lines
 from fl.core.run_folder import CHECKPOINT, CLIENTS, PREVIOUS_CHECKPOINT
+from fl.core.units import MIB
 from fl.experiment.run import run
-from fl.federation.checkpoint import newest_checkpoint
+from fl.federation.checkpoint import MARK, newest_checkpoint
+from fl.federation.client_states import ClientStates
+from fl.quantization.model_file import to_bytes
 
 BLOCK = 4096
 
@@ -216,3 +223,125 @@ def test_a_run_goes_on_with_its_own_settings(override, told, copy):
     write_json(folder / "settings.json", settings)
     with pytest.raises(QuantflError, match=told):
         run(read_json(folder / "settings.json"), folder, resume=True)
+
+
+# Checkpoints that somebody wrote, with a right checksum
+
+CLAIMED = torch.zeros(1).expand(1 << 30)
+TWICE = torch.zeros(1 << 18)
+KERNEL = "fc1.weight"
+
+
+def signed(body):
+    return body + MARK + hashlib.sha256(body).digest()
+
+
+def deflated(body):
+    with zipfile.ZipFile(io.BytesIO(body)) as archive, zipfile.ZipFile(packed := io.BytesIO(), "w", 8) as other:
+        for entry in archive.infolist():
+            other.writestr(entry.filename, archive.read(entry))
+    return packed.getvalue()
+
+
+def in_state(make):
+    def change(told):
+        told["state"][KERNEL] = make(told["state"][KERNEL])
+
+    return change
+
+
+def part(*path, value):
+    def change(told):
+        for name in path[:-1]:
+            told = told[name]
+        told[path[-1]] = value
+
+    return change
+
+
+def endless(told):
+    told["inputs"]["again"] = [told["inputs"]["settings"]]
+    for _ in range(100):
+        told["inputs"]["again"] = [told["inputs"]["again"]] * 10
+
+
+FORGED = {
+    "claimed values": (in_state(lambda old: CLAIMED), "these claim more values than are stored: state"),
+    "claimed momentum": (part("strategy", "m_t", value={"dict": {"w": CLAIMED}}), "are stored: strategy"),
+    "one tensor many times": (part("strategy", "m_t", value={"list": [TWICE] * 999}), "it claims tensors of 1,05"),
+    "another layout": (in_state(torch.Tensor.to_sparse), "these are no tensors with values: state"),
+    "a parameter": (in_state(torch.nn.Parameter), "state holds a Parameter"),
+    "nested without end": (endless, "it is nested without end"),
+    "NaN": (in_state(lambda old: old * torch.nan), "fc1.weight holds NaN or infinity"),
+    "infinity": (in_state(lambda old: old / 0), "fc1.weight holds NaN or infinity"),
+    "another shape": (in_state(lambda old: old[:1].clone()), "1 wrong shapes or types: fc1.weight"),
+    "another type": (in_state(torch.Tensor.double), "1 wrong shapes or types: fc1.weight"),
+    "another network": (part("state", value={"w": torch.zeros(3)}), "wrong keys for this network"),
+    "a list": (lambda told: [told], "it is a list"),
+    "no round": (lambda told: told.pop("round") * 0, "TypeError"),
+    "a round as text": (part("round", value="2"), "ValidationError"),
+    "a mark that is none": (part("records", value=5), "ValidationError"),
+    "a mark before the file": (part("records", value=(-5, hashlib.sha256().hexdigest())), "ValidationError"),
+    "clients that are none": (part("clients", value=5), "AttributeError"),
+    "a round of its own": (part("round", value=7), "is not what the checkpoint of round 7 was saved with"),
+    "no settings": (part("inputs", value={}), "KeyError"),
+    "settings of tensors": (part("inputs", "settings", "lr", value=TWICE), "inputs holds a Tensor"),
+    "a link that is none": (part("link", value={}), "KeyError"),
+    "a chain that is none": (part("link", "chain", "ids", value=[]), "ValueError"),
+    "a checksum that is none": (part("link", "accepted", value={2: "x"}), "ValueError"),
+    "a method": (part("strategy", "configure_train", value={"number": 5}), "configure_train of the strategy is no num"),
+    "a class": (part("strategy", "__class__", value={"number": 5}), "__class__ of the strategy is no number"),
+    "another kind": (part("strategy", "m_t", value={"number": torch.zeros(1)}), ""),
+}
+
+
+def forged(content, change):
+    told = torch.load(io.BytesIO(content[: -len(MARK) - 32]), weights_only=True)
+    changed = change(told)
+    return signed(to_bytes(changed if isinstance(changed, list) else told))
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_checkpoint_is_one_line_and_takes_no_memory(kind, copy):
+    folder, _ = copy
+    change, told = FORGED[kind]
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
+        (folder / name).write_bytes(forged((folder / name).read_bytes(), change))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match="start the run again in a new folder") as caught:
+        run(composed(*RUN), folder, resume=True)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * MIB / 1024
+
+
+@pytest.mark.parametrize("kind", ["compressed", "a folder", "a pipe"])
+def test_what_is_no_plain_archive_is_not_read(kind, copy, capsys):
+    folder, _ = copy
+    path = folder / CHECKPOINT
+    if kind == "compressed":
+        path.write_bytes(signed(deflated(to_bytes({"state": {KERNEL: torch.zeros(1 << 22)}}))))
+    else:
+        path.unlink()
+        os.mkfifo(path) if kind == "a pipe" else path.symlink_to(folder)
+    assert restored(folder) == 1
+    told = {"compressed": "is refused: its tensors are compressed, which torch never does)"}
+    assert told.get(kind, f"{CHECKPOINT}: is no regular file") in capsys.readouterr().out
+
+
+def test_before_a_forged_checkpoint_a_run_goes_on_to_the_same_bytes(copy, capsys):
+    folder, whole = copy
+    (folder / CHECKPOINT).write_bytes(forged((folder / CHECKPOINT).read_bytes(), FORGED["NaN"][0]))
+    assert run(composed(*RUN), folder, resume=True).read_bytes() == whole
+    assert f"holds NaN or infinity); going on after round 1, from {PREVIOUS_CHECKPOINT}" in capsys.readouterr().out
+
+
+def test_what_a_client_remembers_is_parsed_or_refused(copy):
+    folder, _ = copy
+    content = b"\xff no record"
+    name = f"00001-{hashlib.sha256(content).hexdigest()}"
+    (folder / CLIENTS / name).write_bytes(content)
+    states = ClientStates(folder / CLIENTS)
+    states.restore({2: {"told": name}}, 2)
+    with pytest.raises(RunError, match="what a client remembers is damaged"):
+        states.get(2)

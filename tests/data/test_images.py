@@ -115,7 +115,7 @@ def test_a_cache_appears_whole_after_decoding(tmp_path):
 
     images = open_images(Plan("some", "0" * 64, ("a", "b"), np.array([0, 1]), decode), tmp_path)
     assert seen == [[]]
-    assert images.folder.name == f"some-{'0' * 20}-v1"
+    assert images.folder.name == f"some-{'0' * 40}-v1"
     assert images.notes == ("a note",)
     assert (np.asarray(images.images) == 7).all()
 
