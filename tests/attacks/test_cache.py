@@ -216,7 +216,7 @@ SHARES = {
     "nothing": lambda path: path.write_bytes(b""),
     "cut": lambda path: os.truncate(path, 300),
     "others' shares": lambda path: write_npz(path, dict(zip("1032", read_shares(path), strict=True))),
-    "no hash": lambda path: path.with_suffix(".sha256").unlink(),
+    "another hash": lambda path: path.with_suffix(".sha256").write_text("0" * 64),
     "a client less": positions(lambda shares: shares.pop(3)),
     "an image twice": positions(lambda shares: shares.update({1: shares[0]})),
     "an image twice with one client": positions(lambda shares: shares.update({1: [*shares[1], shares[1][0]]})),

@@ -325,8 +325,12 @@ def test_what_is_no_plain_archive_is_not_read(kind, copy, capsys):
         path.unlink()
         os.mkfifo(path) if kind == "a pipe" else path.symlink_to(folder)
     assert restored(folder) == 1
-    told = {"compressed": "is refused: its tensors are compressed, which torch never does)"}
-    assert told.get(kind, f"{CHECKPOINT}: is no regular file") in capsys.readouterr().out
+    told = {
+        "compressed": "is refused: its tensors are compressed, which torch never does)",
+        "a folder": f"{CHECKPOINT}: Is a directory",
+        "a pipe": f"{CHECKPOINT}: is no regular file",
+    }
+    assert told[kind] in capsys.readouterr().out
 
 
 def test_before_a_forged_checkpoint_a_run_goes_on_to_the_same_bytes(copy, capsys):

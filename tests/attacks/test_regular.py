@@ -21,7 +21,7 @@ from fl.core.run_folder import is_complete
 from fl.data.images import load_images
 from fl.data.partition import read_shares
 from fl.data.split import read_lists
-from fl.federation.checkpoint import newest_checkpoint
+from fl.federation.checkpoint import _read
 from fl.federation.client_states import read_state
 from fl.report.records import RunRecords
 
@@ -50,7 +50,7 @@ READERS = {
     "elements.tle": lambda path: read_elements(path),
     "train.txt": lambda path: read_lists("files", path.parent, path.parent),
     "events.jsonl": lambda path: Lines(path),
-    "checkpoint.pt": lambda path: newest_checkpoint(path.parent, Lines(path.with_name("rounds.jsonl"))),
+    "checkpoint.pt": lambda path: _read(path),
     STATE: lambda path: read_state(path.parent, path.name),
 }
 MAPPED = {"shares.npz": read_shares, "images.npy": lambda path: load_images(path.parent)}

@@ -279,6 +279,7 @@ def test_a_run_says_how_many_clients_it_has(command, tmp_path):
     folder = shutil.copytree(REPOSITORY / "examples" / "run", tmp_path / "run")
     settings = read_json(folder / "settings.json")
     write_json(folder / "settings.json", {**settings, "num_clients": 50})
+    (folder / "partition.json").unlink()
     contacts = ("--clock", "contacts", "--link", "flat_rate", "--policy", "fedasync", "--train-s", "10")
     command("fl", "communication", folder, *contacts, "--json", "out.json", check=0)
     (entry,) = read_json(tmp_path / "out.json").values()
