@@ -46,7 +46,7 @@ def at_half(codec: str, bits: tuple[float, float], more: Sequence[str], seeds: t
     return Row("half", title, overrides, seeds, **target)
 
 
-RISING = f"{HALF[0]}, {FIRST:g} bit both ways in round 1, {RISE:g} times as many in each later one"
+RISING = f"{HALF[0]}, rising from {FIRST:g} bit both ways"
 INT8 = both("int8", scales="tensor")
 INT4 = "codec@broadcast=int8", "codec@update=int4"
 ROWS = (
