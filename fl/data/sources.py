@@ -151,12 +151,7 @@ class EuroSatMs:
 
 
 def plan_files(
-    name: str,
-    path: Path,
-    class_names: tuple[str, ...] | None,
-    wanted: Wanted = RGB,
-    *,
-    cache_dir: Path | None = None,
+    name: str, path: Path, class_names: tuple[str, ...] | None, wanted: Wanted = RGB, *, cache_dir: Path | None = None
 ) -> Plan:
     """Plans a data set from a zip file or a folder.
 
@@ -196,9 +191,8 @@ def plan_files(
     labels = np.array([expected.index(file.class_name) for file in files], dtype=np.int64)
     hashed = functools.partial(_hashed, path, files)
     if cache_dir is not None and found_at and len(files) >= MANY_IMAGES:
-        listing = _remembered(
-            cache_dir.expanduser() / "sources", [str(path.absolute()), sorted(suffixes)], found_at, hashed
-        )
+        of = [str(path.absolute()), sorted(suffixes)]
+        listing = _remembered(cache_dir.expanduser() / "sources", of, found_at, hashed)
     else:
         listing = hashed()
     listing += "" if wanted == RGB else repr(wanted)

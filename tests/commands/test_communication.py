@@ -15,11 +15,16 @@ from fl.core.units import MIB
 SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
 
 
+def numbered(records):
+    """Returns the same lines as rounds 1, 2, ..."""
+    return [each and {**each, "round": number} for number, each in enumerate(records, start=1)]
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     def make(name="run", records=RUN):
         (tmp_path / name).mkdir()
-        write_jsonl(tmp_path / name / "rounds.jsonl", records)
+        write_jsonl(tmp_path / name / "rounds.jsonl", numbered(records))
         return tmp_path / name
 
     return make
