@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 import torch
 from attacks.test_files import images, opened  # noqa: F401  a fixture among them
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_small
 from PIL import Image
 
 from fl.communication.billing import Whole
@@ -75,6 +75,15 @@ def test_what_a_run_adds_to_is_no_link_out_of_its_folder(name, tmp_path):
     assert outside.read_text() == "kept\n"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_neither_a_training_nor_a_resumed_one_follows_a_link(resume, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ROUNDS).symlink_to(tmp_path / "outside")
+    with pytest.raises(RunError, match=f"{ROUNDS}: is a link"):
+        run_small(tmp_path / "run", resume=resume)
+    assert not (tmp_path / "outside").exists()
+
+
 # Contacts
 
 
@@ -109,7 +118,7 @@ def test_a_page_repeats_contacts_so_often_alone():
     contacts = {"period_s": 1.0, "windows": [[[0.0, 0.5]]]}
     assert len(windows_of(contacts, 0, float(MOST_CYCLES))) == MOST_CYCLES
     with pytest.raises(ValueError, match="more than 10,000 repetitions of 1 s"):
-        windows_of(contacts, 0, 1e15)
+        windows_of(contacts, 0, MOST_CYCLES + 1.0)
 
 
 # Presets, models, images, numbers
