@@ -220,7 +220,7 @@ def _check_place(line: Mapping[str, Any], number: int, before: Mapping[str, Any]
 
 
 def _check_sums(line: Mapping[str, Any]) -> None:
-    """Refuses sums that are not those over the line's clients (`ValueError`); lines of before there were codecs list none."""
+    """Refuses sums that are not those over the line's clients (`ValueError`); lines of before codecs list none."""
     current, trained = line.get("version", 1) == VERSION, line.get("clients")
     parts: list[tuple[str, tuple[str, ...], Any]] = [(way, (way,), trained) for way in ("broadcast", "update")]
     if "evaluation_traffic" in line:
