@@ -367,7 +367,7 @@ def test_no_change_is_lost_whatever_is_late_lost_or_stale(seed, monkeypatch):
     for _ in range(3):
         cuts = sorted(draw.sample(range(1, 1000), 6))
         windows.append(tuple((float(a), float(b)) for a, b in zip(cuts[::2], cuts[1::2], strict=True)))
-    policy = [FedBuff(2, 0.7), FedAsync(), Synchronous(deadline_s=1300.0)][seed % 3]
+    policy = [FedBuff(2, 0.7), FedAsync(), Synchronous(deadline_s=950.0)][seed % 3]
     used = {}
     put = Buffer.put
 
