@@ -66,6 +66,7 @@ def test_who_is_struck_when_follows_from_the_seed_alone():
     assert first != struck(fault, seed=2)
     assert len(first) / 400 == pytest.approx(0.3, abs=0.1)
     assert {client for client, _ in first} == set(range(10))
+    assert len({number for _, number in first}) > 30, "clients are struck apart, so hardly a round goes without"
 
 
 def test_a_number_of_clients_is_faulty_in_all_rounds_and_others_never():

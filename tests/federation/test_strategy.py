@@ -184,6 +184,14 @@ def test_a_strategy_continues_from_what_it_remembered(strategy):
             np.testing.assert_array_equal(numpy_of(continued)[name], array)
 
 
+def test_a_strategy_may_remember_a_record():
+    remembering, continued = Aggregator(STRATEGIES["fedavg"]), Aggregator(STRATEGIES["fedavg"])
+    remembering.inner.memory, _ = aggregated(remembering, 1)
+    continued.load_state(remembering.state())
+    for name, array in numpy_of(remembering.inner.memory).items():
+        np.testing.assert_array_equal(numpy_of(continued.inner.memory)[name], array)
+
+
 @pytest.mark.parametrize("strategy", ["fedadam", "fedavgm", "nesterov"])
 def test_momentum_makes_a_second_round_differ_from_a_first(strategy):
     """Otherwise the test above would hold of strategies that forget everything."""
