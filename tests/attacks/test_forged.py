@@ -13,12 +13,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import REPOSITORY, SMALL, run_small
 
 from fl.communication.pricing import load_link
 from fl.core.errors import ConfigError
 from fl.core.files import parsed, read_json, read_jsonl, read_npz, write_npz, yaml_text
 from fl.core.records import read_rounds
+from fl.experiment.run import run
 from fl.report import write_report
 from fl.report.plots import draw
 from fl.report.records import RunRecords
@@ -442,3 +443,23 @@ def test_evidence_that_can_be_none_is_one_line(kind, tmp_path, monkeypatch, caps
     assert (code, len(errors.splitlines())) == (2, 1)
     assert f"{folder / 'quantization_comparison.json'}: is no whole report" in errors
     assert not (folder / "recommendation.json").exists()
+
+
+# Where a run that is resumed writes
+
+
+def test_a_run_that_is_resumed_writes_into_no_cache_that_its_folder_names(tmp_path, monkeypatch, capsys):
+    own, named = tmp_path / "own", tmp_path / "named"
+    monkeypatch.setenv("QUANTFL_CACHE", str(own))
+    run_small(tmp_path / "run", "data.num_images=80", "num_rounds=1")
+    (tmp_path / "run" / "summary.json").unlink()
+    replaced(tmp_path / "run" / "settings.json", lambda told: told["data"].update(cache_dir=str(named)))
+    settings = read_json(tmp_path / "run" / "settings.json")
+    run(settings, tmp_path / "run", resume=True)
+    assert f"note: data.cache_dir={named}: is no cache of before" in capsys.readouterr().out
+    assert not named.exists()
+    shutil.move(own, named)
+    (tmp_path / "run" / "summary.json").unlink()
+    run(settings, tmp_path / "run", resume=True)
+    assert "is no cache of before" not in capsys.readouterr().out
+    assert not own.exists()
