@@ -19,7 +19,8 @@ SIZES = ["--broadcast-bytes", "440000", "--update-bytes", "440000"]
 def run_folder(tmp_path):
     def make(name="run", records=RUN):
         (tmp_path / name).mkdir()
-        write_jsonl(tmp_path / name / "rounds.jsonl", records)
+        numbered = [each and {**each, "round": number} for number, each in enumerate(records, start=1)]
+        write_jsonl(tmp_path / name / "rounds.jsonl", numbered)
         return tmp_path / name
 
     return make
@@ -162,7 +163,7 @@ def test_a_bad_policy_file_is_refused_in_one_line(text, words, refused, tmp_path
 
 
 def test_bad_runs_are_refused_in_one_line(refused, run_folder):
-    old = [{key: value for key, value in each.items() if key != "clients"} for each in RUN]
+    old = [{key: value for key, value in each.items() if key not in ("version", "clients")} for each in RUN]
     refused("fl", "communication", run_folder("old", old), words=["old/rounds.jsonl", "before bytes were recorded"])
     refused("fl", "communication", run_folder("empty", []), words=["empty/rounds.jsonl", "no finished round"])
     damaged = json.loads(json.dumps(RUN))

@@ -40,12 +40,14 @@ def record(number, accuracy, *clients, evaluation=None):
 
     names = ("partition_id", "broadcast_payload_bytes", "update_payload_bytes", "train_s")
     messages = [
-        {"broadcast_message_bytes": b + 100, "update_message_bytes": u + 100 if u else 0} for _, b, u, _ in clients
+        {"broadcast_message_bytes": b + 100 if b else 0, "update_message_bytes": u + 100 if u else 0}
+        for _, b, u, _ in clients
     ]
     line = {
         "version": 2,
         "round": number,
         "test_accuracy": accuracy,
+        **{"test_loss": 1.0, "train_loss": 1.0},
         "fp32_model_bytes": MODEL,
         "shared_start_bytes": shared if number == 1 else 0,
         "broadcast": traffic(1),
