@@ -177,12 +177,15 @@ def yaml_text(path: Path) -> str:
         text, depth = read_regular(path, MIB).decode(), 0
     except OSError as error:
         raise ValueError(error.strerror) from error
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("has an alias, which may stand for as much as one likes; write out what it stands for")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"has more than {DEEPEST} levels")
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("has an alias, which may stand for as much as one likes; write out what it stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"has more than {DEEPEST} levels")
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
     return text
 
 

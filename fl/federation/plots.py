@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fl.core.errors import printable
 from fl.core.figures import look, name_lines, picture, whole_numbers
 from fl.core.records import traffic
 from fl.core.units import MIB
@@ -34,7 +35,7 @@ def plot_rounds(path: Path, records: Sequence[Mapping[str, Any]], data_title: st
         sent.set_xlim(left=0)
         for axes in (accuracy, loss):
             whole_numbers(axes.xaxis)
-        figure.suptitle(f"Global model on {data_title}")
+        figure.suptitle(f"Global model on {printable(data_title)}")
         for axes in (accuracy, loss, sent):
             name_lines(axes)
 
@@ -44,8 +45,8 @@ def plot_label_distribution(path: Path, counts: np.ndarray, class_names: Sequenc
     with picture(path, 1.5 + 0.5 * len(class_names), 1.5 + 0.3 * min(len(counts), 60)) as (figure, (axes,)):
         image = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0)
         axes.grid(visible=False)
-        axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-        axes.set(ylabel="client", title=f"Training images per client, {data_title}")
+        axes.set_xticks(range(len(class_names)), list(map(printable, class_names)), rotation=45, ha="right")
+        axes.set(ylabel="client", title=f"Training images per client, {printable(data_title)}")
         whole_numbers(axes.yaxis)
         if len(counts) <= 20:
             for (client, label), count in np.ndenumerate(counts):

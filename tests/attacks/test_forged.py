@@ -13,12 +13,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import REPOSITORY, SMALL, run_small
 
 from fl.communication.pricing import load_link
 from fl.core.errors import ConfigError
 from fl.core.files import parsed, read_json, read_jsonl, read_npz, write_npz, yaml_text
 from fl.core.records import read_rounds
+from fl.experiment.run import run
 from fl.report import write_report
 from fl.report.plots import draw
 from fl.report.records import RunRecords
@@ -311,6 +312,9 @@ def overlapping():
     return made[:start] + entries + made[end : end + 8] + places + made[end + 20 :]
 
 
+BOMB_OF_ZEROS = zipped(npy((2**23,), b"\0" * 2**26), zipfile.ZIP_DEFLATED)
+CLAIM = BOMB_OF_ZEROS.rindex(b"PK\x01\x02") + 24
+"""Where the list of entries has the length."""
 ARCHIVES = {
     "claims much": zipped(npy((2**40,))),
     "claims more than can be counted": zipped(npy((2**62, 2**62))),
@@ -318,7 +322,8 @@ ARCHIVES = {
     "objects": zipped(npy((1,), b"\0" * 8, "|O")),
     "a deep header": zipped(b"\x93NUMPY\x01\0" + struct.pack("<H", 4000) + b"(" * 4000),
     "no array": zipped(b"text"),
-    "a bomb": zipped(npy((2**23,), b"\0" * 2**26), zipfile.ZIP_DEFLATED),
+    "a bomb": BOMB_OF_ZEROS,
+    "a bomb that claims little": BOMB_OF_ZEROS[:CLAIM] + struct.pack("<I", 8) + BOMB_OF_ZEROS[CLAIM + 4 :],
     "a method that nobody knows": zipped(npy((1,), b"\0" * 8), changes=[(8, 10, 99)]),
     "a password": zipped(npy((1,), b"\0" * 8), changes=[(6, 8, 1)]),
     "one for many": overlapping(),
@@ -417,7 +422,8 @@ EVIDENCE = {
     "a fraction": precision("accuracy_percent", 0.7425),
     "less than none": precision("accuracy_percent", -1),
     "another change": precision("accuracy_drop_percent", 20.0),
-    "true": precision("agreement_with_fp32", True),
+    "true": precision("inference_ms", True),
+    "not a number": precision("accuracy_percent", float("nan")),
     "a size below zero": precision("file_size_bytes", -1),
     "a time below zero": precision("inference_ms", -0.5),
     "text": precision("inference_ms", "fast"),
@@ -438,5 +444,27 @@ def test_evidence_that_can_be_none_is_one_line(kind, tmp_path, monkeypatch, caps
     replaced(folder / "quantization_comparison.json", EVIDENCE[kind])
     code, errors = ended("fl.commands.recommend", folder, monkeypatch=monkeypatch, capsys=capsys)
     assert (code, len(errors.splitlines())) == (2, 1)
-    assert f"{folder / 'quantization_comparison.json'}: is no whole report" in errors
+    why = "valid JSON" if kind == "not a number" else "whole report"
+    assert f"{folder / 'quantization_comparison.json'}: is no" in errors
+    assert why in errors
     assert not (folder / "recommendation.json").exists()
+
+
+# Where a run that is resumed writes
+
+
+def test_a_run_that_is_resumed_writes_into_no_cache_that_its_folder_names(tmp_path, monkeypatch, capsys):
+    own, named = tmp_path / "own", tmp_path / "named"
+    monkeypatch.setenv("QUANTFL_CACHE", str(own))
+    run_small(tmp_path / "run", "data.num_images=80", "num_rounds=1")
+    (tmp_path / "run" / "summary.json").unlink()
+    replaced(tmp_path / "run" / "settings.json", lambda told: told["data"].update(cache_dir=str(named)))
+    settings = read_json(tmp_path / "run" / "settings.json")
+    run(settings, tmp_path / "run", resume=True)
+    assert f"note: data.cache_dir={named}: is no cache of before" in capsys.readouterr().out
+    assert not named.exists()
+    shutil.move(own, named)
+    (tmp_path / "run" / "summary.json").unlink()
+    run(settings, tmp_path / "run", resume=True)
+    assert "is no cache of before" not in capsys.readouterr().out
+    assert not own.exists()

@@ -160,10 +160,12 @@ def records(version):
     """Two rounds of three clients with a model of 1,000 bytes: a shared start, then one that is sent nothing."""
     rounds = []
     for number, sizes in ((1, (0, 0, 0)), (2, (40, 0, 40))):
-        clients = [{"broadcast_payload_bytes": size, "update_payload_bytes": 50} for size in sizes]
+        messages = {"broadcast_message_bytes": 300, "update_message_bytes": 300}
+        clients = [{"broadcast_payload_bytes": size, "update_payload_bytes": 50, **messages} for size in sizes]
         charged = 3000 if version == 1 else 1000 * sum(size > 0 for size in sizes)
         record = {
-            "round": number, "test_accuracy": 0.5, "clients": clients,
+            "round": number, "test_accuracy": 0.5, "test_loss": 1.0, "train_loss": 1.0, "clients": clients,
+            "train_s": 1.0, "evaluate_s": 1.0, "aggregate_s": 1.0, "clients_asked": 3, "clients_completed": 3,
             "broadcast": {"payload_bytes": sum(sizes), "message_bytes": 900, "fp32_payload_bytes": charged},
             "update": {"payload_bytes": 150, "message_bytes": 900, "fp32_payload_bytes": 3000},
         }  # fmt: skip

@@ -167,7 +167,7 @@ def test_a_bad_policy_file_is_refused_in_one_line(text, words, refused, tmp_path
 
 
 def test_bad_runs_are_refused_in_one_line(refused, run_folder):
-    old = [{key: value for key, value in each.items() if key != "clients"} for each in RUN]
+    old = [{key: value for key, value in each.items() if key not in ("version", "clients")} for each in RUN]
     refused("fl", "communication", run_folder("old", old), words=["old/rounds.jsonl", "before bytes were recorded"])
     refused("fl", "communication", run_folder("empty", []), words=["empty/rounds.jsonl", "no finished round"])
     damaged = json.loads(json.dumps(RUN))
