@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fl.core.errors import DataError
+from fl.core.files import read_regular
 
 LARGEST_FILE_BYTES = 64 * 1024**2
 ZIP_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -86,7 +87,12 @@ def list_folder(path: Path, suffixes: Collection[str]) -> tuple[list[ImageFile],
                 raise DataError(f"data.path={path}: {place} is no regular file; refused")
             if (size := each.stat().st_size) > LARGEST_FILE_BYTES:
                 raise DataError(f"data.path={path}: {place} has {size} bytes; too large")
-            files.append((place.parent, ImageFile(each.parent.name, each.name, each.read_bytes)))
+            files.append(
+                (
+                    place.parent,
+                    ImageFile(each.parent.name, each.name, functools.partial(read_regular, each, LARGEST_FILE_BYTES)),
+                )
+            )
     return _class_files(path, files, folders, suffixes)
 
 

@@ -443,7 +443,7 @@ def killed_at(number, monkeypatch, work):
     ("policy", "kills"),
     [
         ("fedbuff", 3),
-        ("intraplane", 2),
+        ("intraplane", 3),
         *(
             pytest.param(each, 10, marks=pytest.mark.exhaustive)
             for each in ("fedasync", "fedbuff", "intraplane", "synchronous")
