@@ -65,12 +65,7 @@ def run(  # seven: the four after `trusted` are for doors and tests, each alone
     settings = settings_from(config, trusted)
     if settings.output is not None:
         speak(settings.output)
-    _refuse_what_nobody_keeps(settings, elsewhere=grid is not None)
-    if settings.tracking is not None:
-        settings.tracking.refuse_missing()
-    if resume and grid is None:  # the settings lie in a folder; with a grid they were typed
-        settings = replace(settings, data=settings.data.in_a_known_cache())
-    settings, plan = _planned(settings)
+    settings, plan = _planned(_usable(settings, resume=resume, elsewhere=grid is not None))
     run_dir, config = run_dir.absolute(), _as_written_down(config)
     with sole_writer(run_dir):
         if not resume and (run_dir / SETTINGS).exists():
@@ -182,6 +177,16 @@ def _task(
         rings=_rings(settings),
         plan=plan,
     )
+
+
+def _usable(settings: Settings, *, resume: bool, elsewhere: bool) -> Settings:
+    """Returns the settings that this run goes by; what it cannot obey is refused (`ConfigError`)."""
+    _refuse_what_nobody_keeps(settings, elsewhere=elsewhere)
+    if settings.tracking is not None:
+        settings.tracking.refuse_missing()
+    if resume and not elsewhere:  # the settings lie in a folder; where clients wait elsewhere they were typed
+        return replace(settings, data=settings.data.in_a_known_cache())
+    return settings
 
 
 def _planned(settings: Settings) -> tuple[Settings, Plan | None]:
