@@ -145,6 +145,43 @@ def test_a_node_that_dies_in_a_round_costs_one_client_and_the_run_goes_on(tmp_pa
     assert "Traceback" not in output
 
 
+ENDS_WHILE_ANOTHER_STARTS = """
+import os
+import threading
+import time
+import ray
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from fl.federation.engine import Ray
+from fl.federation.engine.actors import LONGEST_START_S
+
+app = ClientApp()
+
+@app.train()
+def dies(message, context):
+    os._exit(1)
+
+with Ray(client_cpus=0.5).open(app, 1) as grid:
+    grid._pool.client_resources["num_cpus"] = 10**6  # no place is found for it: it starts as long as the run lasts
+    [reply] = grid.send_and_receive([Message(RecordDict(), next(iter(grid.get_node_ids())), "train")])
+    assert "Actor" in reply.error.reason, reply.error
+    starting = [each for each in threading.enumerate() if "_start_another" in each.name]
+    assert starting
+    ended = time.monotonic()
+assert time.monotonic() - ended < LONGEST_START_S / 2, "the run waits for a process that nobody needs"
+assert not any(each.is_alive() for each in starting), "a thread is left in a Ray that is shut down"
+assert not ray.is_initialized(), "a Ray of nobody's is started"
+"""
+
+
+@pytest.mark.long
+def test_a_run_that_ends_while_a_process_is_replaced_leaves_nothing_in_ray():
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_ANOTHER_STARTS], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def _all_end(pids):
     """Waits a little for processes that have been told to end."""
     deadline = time.monotonic() + 30

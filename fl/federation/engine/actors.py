@@ -1,6 +1,7 @@
 """A grid over Ray's actors; to be imported only where Ray is installed."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -21,6 +22,9 @@ __all__ = ["Actors", "RayBackend"]
 LONGEST_START_S = 120.0
 """For a client's process to start."""
 
+ASK_AGAIN_S = 0.2
+"""How long a thread stays in Ray before it looks whether the run has ended."""
+
 
 class Actors(LocalGrid):
     """Clients in the actors of a backend of Flower's; one that dies or hangs is replaced."""
@@ -30,6 +34,7 @@ class Actors(LocalGrid):
         self._app_fn, self._pool = backend.app_fn, backend.pool
         self._busy: set[Any] = set()
         self._stopped = False
+        self._starting: list[threading.Thread] = []
         self._free: SimpleQueue[Any] = SimpleQueue()
         ping = {actor.__ray_ready__.remote(): actor for actor in backend.pool.pool}
         started, _ = ray.wait(list(ping), num_returns=len(ping), timeout=LONGEST_START_S)
@@ -60,8 +65,13 @@ class Actors(LocalGrid):
                 ray.kill(actor)
             pool.shutdown()
 
-    def answer(self, message: Message, context: Context) -> tuple[Message, Context]:
+    def close(self) -> None:
+        """Ends the threads that start processes: one that is in Ray while that shuts down ends the whole process."""
+        self._stopped = True
+        for each in self._starting:
+            each.join()
 
+    def answer(self, message: Message, context: Context) -> tuple[Message, Context]:
         actor = self._free.get()
         if actor is None:
             self._free.put(None)
@@ -88,15 +98,20 @@ class Actors(LocalGrid):
         """Starts another actor for a dead one, beside whatever the others do."""
         ray.kill(actor)
         if not self._stopped:
-            threading.Thread(target=self._start_another, daemon=True).start()
+            self._starting.append(threading.Thread(target=self._start_another, daemon=True))
+            self._starting[-1].start()
 
     def _start_another(self) -> None:
         """Puts a new actor among the free ones, or goes on with one less where it finds no place."""
         try:
             new = self._pool.create_actor_fn()
-            ray.get(new.__ray_ready__.remote(), timeout=LONGEST_START_S)
+            ready, late = new.__ray_ready__.remote(), time.monotonic() + LONGEST_START_S
+            while not ray.wait([ready], timeout=ASK_AGAIN_S)[0]:
+                if self._stopped or time.monotonic() > late:
+                    raise TimeoutError
+            ray.get(ready)
             self._free.put(new)
-        except Exception:  # Ray's many kinds; or the run has ended meanwhile, and Ray with it
+        except Exception:  # Ray's many kinds; or the run has ended meanwhile
             with suppress(Exception):
                 ray.kill(new)
             self._alive -= 1

@@ -72,7 +72,10 @@ class Ray:
         try:
             with progress("starting clients' processes"):
                 grid = Actors(backend, num_clients, states_folder)
-            yield grid
+            try:
+                yield grid
+            finally:
+                grid.close()
         finally:
             backend.terminate()
 
