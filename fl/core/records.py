@@ -308,6 +308,37 @@ def scores_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key.endswith(("_loss", "_accuracy"))}
 
 
+def check_summary(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses a `summary.json` that does not sum up these rounds.
+
+    Raises:
+        ValueError: names the figure.
+    """
+    _same(summary, {"rounds_completed": len(records), "final": scores_of(records[-1]) if records else None})
+    check_sums(summary["totals"], records)
+
+
+def check_sums(told: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses sums over rounds that are not those of these rounds.
+
+    Args:
+        told: with bytes of both directions, as `totals` returns them, and `measured` of a `communication.json`.
+        records: lines of `rounds.jsonl`, as `upgraded` returns them.
+
+    Raises:
+        ValueError: names the figure.
+    """
+    sums = totals(records)
+    for direction in ("broadcast", "update"):
+        _same(told[direction], {key: sums[direction][key] for key in ("payload_bytes", "message_bytes")}, direction)
+
+
+def _same(told: Mapping[str, Any], own: Mapping[str, Any], of: str = "") -> None:
+    for key, value in own.items():
+        if key in told and told[key] != value:
+            raise ValueError(f"{of} {key} is {told[key]!r:.50} where the rounds have {value!r:.50}".lstrip())
+
+
 def reached(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int] | None]:
     """Returns for each milestone the first round whose test accuracy is there, and the payload bytes until then."""
     found: dict[str, dict[str, int] | None] = {}

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fl.core.errors import ConfigError, DataError, QuantflError, suggestion
+from fl.core.errors import ConfigError, DataError, QuantflError, reading, suggestion
 from fl.core.files import read_json, sha256
 from fl.core.pixels import USUAL, Pixels
 from fl.core.presets import preset
-from fl.core.run_folder import PARTITION, SETTINGS, SUMMARY, run_of
+from fl.core.records import check_summary, check_sums, read_rounds
+from fl.core.run_folder import COMMUNICATION, PARTITION, ROUNDS, SETTINGS, SUMMARY, run_of
 from fl.core.seeds import numpy_generator
 from fl.core.targets import Target
 from fl.data.images import ImageSet, Plan, Rows, open_images
@@ -112,6 +113,8 @@ def find_run(model_path: Path, model_sha256: str) -> Run | None:
 
 def _run_in(folder: Path) -> Run:
     summary, settings, partition = (read_json(folder / name) for name in (SUMMARY, SETTINGS, PARTITION))
+    if (folder / ROUNDS).is_file():
+        _check_sums(folder, summary)
     try:
         data = dict(settings["data"])
         if data["_target_"] == "fl.data.EuroSat" and not (data["path"] and Path(data["path"]).exists()):
@@ -129,6 +132,16 @@ def _run_in(folder: Path) -> Run:
         return Run(folder, summary, settings.get("link"), training, data, settings["seed"], *hashes, names)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder}: {SUMMARY}, {SETTINGS} or {PARTITION} is damaged ({error!r})") from error
+
+
+def _check_sums(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Refuses what a run's files tell in sum, where its rounds tell something else."""
+    records, ledger = read_rounds(folder / ROUNDS), folder / COMMUNICATION
+    with reading(folder / SUMMARY):
+        check_summary(summary, records)
+    if ledger.is_file():
+        with reading(ledger):
+            check_sums(read_json(ledger)["measured"], records)
 
 
 def find_inputs(run: Run | None, data: str | None, num_classes: int, pixels: Pixels = USUAL) -> Inputs:

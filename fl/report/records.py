@@ -1,6 +1,6 @@
 """What a run's folder holds, as far as it is there; nothing is computed that a file does not say."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from fl.core.errors import ConfigError, printable, printable_lines
 from fl.core.files import read_json, read_jsonl, read_npz
-from fl.core.records import read_rounds
+from fl.core.records import check_summary, check_sums, read_rounds
 from fl.core.run_folder import (
     BENCH,
     COMMUNICATION,
@@ -28,6 +28,12 @@ from fl.core.run_folder import (
 T = TypeVar("T")
 MOST_BYTES = 256 * 1024**2
 """Of predictions."""
+
+SUMS: dict[str, Callable[[Any, list[Mapping[str, Any]]], None]] = {
+    SUMMARY: check_summary,
+    COMMUNICATION: lambda ledger, rounds: check_sums(ledger["measured"], rounds),
+}
+"""What refuses a file that does not sum up the run's rounds."""
 
 
 def _object_in(name: str) -> "cached_property[Mapping[str, Any]]":
@@ -88,7 +94,9 @@ class RunRecords:
             found = read_json(self.folder / name)
             if not isinstance(found, Mapping):
                 raise ValueError("is no object")
-        except (OSError, ConfigError, ValueError) as error:
+            if name in SUMS and self.rounds:
+                SUMS[name](found, self.rounds)
+        except (OSError, ConfigError, KeyError, TypeError, ValueError) as error:
             return self._without(name, error, dict[str, Any]())
         return {printable_lines(key): _shown(each) for key, each in found.items()}
 

@@ -285,6 +285,33 @@ def test_the_page_says_so_too(tmp_path):
         assert "is damaged (line 4: " in page
 
 
+WRONG_SUMS = {
+    "bytes of all rounds": ("summary.json", lambda told: told["totals"]["update"].update(payload_bytes=1)),
+    "messages of all rounds": ("summary.json", lambda told: told["totals"]["broadcast"].update(message_bytes=1)),
+    "rounds": ("summary.json", lambda told: told.update(rounds_completed=9)),
+    "the last round's accuracy": ("summary.json", lambda told: told["final"].update(test_accuracy=0.99)),
+    "bytes of the ledger": ("communication.json", lambda told: told["measured"]["update"].update(payload_bytes=1)),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SUMS)
+def test_sums_that_are_not_those_of_the_rounds_are_refused_and_said_on_the_page(
+    finished, kind, tmp_path, monkeypatch, capsys
+):
+    name, change = WRONG_SUMS[kind]
+    folder = shutil.copytree(finished, tmp_path / "run")
+    told = read_json(folder / name)
+    change(told)
+    (folder / name).write_text(json.dumps(told))
+    commands = [("compare", ["--precisions", "fp16"]), ("compare", ["--verify"]), ("export", [])]
+    for command, options in commands[: 3 if name == "summary.json" else 2]:  # no ledger is exported
+        code, errors = ended(f"fl.commands.{command}", folder, *options, monkeypatch=monkeypatch, capsys=capsys)
+        assert (code, len(errors.splitlines())) == (2, 1), errors
+        assert f"{name}: is damaged (ValueError(" in errors
+        assert "where the rounds have" in errors
+    assert f"{name} cannot be read" in write_report([folder], tmp_path / "page.html").read_text()
+
+
 def npy(shape, content=b"", descr="<i8"):
     """Returns an array's file that claims this shape."""
     header = io.BytesIO()
