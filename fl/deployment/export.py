@@ -12,7 +12,7 @@ import torch
 from fl.core.console import say, show_table
 from fl.core.errors import ConfigError, reading, writable_folder
 from fl.core.files import read_json, sha256, write_bytes, write_json
-from fl.core.records import check_summary, read_rounds
+from fl.core.records import read_rounds
 from fl.core.run_folder import FORMATS_FILE, MODEL, ROUNDS, SUMMARY
 from fl.data.provenance import find_inputs, find_run
 from fl.deployment.choice import choose_round
@@ -74,7 +74,6 @@ def export(options: argparse.Namespace) -> Path:
     run_dir: Path = options.run_dir
     summary, records = read_json(run_dir / SUMMARY), read_rounds(run_dir / ROUNDS)
     with reading(run_dir / SUMMARY):
-        check_summary(summary, records)
         data = {key: summary["data"][key] for key in ("name", "synthetic", "num_validation")}
     choice = choose_round(run_dir, run_dir / MODEL, records, options.metric, options.round)
     shipment = _converted(choice.path, options)
