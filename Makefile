@@ -61,13 +61,14 @@ test-long: $(ALL) ## The tests that take long: the whole demo, more ways to stop
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'long and not exhaustive'
 
 test-all: test test-long test-cluster test-deployment ## All of them, and every attack instead of some (docs/security.md)
+	tests/cluster/run.sh $(BIN)/python -m exhaustive
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m exhaustive
 
 mutants: $(ALL) ## Put faults into the code one by one: the test that each of them names must fail (some minutes)
 	$(BIN)/python tests/mutants/run.py --jobs $(WORKERS)
 
 test-cluster: $(STAMP) ## submit_job.sh and SLURM sweeps on a real SLURM, started here where it may be (else says why not)
-	tests/cluster/run.sh $(BIN)/python
+	tests/cluster/run.sh $(BIN)/python -m 'not exhaustive'
 
 test-deployment: $(STAMP) ## Flower's deployment runtime on this machine: TLS, keys, refusals, kills (docs/deployment.md)
 	$(BIN)/python -m pytest -v tests/runtime

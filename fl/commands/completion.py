@@ -15,8 +15,17 @@ SHELLS = ("bash", "zsh", "fish")
 NAMED = {"link": "link", "precisions": "precision", "network": "model"}
 """Options that take names of a group's choices, by what parsers call them."""
 
-WHOLE_WORDS = "COMP_WORDBREAKS=${COMP_WORDBREAKS//=}"
-"""For bash, which would complete what comes after an = alone; Hydra's own completion does the same."""
+WHOLE_WORDS = "COMP_WORDBREAKS=${COMP_WORDBREAKS//[=@]}"
+"""For bash, which would complete what comes after an = or @ alone; Hydra's own completion does the same for =."""
+
+VALUE_NEXT = """
+_quantfl() {
+  _shtab_quantfl "$@"
+  [[ ${COMPREPLY[*]-} != *= ]] || compopt -o nospace 2>/dev/null || :
+}
+complete -o bashdefault -F _quantfl quantfl
+"""
+"""For bash, too: a setting ends without a blank, its value comes next."""
 
 
 def script(shell: str, verbs: dict[str, str]) -> str:
@@ -37,7 +46,8 @@ def script(shell: str, verbs: dict[str, str]) -> str:
     for verb, told in verbs.items():
         if verb == "train":
             overrides = added.add_parser(verb, help=told).add_argument("overrides", nargs="*")
-            overrides.complete = _words(_overrides())  # type: ignore[attr-defined]
+            words = list(_overrides())
+            overrides.complete = _words(words) | {"zsh": _zsh(words)}  # type: ignore[attr-defined]
         else:
             made = import_module(f"fl.commands.{verb}").parser()
             for action in made._actions:
@@ -46,11 +56,19 @@ def script(shell: str, verbs: dict[str, str]) -> str:
                 elif action.dest in NAMED and action.nargs != 0:
                     action.complete = _words(choices(NAMED[action.dest]))
             added.add_parser(verb, parents=[made], add_help=False, help=told)
-    return shtab.complete(program, shell, preamble=WHOLE_WORDS if shell == "bash" else "")
+    if shell == "bash":
+        return shtab.complete(program, shell, preamble=WHOLE_WORDS) + VALUE_NEXT
+    return shtab.complete(program, shell)
 
 
 def _words(words: Iterable[str]) -> "shtab.CompleteType":
     return shtab.cmd(f"printf '%s\\n' {' '.join(words)}")
+
+
+def _zsh(words: Iterable[str]) -> str:
+    """Returns what completes words in zsh, those that end in = without a blank after them."""
+    values, whole = r"\${(M)found:#*=}", r"\${found:#*=}"  # the action stands between double quotes
+    return f"{{local -a found=({' '.join(words)}); compadd -S '' -- {values}; compadd -- {whole}}}"
 
 
 def _overrides() -> list[str]:

@@ -43,14 +43,14 @@ def queued(*numbers):
     return {number: state for number, state in states.items() if state not in ENDED}
 
 
-def until(found, submitted):
+def until(found, submitted, patience_s=PATIENCE_S):
     """Waits until `found()` is true; a failure shows jobs and logs."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not found():
         if time.monotonic() > deadline:
             shown = [slurm("scontrol", "show", "job", each, check=False) for each in submitted.jobs]
             logs = [f"{path}:\n{path.read_text()}" for path in sorted(submitted.folder.glob("*.log"))]
-            pytest.fail("\n".join([f"not within {PATIENCE_S} s", *shown, slurm("squeue"), *logs]))
+            pytest.fail("\n".join([f"not within {patience_s} s", *shown, slurm("squeue"), *logs]))
         time.sleep(0.1)
 
 
@@ -175,6 +175,26 @@ def test_a_training_near_its_limit_requeues_itself_and_ends_in_the_same_bytes(su
     assert events == ["started", "interrupted", "resumed", "completed"]
     assert (submitted.folder / "final_model.pt").read_bytes() == whole
     assert (submitted.folder / "quantization_comparison.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_slurms_own_signal_before_a_limit_of_three_minutes_is_lived_through(submit, tmp_path):
+    """Nobody sends it but SLURM, 60 to 120 s before the limit; each start is asleep for 45 s of them."""
+    rounds = 80
+    here = tmp_path / "here"
+    command = [sys.executable, "-m", "fl.train", *OVERRIDES, f"num_rounds={rounds}", f"hydra.run.dir={here}"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as beside:
+        submitted = submit("fp32", rounds, "--time", 3, "--env", "sleep 45", "--run-dir", tmp_path / "run", *OVERRIDES)
+        until(lambda: not queued(*submitted.jobs), submitted, 4 * PATIENCE_S)
+        assert beside.wait(PATIENCE_S) == 0
+    assert [job(number)["JobState"] for number in submitted.jobs] == ["COMPLETED", "COMPLETED"]
+    starts = int(job(submitted.jobs[0])["Restarts"])
+    log = (submitted.folder / f"train-{submitted.jobs[0]}.log").read_text()
+    told = re.findall(r"time is nearly over after round \d+: requeued, to go on from there", log)
+    assert len(told) == starts >= 1, log
+    events = [line["event"] for line in read_jsonl(submitted.folder / "events.jsonl")]
+    assert events == ["started", *["interrupted", "resumed"] * starts, "completed"]
+    assert (submitted.folder / "final_model.pt").read_bytes() == (here / "final_model.pt").read_bytes()
 
 
 def test_a_training_whose_round_does_not_fit_is_not_requeued_for_ever(submit, tmp_path):

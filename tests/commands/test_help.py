@@ -1,11 +1,17 @@
 """Every command shows two examples that its parser takes, names the nearest valid value, and is completed by shells."""
 
 import argparse
+import os
+import pty
 import re
 import runpy
+import select
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 
 import pytest
@@ -181,3 +187,67 @@ def test_bash_completes_verbs_options_and_settings(command, tmp_path):
     assert completed("quantfl train num_r") == ["num_rounds="]
     assert completed("quantfl train update.error") == ["update.error_feedback="]
     assert completed("quantfl compare a") == ["a", "folder"]
+
+
+INTERACTIVE = {
+    "bash": (["bash", "--norc", "-i"], "source ./script"),
+    "zsh": (["zsh", "-f", "-i"], "fpath+=$PWD; autoload -Uz compinit; compinit -u -d $PWD/dump"),
+}
+
+
+def typed(words, setup, line, whole, folder):
+    """Types a line and a tab at a shell's prompt; returns what the terminal shows in the end, `whole` at the latest."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvpe(words[0], words, os.environ | {"PS1": "> ", "TERM": "dumb"})
+
+    def shown(wanted):
+        text, late = "", time.monotonic() + 60
+        while time.monotonic() < late and not re.search(wanted, text, re.DOTALL):
+            if select.select([terminal], [], [], 0.2)[0]:
+                text += os.read(terminal, 65536).decode(errors="replace")
+                text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x07\r]", "", text).replace(" \b", "")
+        return text
+
+    try:
+        os.write(terminal, f"{setup}; echo re''ady\n".encode())
+        shown(r"ready\n.*> $")
+        os.write(terminal, f"{line}\t".encode())
+        return shown(f"{re.escape(whole)}$")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("shell", INTERACTIVE)
+def test_settings_are_completed_at_a_prompt_and_wait_for_their_value(shell, command, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell} on this machine")
+    script = command("fl", "--completion", shell, check=0).stdout
+    (tmp_path / {"bash": "script", "zsh": "_quantfl"}[shell]).write_text(script)
+    words, setup = INTERACTIVE[shell]
+    for line, whole in (
+        ("quantfl train num_r", "quantfl train num_rounds="),
+        ("quantfl train codec@update=ec", "quantfl train codec@update=ecq "),
+        ("quantfl communication --link cu", "quantfl communication --link cubesat_sband "),
+    ):
+        assert typed(words, setup, line, whole, tmp_path).endswith(whole)
+
+
+def test_fish_completes_verbs_options_and_settings(command, tmp_path):
+    if not shutil.which("fish"):
+        pytest.skip("there is no fish on this machine")
+    (tmp_path / "script.fish").write_text(command("fl", "--completion", "fish", check=0).stdout)
+
+    def completed(line):
+        asked = f"source script.fish; complete -C '{line}'"
+        told = subprocess.check_output(["fish", "--no-config", "-c", asked], cwd=tmp_path, text=True)
+        return [each.split("\t")[0] for each in told.splitlines()]
+
+    assert completed("quantfl comp") == ["compare"]
+    assert completed("quantfl train num_r") == ["num_rounds="]
+    assert completed("quantfl train codec@update=ec") == ["codec@update=ecq"]
+    assert completed("quantfl communication --link cu") == ["cubesat_sband"]
+    assert "--metric" in completed("quantfl export --me")
