@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from table import parser_of, print_table, write_results
 
 from fl.core.errors import RunError, one_line_errors
-from fl.core.files import read_jsonl
+from fl.core.files import read_json, read_jsonl
+from fl.core.machine import environment
 from fl.core.units import MIB
 
 CODED = ["codec@broadcast=ecq", "codec@update=ecq", "broadcast.bits=1", "update.bits=1"]
@@ -182,11 +184,21 @@ def in_this_process(name: str) -> None:
     print(json.dumps(figures | {"peak_mib": peak, "cpu_s": usage.ru_utime + usage.ru_stime}))
 
 
+def kept(path: Path | None) -> dict[str, Any]:
+    """Returns the rows of a file that were measured on this kind of machine with these versions."""
+    if path is None or not path.exists():
+        return {}
+    told = read_json(path)
+    here = environment("cpu", torch.get_num_threads())
+    same = all(told["environment"].get(key) == here[key] for key in here if key != "commit")
+    return dict(told["rows"]) if same else {}
+
+
 def measured(name: str) -> dict[str, Any]:
     """Returns a row's figures, from a process of its own."""
     done = subprocess.run([sys.executable, __file__, "--row", name], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RunError(f"{name}: {(done.stderr or done.stdout).strip()}")
+        raise RunError(f"{name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -195,17 +207,22 @@ def main() -> None:
     """Measures and prints."""
     parser = parser_of(str(__doc__), "--only clients-10 clients-100", "--json figures.json")
     parser.add_argument("--only", nargs="+", choices=[*ROWS, *LARGE], default=[*ROWS, *LARGE], help="rows to measure")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, as docs/speed/scale.json")
+    parser.add_argument(
+        "--json", type=Path, help="keep figures in this file, as docs/speed/scale.json; measure what it lacks"
+    )
     parser.add_argument("--row", choices=[*ROWS, *LARGE], help=argparse.SUPPRESS)
     options = parser.parse_args()
     with one_line_errors():
         if options.row:
             in_this_process(options.row)
             return
-        rows = {}
+        rows = kept(options.json)
         for name in options.only:
-            rows[name] = measured(name)
-            print(f"{name}: {rows[name]['peak_mib']:.0f} MiB", flush=True)
+            if name not in rows:
+                rows[name] = measured(name)
+                print(f"{name}: {rows[name]['peak_mib']:.0f} MiB", flush=True)
+                write_results(options.json, {"rows": rows})
+        rows = {name: rows[name] for name in (*ROWS, *LARGE) if name in rows}
         print_table(
             "Clients, parameters and rounds (`ecq`, 1 bit both ways, error feedback)",
             ["row", "start, CPU s", "s a message", "aggregation, s", "peak MiB", "checkpoint MB", "client files MB"],

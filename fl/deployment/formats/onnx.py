@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,45 +38,22 @@ class Onnx(Format):
         with tempfile.TemporaryDirectory() as scratch, quiet():
             whole, static = Path(scratch) / "whole.onnx", precision == "int8_static"
             _write(folded if static else _scaled_after(folded), whole, example)
-            _quantize(whole, target, calibration if static else None)
+            batches = calibration.split(CALIBRATION_BATCH) if static else None
+            _files().quantize(whole, target, batches and [{INPUT: each.contiguous().numpy()} for each in batches])
 
     def load(self, path: Path, threads: int, architecture: Architecture) -> Executor:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # of threads when an answer is there
-        content = path.read_bytes()
-        _refuse_other_files(_parsed(content))
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = _files().session(path.read_bytes(), threads)
         return lambda x: torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
 
     def weight_bytes(self, path: Path) -> int:
-        from onnx.numpy_helper import to_array
-
-        return sum(to_array(tensor).nbytes for tensor in _parsed(path.read_bytes()).graph.initializer)
+        return _files().weight_bytes(path.read_bytes())
 
 
-def _parsed(content: bytes) -> Any:
-    """Returns the model in a file's content, as onnx reads it."""
-    import onnx
+def _files() -> Any:
+    """Returns what works on ONNX files, once its libraries are known to be there."""
+    from fl.deployment.formats import onnx_files
 
-    return onnx.load_from_string(content)
-
-
-def _refuse_other_files(message: Any) -> None:
-    """Looks through a model, whatever lies in what, for tensors whose values are in another file: we write none.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if message.DESCRIPTOR.name == "TensorProto" and (message.external_data or message.data_location):
-        raise ValueError(f"its tensor {message.name} is in another file; such models are not run")
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for each in value if field.is_repeated else (value,):
-                _refuse_other_files(each)
+    return onnx_files
 
 
 class ScaledAfter(nn.Module):
@@ -125,36 +101,4 @@ def _write(network: nn.Module, path: Path, example: Tensor) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
-    model = _parsed(path.read_bytes())
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-    path.write_bytes(model.SerializeToString())
-
-
-def _quantize(whole: Path, target: Path, calibration: Tensor | None) -> None:
-    """Writes a model in INT8, with ranges found at run time or, where there are images to calibrate on, with theirs."""
-    from onnxruntime import quantization
-
-    prepared = whole.with_name("prepared.onnx")
-    quantization.quant_pre_process(str(whole), str(prepared), skip_optimization=calibration is None)
-    if calibration is None:
-        quantization.quantize_dynamic(prepared, target, per_channel=False, weight_type=quantization.QuantType.QUInt8)
-        return
-    batches = iter(calibration.split(CALIBRATION_BATCH))
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(batches, None)
-            return None if batch is None else {INPUT: batch.contiguous().numpy()}
-
-    quantization.quantize_static(
-        prepared,
-        target,
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, cut off
-        weight_type=quantization.QuantType.QUInt8,
-    )
+    path.write_bytes(_files().without_traces(path.read_bytes()))
