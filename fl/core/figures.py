@@ -1,6 +1,8 @@
 """Pictures: one style, two files of each, and labels that do not hide each other."""
 
 import io
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fl.core.console import say
+from fl.core.errors import printable
 from fl.core.files import write_bytes
 
 if TYPE_CHECKING:
@@ -117,11 +121,26 @@ def whole_numbers(axis: "Axis") -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a figure as PNG and as SVG, each of them whole."""
-    for kind, metadata in (("png", {}), ("svg", {"Date": None, "Creator": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
-        write_bytes(path.with_suffix(f".{kind}"), buffer.getvalue())
+    """Writes a figure as PNG and as SVG, each of them whole; says which letters no font here has."""
+    for kind in ("png", "svg"):
+        content, missing = rendered(figure, kind)
+        write_bytes(path.with_suffix(f".{kind}"), content)
+        if missing and kind == "png":
+            say(f"note: {path.name}: no font here has {printable(missing)}; boxes stand for it, not in the SVG")
+
+
+def rendered(figure: "Figure", kind: str) -> tuple[bytes, str]:
+    """Returns a figure as "png" or "svg", and the letters that no font here has."""
+    buffer, missing = io.BytesIO(), dict[str, None]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.savefig(buffer, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else {})
+    for each in told:
+        if glyph := re.match(r"Glyph (\d+) .* missing from font", str(each.message)):
+            missing[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return buffer.getvalue(), "".join(missing)
 
 
 def log_axis(axes: "Axes", which: str) -> None:

@@ -1,6 +1,5 @@
 """Pictures of the report: SVG whose lines and letters take the page's colours, with the text that stands for them."""
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl.core.figures import COLOURS, MARKERS, drawing_library, log_axis, look, name_lines, picture, whole_numbers
+from fl.core.figures import (
+    COLOURS,
+    MARKERS,
+    drawing_library,
+    log_axis,
+    look,
+    name_lines,
+    picture,
+    rendered,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,11 +143,10 @@ def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x_labe
 
 def svg(draw: Callable[["Axes"], None], height: float = 3.4) -> str:
     """Returns what is drawn as SVG without a size of its own."""
-    buffer = io.StringIO()
     with drawing_library().rc_context(INKED), picture(None, 6.6, height) as (figure, (axes,)):
         draw(axes)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+        content, _ = rendered(figure, "svg")
+    svg = content.decode()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for side in ("width", "height"):  # the page gives it one
         svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)

@@ -32,6 +32,17 @@ def test_every_picture_is_a_png_and_an_svg_whose_text_is_text(tmp_path):
     assert (tmp_path / "a.svg").read_text() == before
 
 
+def test_letters_that_no_font_has_are_said_in_one_line(tmp_path, capfd):
+    with picture(tmp_path / "some.png", 4, 3) as (_, [axes]):
+        axes.set_title("forest \U000f0000\ue000\ue000, Лес")
+    told = capfd.readouterr()
+    assert told.out == "note: some.png: no font here has \\U000f0000\\ue000; boxes stand for it, not in the SVG\n", told
+    assert not told.err
+    with picture(tmp_path / "other.png", 4, 3) as (_, [axes]):
+        axes.set_title("Лес")
+    assert not "".join(capfd.readouterr())
+
+
 def test_in_a_paper_panels_stand_below_each_other_in_one_column(tmp_path):
     with style("paper"):
         a_picture(tmp_path / "a.png")
